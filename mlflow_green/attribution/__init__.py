@@ -1,0 +1,1 @@
+"""Pure functions that split what the node used among those who used it."""

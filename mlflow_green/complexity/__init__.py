@@ -1,0 +1,1 @@
+"""Parameters, non-zeros, density and multiply-accumulates of models."""

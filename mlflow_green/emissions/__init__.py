@@ -1,0 +1,1 @@
+"""Carbon and money: energy times sourced factors."""

@@ -1,0 +1,1 @@
+"""Entry points that MLflow loads: re-exports only."""

@@ -1,0 +1,94 @@
+"""What every ledger does, whatever keeps it: the Protocols that the contract suite runs against."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from typing import Protocol
+
+from mlflow_green.records import (
+    Balance,
+    Batch,
+    Committed,
+    Decision,
+    DecisionRow,
+    Entry,
+    Fact,
+    Hold,
+    HoldRequest,
+    JournalRow,
+    NodeWindow,
+    OutboxRow,
+    PastUse,
+    Term,
+)
+
+Choose = Callable[[HoldRequest, Sequence[Balance]], Decision]
+"""Pure: decides about one request from the balances of its terms, in the order of the terms."""
+
+
+class Ledger(Protocol):
+    """The books of all budgets. One process may use it from one thread at a time.
+
+    Raises ``LedgerUnavailable`` when the store cannot be read or written; then nothing happened.
+    """
+
+    def commit(self, batch: Batch, choose: Choose) -> Committed:
+        """Do the whole batch in one transaction; when it returns, it survives kill -9.
+
+        Idempotent: a hold that is already closed is not closed again, a window that was posted is not
+        posted again, and a request whose key has an open hold gets that hold. A request whose key
+        belongs to a closed hold raises ``HoldClosed`` before anything is written. Every entry that
+        is posted also puts one ``mlflow`` row (payload ``{"entry_id": ...}``) into the outbox.
+        """
+        ...
+
+    def balances(self, terms: Sequence[Term] = ()) -> tuple[Balance, ...]:
+        """The balances of these terms, or of every bucket there is."""
+        ...
+
+    def open_holds(self) -> tuple[Hold, ...]: ...
+
+    def history(self, project: str, step: str) -> tuple[PastUse, ...]:
+        """Metered energy of earlier successful and halted executions of a step, oldest first, at most 200."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class LedgerReader(Protocol):
+    """Read-only views for reports, exports and checks."""
+
+    def entries(self, *, workflow_run: str | None = None) -> tuple[Entry, ...]: ...
+
+    def facts(self) -> Mapping[str, Mapping[str, float | str]]:
+        """What was learnt about each hold: hold id to fact name to value (the last one told)."""
+        ...
+
+    def node_windows(self) -> tuple[NodeWindow, ...]: ...
+
+    def journal(self) -> tuple[JournalRow, ...]: ...
+
+    def decisions(self) -> tuple[DecisionRow, ...]: ...
+
+
+class Outbox(Protocol):
+    """Messages that were promised in a transaction and are delivered at least once, by another process."""
+
+    def pending(self, kind: str, now: datetime, limit: int = 100) -> tuple[OutboxRow, ...]:
+        """Rows that are due, oldest first."""
+        ...
+
+    def delivered(self, outbox_id: int, facts: Sequence[Fact] = ()) -> None:
+        """Mark as done and post what was learnt on the way, in one transaction."""
+        ...
+
+    def failed(self, outbox_id: int, retry_at: datetime, error: str) -> None: ...
+
+    def put(self, kind: str, dedup: str, payload: Mapping[str, object]) -> None:
+        """Promise a message; a second one with the same ``dedup`` changes nothing."""
+        ...
+
+    def count(self, kind: str) -> int:
+        """How many rows are not delivered yet."""
+        ...

@@ -1,0 +1,1 @@
+"""Turning readings into energy windows, and CPU clocks of process trees into shares of them."""

@@ -1,0 +1,1 @@
+"""green.yaml, and the pure functions that decide by it."""

@@ -1,0 +1,600 @@
+"""Every record that flows from one layer to the next: frozen, in named units, checked on creation.
+
+Energies are integers in microjoules, carbon in micrograms of CO2e, money in micro-units. A
+missing value is ``None``, never 0. Times are aware UTC; durations come from a monotonic clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+
+class Domain(StrEnum):
+    """A part of the node that is metered by itself; domains never overlap."""
+
+    CPU = "cpu"
+    DRAM = "dram"
+    GPU = "gpu"
+    PLATFORM = "platform"
+
+
+class Method(StrEnum):
+    """How a number was obtained: read from a counter, modelled, or a sum of both."""
+
+    MEASURED = "measured"
+    ESTIMATED = "estimated"
+    MIXED = "mixed"
+
+
+class Boundary(StrEnum):
+    """What an energy includes: the metered components, the whole node, or the facility (x PUE)."""
+
+    COMPONENT = "component"
+    NODE = "node"
+    FACILITY = "facility"
+
+
+class CpuClockName(StrEnum):
+    """How the CPU time of a job was obtained, most exact first."""
+
+    CGROUP = "cgroup"
+    PERF = "perf"
+    WAIT4 = "wait4"
+    POLLING = "polling"
+
+
+class Unit(StrEnum):
+    """What a budget counts: energy in microjoules, carbon in micrograms, money in micro-units."""
+
+    ENERGY = "energy"
+    CARBON = "carbon"
+    MONEY = "money"
+
+
+class Mode(StrEnum):
+    """How a budget acts: it watches, it advises, or it decides."""
+
+    OBSERVE = "observe"
+    SOFT = "soft"
+    HARD = "hard"
+
+
+class Action(StrEnum):
+    """What the policy answers to a step."""
+
+    ADMIT = "admit"
+    DOWNGRADE = "downgrade"
+    WAIT = "wait"
+    REFUSE = "refuse"
+    HALT = "halt"
+
+
+class Outcome(StrEnum):
+    """How a step ended."""
+
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    HALTED = "halted"
+    REFUSED = "refused"
+    LOST = "lost"
+    CANCELLED = "cancelled"
+
+
+def check_aware(moment: datetime, name: str) -> None:
+    """Raise ``ValueError`` unless ``moment`` has a time zone."""
+    if moment.tzinfo is None:
+        raise ValueError(f"{name} must be an aware UTC time, got {moment!r}")
+
+
+# --- energy -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Energy:
+    """An energy with its interval, in microjoules: 0 <= low <= point <= high."""
+
+    microjoules: int
+    low_microjoules: int
+    high_microjoules: int
+    method: Method
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.low_microjoules <= self.microjoules <= self.high_microjoules:
+            raise ValueError(f"not 0 <= low <= point <= high: {self!r}")
+
+    def __add__(self, other: Energy) -> Energy:
+        """The sum; low and high add linearly, for errors of one device are not independent."""
+        return Energy(
+            microjoules=self.microjoules + other.microjoules,
+            low_microjoules=self.low_microjoules + other.low_microjoules,
+            high_microjoules=self.high_microjoules + other.high_microjoules,
+            method=self.method if self.method == other.method else Method.MIXED,
+        )
+
+
+def total_energy(parts: Iterable[Energy]) -> Energy | None:
+    """The sum of the parts, ``None`` where there is no part."""
+    total: Energy | None = None
+    for part in parts:
+        total = part if total is None else total + part
+    return total
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Device:
+    """A device that a sensor reads.
+
+    ``counter_range_microjoules`` is the largest value before the counter wraps to 0, ``None`` if it
+    never does. ``power_watts_max`` bounds what is believed. ``error_ratio`` is the half-width of
+    the device's error band as a part of the reading, with its source in ``error_source``.
+    """
+
+    name: str
+    domain: Domain
+    method: Method
+    power_watts_max: float
+    error_ratio: float
+    error_source: str
+    counter_range_microjoules: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """One value of a device's cumulative energy counter, since an arbitrary start.
+
+    ``energy_microjoules`` is ``None`` when the read failed: a gap, never 0. Sensors that know their
+    interval, or the part that the device draws whatever runs, give those as counters too; the
+    others leave them ``None`` and the device's ``error_ratio`` applies.
+    """
+
+    device: str
+    monotonic_seconds: float
+    energy_microjoules: int | None
+    energy_low_microjoules: int | None = None
+    energy_high_microjoules: int | None = None
+    idle_microjoules: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeWindow:
+    """What one domain of the node used between two readings, and who is charged for it.
+
+    ``attributed + idle + other == energy.microjoules``, exactly. Windows of one sampler and
+    domain never overlap; ``sequence_first`` and ``sequence_last`` number the sampler's ticks that
+    it covers, both included.
+    """
+
+    sampler_id: str
+    host: str
+    boot_id: str
+    domain: Domain
+    sequence_first: int
+    sequence_last: int
+    started_at: datetime
+    ended_at: datetime
+    energy: Energy
+    attributed_microjoules: int
+    idle_microjoules: int
+    other_microjoules: int
+    coverage_ratio: float
+
+    def __post_init__(self) -> None:
+        check_aware(self.started_at, "started_at")
+        check_aware(self.ended_at, "ended_at")
+        parts = self.attributed_microjoules + self.idle_microjoules + self.other_microjoules
+        if parts != self.energy.microjoules:
+            raise ValueError(f"shares {parts} are not the whole {self.energy.microjoules} microjoules")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """What one consumer has used since it joined the sampler, up to the last closed window."""
+
+    energy: Mapping[Domain, Energy]
+    duration_seconds: float
+    cpu_seconds: float
+    cpu_clock: CpuClockName | None
+    coverage_ratio: float
+
+    @property
+    def total(self) -> Energy | None:
+        return total_energy(self.energy.values())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tick:
+    """One closed window of the sampler: the node's windows and every consumer's usage so far.
+
+    ``final`` names the consumers that had left before this window closed: their usage will not
+    change any more, and this is the last tick that carries it.
+    """
+
+    sampler_id: str
+    sequence: int
+    at: datetime
+    windows: tuple[NodeWindow, ...]
+    usages: Mapping[str, Usage]
+    final: frozenset[str]
+
+
+# --- footprint ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Intensity:
+    """Carbon intensity of a place's electricity in g CO2e/kWh, with its source, year and licence."""
+
+    g_per_kwh: float
+    g_per_kwh_high: float
+    source: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Site:
+    """What turns component energy into carbon and money. ``intensity`` is ``None`` for an unknown place."""
+
+    intensity: Intensity | None = None
+    pue: float = 1.0
+    node_overhead: float = 1.0
+    price_per_kwh: float | None = None
+    currency: str | None = None
+
+
+# --- steps, estimates and decisions ---------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tier:
+    """A variant of a step; ``energy_ratio`` is its energy as a part of the dearest tier's, in (0, 1]."""
+
+    name: str
+    energy_ratio: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepSpec:
+    """What is declared about a step: by ``params: green=`` in the rule or ``steps:`` in green.yaml."""
+
+    tiers: tuple[Tier, ...] = ()
+    energy_microjoules: int | None = None
+    phase: str | None = None
+    checkpoint: str | None = None
+    quality_metric: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """One execution of a step. ``wildcards`` is canonical text such as ``model=mlp,seed=1``, or empty."""
+
+    workflow_run: str
+    name: str
+    wildcards: str = ""
+    attempt: int = 1
+
+    @property
+    def key(self) -> str:
+        """The idempotency key: a retry is paid for, a repeated request is not."""
+        return f"{self.workflow_run}:{self.name}:{self.wildcards}:{self.attempt}"
+
+    @property
+    def label(self) -> str:
+        """The step as people know it: ``train[model=mlp]``."""
+        return f"{self.name}[{self.wildcards}]" if self.wildcards else self.name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PastUse:
+    """What an earlier execution used; ``censored`` if it was halted before its end."""
+
+    step: str
+    wildcards: str
+    tier: str | None
+    energy_microjoules: int
+    censored: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """What a tier is expected to need; ``amounts`` is ``None`` when nothing is known.
+
+    ``source`` says in words where it comes from, e.g. ``"maximum of 3 runs of train[model=mlp] x 1.3"``.
+    """
+
+    tier: str | None
+    amounts: Mapping[Unit, int] | None
+    source: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AlertRule:
+    """Tell ``to`` when spent (or committed) energy crosses ``at_ratio`` of the limit, in (0, ...)."""
+
+    at_ratio: float
+    of_committed: bool
+    to: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Term:
+    """One budget that a step falls under, in one unit and period: the name of a ledger bucket.
+
+    ``account`` is the path from organisation to user, e.g. ``project:load-forecast``; ``period`` is the
+    canonical name of the current period, e.g. ``2026-11``, ``2026-W47``, ``total`` or ``workflow:ID``.
+    ``limit`` is in the unit's integer scale.
+    """
+
+    budget: str
+    account: str
+    unit: Unit
+    period: str
+    limit: int
+    mode: Mode
+    alerts: tuple[AlertRule, ...] = ()
+
+    @property
+    def key(self) -> tuple[str, str, str, str]:
+        return (self.budget, self.account, self.unit.value, self.period)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Balance:
+    """What is spent and held under a term, both >= 0, in the unit's integer scale."""
+
+    term: Term
+    spent: int
+    held: int
+
+    @property
+    def committed(self) -> int:
+        return self.spent + self.held
+
+    @property
+    def available(self) -> int:
+        """What is left to hold; negative when facts have overrun the limit."""
+        return self.term.limit - self.committed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HoldRequest:
+    """A step asks to start. ``estimates`` go from the dearest tier to the cheapest.
+
+    Requests of one ``group`` (the members of a pipe) are all admitted or none is.
+    """
+
+    step: Step
+    project: str
+    user: str
+    spec: StepSpec
+    estimates: tuple[Estimate, ...]
+    terms: tuple[Term, ...]
+    requested_at: datetime
+    waiting_since: datetime | None = None
+    group: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """The policy's answer. ``reason`` is a sentence for people.
+
+    ``action`` is what happens: ADMIT, DOWNGRADE, WAIT or REFUSE. ``would`` is what would have happened
+    had every budget been hard. ``amounts`` is what an admitted step holds; it is empty for a step
+    without budgets. For the other answers ``budget``, ``unit``, ``needed`` and ``available`` name
+    what did not fit.
+    """
+
+    action: Action
+    would: Action
+    tier: str | None
+    amounts: Mapping[Unit, int]
+    reason: str
+    estimate_source: str = ""
+    policy_sha256: str = ""
+    budget: str | None = None
+    unit: Unit | None = None
+    needed: int | None = None
+    available: int | None = None
+
+    @property
+    def admitted(self) -> bool:
+        return self.action in {Action.ADMIT, Action.DOWNGRADE}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Owner:
+    """The process that answers for a hold; alive while pid and start time still match under this boot."""
+
+    host: str
+    boot_id: str
+    pid: int
+    started_ticks: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hold:
+    """A reserved amount. Closed once: settled, voided or lost."""
+
+    hold_id: str
+    step: Step
+    project: str
+    user: str
+    spec: StepSpec
+    tier: str | None
+    decision: Action
+    would_decision: Action
+    amounts: Mapping[Unit, int]
+    terms: tuple[Term, ...]
+    owner: Owner
+    opened_at: datetime
+
+
+class ClosingKind(StrEnum):
+    """How a hold is closed: with what was used, unused, or with the worst that a dead owner may have used."""
+
+    SETTLE = "settle"
+    VOID = "void"
+    LOST = "lost"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """What one step cost: the row of the journal that reports, exports and estimates read.
+
+    ``energy`` is what was metered, ``energy_charged_microjoules`` what the budgets were charged: more
+    than was metered only for a lost hold. ``None`` means not known, not zero; a refused step has no
+    energy. Shares of one ``sampler_id`` sum to its node windows; ``None`` marks an uncoordinated meter.
+    """
+
+    entry_id: str
+    hold_id: str | None
+    project: str
+    user: str
+    workflow_run: str
+    step: str
+    wildcards: str
+    attempt: int
+    host: str
+    started_at: datetime
+    ended_at: datetime
+    duration_seconds: float
+    outcome: Outcome
+    tier: str | None
+    decision: Action
+    would_decision: Action
+    reason: str
+    phase: str | None
+    energy: Mapping[Domain, Energy]
+    energy_charged_microjoules: int
+    boundary: Boundary
+    sampler_id: str | None
+    cpu_seconds: float | None
+    cpu_clock: CpuClockName | None
+    coverage_ratio: float | None
+    carbon_intensity_g_per_kwh: float | None
+    intensity_source: str | None
+    pue: float
+    operational_micrograms_co2e: int | None
+    embodied_micrograms_co2e: int | None
+    cost_micro_units: int | None = None
+    currency: str | None = None
+
+    def __post_init__(self) -> None:
+        check_aware(self.started_at, "started_at")
+        check_aware(self.ended_at, "ended_at")
+
+    @property
+    def total(self) -> Energy | None:
+        return total_energy(self.energy.values())
+
+    @property
+    def charged(self) -> Mapping[Unit, int]:
+        """What each unit's budgets are charged."""
+        amounts = {Unit.ENERGY: self.energy_charged_microjoules}
+        if self.operational_micrograms_co2e is not None:
+            amounts[Unit.CARBON] = self.operational_micrograms_co2e
+        if self.cost_micro_units is not None:
+            amounts[Unit.MONEY] = self.cost_micro_units
+        return amounts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Closing:
+    """Close a hold. A void has no entry; a refused step has an entry and no hold."""
+
+    kind: ClosingKind
+    hold_id: str | None
+    entry: Entry | None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TopUp:
+    """A running step asks for more; the ledger grants what there is, down to 0."""
+
+    hold_id: str
+    amounts: Mapping[Unit, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fact:
+    """Something learnt about a step after it ended: ``quality/mape``, ``complexity/parameters``, an MLflow run id.
+
+    Names are those of the MLflow metrics; ``value`` is a number, or text for ``mlflow/run_id``.
+    """
+
+    hold_id: str
+    name: str
+    value: float | str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """Everything that one ledger transaction does, in this order: close, post, top up, hold."""
+
+    closings: tuple[Closing, ...] = ()
+    windows: tuple[NodeWindow, ...] = ()
+    facts: tuple[Fact, ...] = ()
+    top_ups: tuple[TopUp, ...] = ()
+    requests: tuple[HoldRequest, ...] = ()
+    owner: Owner | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """The ledger's answer to one request: the decision, and the hold if it was admitted."""
+
+    decision: Decision
+    hold: Hold | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Committed:
+    """What a transaction did: answers and top-ups in the order of the batch, alerts that were crossed.
+
+    ``generation`` grows with every change of a balance; a waiting step is asked again only then.
+    """
+
+    answers: tuple[Answer, ...]
+    top_ups: tuple[Mapping[Unit, int], ...]
+    alerts: tuple[str, ...]
+    generation: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JournalRow:
+    """One append-only line of the ledger; balances are the sums of these."""
+
+    journal_id: int
+    at: datetime
+    hold_id: str | None
+    budget: str
+    account: str
+    unit: Unit
+    period: str
+    kind: str
+    delta_held: int
+    delta_spent: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecisionRow:
+    """A decision as it was taken, with the balances that it saw, so that it can be explained afterwards."""
+
+    at: datetime
+    hold_id: str | None
+    step: Step
+    decision: Decision
+    balances: tuple[Balance, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutboxRow:
+    """A message that is still to be delivered: ``kind`` is ``mlflow`` or ``alert``."""
+
+    outbox_id: int
+    kind: str
+    payload: Mapping[str, object]
+    tries: int = 0

@@ -1,0 +1,1 @@
+"""Tables and pages for people; they read the ledger and measure nothing."""

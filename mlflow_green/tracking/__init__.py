@@ -1,0 +1,1 @@
+"""The MLflow client side: hooks in the user's process, and a child process that writes runs."""

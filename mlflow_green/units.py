@@ -1,0 +1,143 @@
+"""Exact unit conversions: the only place where one unit becomes another.
+
+Energy in the ledger is an integer number of microjoules; people read watt-hours, programs
+read microjoules. Every factor here is exact by definition (SI, 1 h = 3600 s).
+"""
+
+from __future__ import annotations
+
+import re
+from decimal import ROUND_HALF_EVEN, Decimal
+from fractions import Fraction
+
+from mlflow_green.errors import QuantityError
+
+MICROJOULES_PER_JOULE = 1_000_000
+JOULES_PER_WATT_HOUR = 3_600
+JOULES_PER_KWH = 3_600_000
+MICROJOULES_PER_WATT_HOUR = JOULES_PER_WATT_HOUR * MICROJOULES_PER_JOULE
+MICROJOULES_PER_KWH = JOULES_PER_KWH * MICROJOULES_PER_JOULE
+MICROGRAMS_PER_GRAM = 1_000_000
+NANOSECONDS_PER_SECOND = 1_000_000_000
+MILLIWATTS_PER_WATT = 1_000
+MICROJOULES_PER_MILLIJOULE = 1_000
+SECONDS = {"s": 1, "min": 60, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
+
+ENERGY_MICROJOULES = {
+    "uJ": 1,
+    "mJ": 1_000,
+    "J": MICROJOULES_PER_JOULE,
+    "kJ": 1_000 * MICROJOULES_PER_JOULE,
+    "MJ": 1_000_000 * MICROJOULES_PER_JOULE,
+    "mWh": MICROJOULES_PER_WATT_HOUR // 1_000,
+    "Wh": MICROJOULES_PER_WATT_HOUR,
+    "kWh": MICROJOULES_PER_KWH,
+    "MWh": 1_000 * MICROJOULES_PER_KWH,
+    "GWh": 1_000_000 * MICROJOULES_PER_KWH,
+}
+CARBON_MICROGRAMS = {
+    "mgCO2e": 1_000,
+    "gCO2e": MICROGRAMS_PER_GRAM,
+    "kgCO2e": 1_000 * MICROGRAMS_PER_GRAM,
+    "tCO2e": 1_000_000 * MICROGRAMS_PER_GRAM,
+}
+
+_QUANTITY = re.compile(r"^\s*([0-9][0-9_]*(?:\.[0-9_]+)?(?:[eE][-+]?[0-9]+)?)\s*([^\s0-9].*?)\s*$")
+
+
+def split_quantity(text: str) -> tuple[Decimal, str]:
+    """Split ``"5 kWh"`` into ``(Decimal(5), "kWh")``.
+
+    Raises:
+        QuantityError: the text is not one non-negative number followed by a unit.
+    """
+    match = _QUANTITY.match(text)
+    if match is None:
+        raise QuantityError(f"{text!r} is not a quantity; write a number and a unit, e.g. '5 kWh'")
+    return Decimal(match[1].replace("_", "")), match[2]
+
+
+def parse_energy_microjoules(text: str) -> int:
+    """Energy such as ``"5 Wh"`` in whole microjoules, at least 0."""
+    return _parse(text, ENERGY_MICROJOULES, "energy")
+
+
+def parse_carbon_micrograms(text: str) -> int:
+    """Carbon dioxide equivalent such as ``"1.5 kgCO2e"`` in whole micrograms, at least 0."""
+    return _parse(text, CARBON_MICROGRAMS, "carbon")
+
+
+def parse_seconds(text: str) -> int:
+    """A duration such as ``"30s"``, ``"5 min"`` or ``"24h"`` in whole seconds, at least 0."""
+    return _parse(text, SECONDS, "time")
+
+
+def _parse(text: str, factors: dict[str, int], kind: str) -> int:
+    number, unit = split_quantity(text)
+    if unit not in factors:
+        raise QuantityError(
+            f"unknown {kind} unit {unit!r} in {text!r}; known units: {', '.join(factors)}",
+            unit=unit,
+            known_units=tuple(factors),
+        )
+    return int((number * factors[unit]).to_integral_value(ROUND_HALF_EVEN))
+
+
+def microjoules(joules: float) -> int:
+    """Joules to the nearest microjoule, half to even."""
+    return round(Fraction(joules) * MICROJOULES_PER_JOULE)
+
+
+def joules(energy_microjoules: int) -> float:
+    return energy_microjoules / MICROJOULES_PER_JOULE
+
+
+def watt_hours(energy_microjoules: int) -> float:
+    return energy_microjoules / MICROJOULES_PER_WATT_HOUR
+
+
+def kilowatt_hours(energy_microjoules: int) -> float:
+    return energy_microjoules / MICROJOULES_PER_KWH
+
+
+def grams(carbon_micrograms: int) -> float:
+    return carbon_micrograms / MICROGRAMS_PER_GRAM
+
+
+def micrograms(carbon_grams: float) -> int:
+    """Grams to the nearest microgram, half to even."""
+    return round(Fraction(carbon_grams) * MICROGRAMS_PER_GRAM)
+
+
+def format_energy(energy_microjoules: int | None) -> str:
+    """Energy as people read it, three significant digits: ``"4.20 mWh"``; ``"-"`` when unknown."""
+    return _format(energy_microjoules, ENERGY_MICROJOULES, ("mWh", "Wh", "kWh", "MWh"))
+
+
+def format_carbon(carbon_micrograms: int | None) -> str:
+    """Carbon as people read it, three significant digits: ``"1.20 gCO2e"``; ``"-"`` when unknown."""
+    return _format(carbon_micrograms, CARBON_MICROGRAMS, ("mgCO2e", "gCO2e", "kgCO2e", "tCO2e"))
+
+
+def _format(amount: int | None, factors: dict[str, int], ladder: tuple[str, ...]) -> str:
+    if amount is None:
+        return "-"
+    unit = ladder[0]
+    for candidate in ladder:
+        if abs(amount) >= factors[candidate]:
+            unit = candidate
+    return f"{three_digits(amount / factors[unit])} {unit}"
+
+
+def three_digits(value: float) -> str:
+    """Three significant digits, never in exponent form: ``0.0123``, ``4.20``, ``1234``."""
+    if value == 0:
+        return "0"
+    size = abs(value)
+    if size >= 100:  # noqa: PLR2004 - three digits before the point already
+        return f"{value:.0f}"
+    digits = 2
+    while size < 1 and digits < 6:  # noqa: PLR2004 - smaller amounts have a smaller unit
+        size *= 10
+        digits += 1
+    return f"{value:.{digits if abs(value) < 10 else 1}f}"  # noqa: PLR2004
