@@ -6,10 +6,16 @@ torn at the very end, never in between. The standard library is all that this ne
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Iterator, Mapping
+from datetime import datetime
+from enum import Enum
+from functools import cache
 from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 
 class SpoolWriter:
@@ -48,3 +54,45 @@ def read_spool(path: Path) -> Iterator[dict[str, object]]:
                 continue
             if isinstance(line, dict):
                 yield line
+
+
+def to_json(value: object) -> object:
+    """A record of ``records.py`` as plain JSON values; ``from_json`` turns it back."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): to_json(item) for key, item in value.items()}
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if isinstance(value, list | tuple | frozenset):
+        return [to_json(item) for item in value]
+    return value
+
+
+def from_json(kind: Any, value: Any) -> Any:  # noqa: PLR0911 - one return a kind of value
+    """The record of type ``kind`` that ``to_json`` wrote. Raises ``TypeError``, ``KeyError`` or ``ValueError``."""
+    if value is None:
+        return None
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin in {Union, UnionType}:
+        plain = [part for part in arguments if part is not NoneType]
+        return from_json(plain[0], value) if len(plain) == 1 else value
+    if origin in {tuple, frozenset}:
+        return origin(from_json(arguments[0], item) for item in value)
+    if origin is not None and issubclass(origin, Mapping):
+        key, item = arguments
+        return {from_json(key, name): from_json(item, part) for name, part in value.items()}
+    if dataclasses.is_dataclass(kind):
+        record: Any = kind
+        hints = _hints(record)
+        return record(**{name: from_json(hints[name], part) for name, part in value.items()})
+    if kind is datetime:
+        return datetime.fromisoformat(value)
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return kind(value)
+    return value
+
+
+@cache
+def _hints(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind)

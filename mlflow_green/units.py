@@ -18,8 +18,10 @@ JOULES_PER_KWH = 3_600_000
 MICROJOULES_PER_WATT_HOUR = JOULES_PER_WATT_HOUR * MICROJOULES_PER_JOULE
 MICROJOULES_PER_KWH = JOULES_PER_KWH * MICROJOULES_PER_JOULE
 MICROGRAMS_PER_GRAM = 1_000_000
+MICRO_UNITS_PER_UNIT = 1_000_000
 NANOSECONDS_PER_SECOND = 1_000_000_000
 MILLIWATTS_PER_WATT = 1_000
+MICROWATTS_PER_WATT = 1_000_000
 MICROJOULES_PER_MILLIJOULE = 1_000
 SECONDS = {"s": 1, "min": 60, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 
@@ -42,6 +44,9 @@ CARBON_MICROGRAMS = {
     "tCO2e": 1_000_000 * MICROGRAMS_PER_GRAM,
 }
 
+ENERGY_LADDER = ("mWh", "Wh", "kWh", "MWh")
+
+_CURRENCY = re.compile(r"^[A-Z]{3}$")
 _QUANTITY = re.compile(r"^\s*([0-9][0-9_]*(?:\.[0-9_]+)?(?:[eE][-+]?[0-9]+)?)\s*([^\s0-9].*?)\s*$")
 
 
@@ -65,6 +70,14 @@ def parse_energy_microjoules(text: str) -> int:
 def parse_carbon_micrograms(text: str) -> int:
     """Carbon dioxide equivalent such as ``"1.5 kgCO2e"`` in whole micrograms, at least 0."""
     return _parse(text, CARBON_MICROGRAMS, "carbon")
+
+
+def parse_money_micro_units(text: str) -> tuple[int, str]:
+    """Money such as ``"18_000 EUR"`` in whole millionths of the currency, at least 0, and the currency."""
+    number, currency = split_quantity(text)
+    if not _CURRENCY.match(currency):
+        raise QuantityError(f"{currency!r} in {text!r} is not a currency; write three capitals, e.g. '20 EUR'")
+    return int((number * MICRO_UNITS_PER_UNIT).to_integral_value(ROUND_HALF_EVEN)), currency
 
 
 def parse_seconds(text: str) -> int:
@@ -111,7 +124,7 @@ def micrograms(carbon_grams: float) -> int:
 
 def format_energy(energy_microjoules: int | None) -> str:
     """Energy as people read it, three significant digits: ``"4.20 mWh"``; ``"-"`` when unknown."""
-    return _format(energy_microjoules, ENERGY_MICROJOULES, ("mWh", "Wh", "kWh", "MWh"))
+    return _format(energy_microjoules, ENERGY_MICROJOULES, ENERGY_LADDER)
 
 
 def format_carbon(carbon_micrograms: int | None) -> str:
@@ -119,14 +132,48 @@ def format_carbon(carbon_micrograms: int | None) -> str:
     return _format(carbon_micrograms, CARBON_MICROGRAMS, ("mgCO2e", "gCO2e", "kgCO2e", "tCO2e"))
 
 
+def format_energy_interval(energy_microjoules: int, low_microjoules: int, high_microjoules: int) -> str:
+    """A value with its interval in the unit of the value: ``"4.20 mWh [1.40, 12.6]"``."""
+    unit = _unit(energy_microjoules, ENERGY_MICROJOULES, ENERGY_LADDER)
+    point, low, high = (
+        three_digits(amount / ENERGY_MICROJOULES[unit])
+        for amount in (energy_microjoules, low_microjoules, high_microjoules)
+    )
+    return f"{point} {unit} [{low}, {high}]"
+
+
+def format_money(cost_micro_units: int | None, currency: str | None) -> str:
+    """Money as people read it: ``"1.25 EUR"``, below a hundredth three digits; ``"-"`` when unknown."""
+    if cost_micro_units is None:
+        return "-"
+    amount = cost_micro_units / MICRO_UNITS_PER_UNIT
+    text = f"{amount:.2f}" if amount >= 1 else three_digits(amount)
+    return f"{text} {currency}" if currency else text
+
+
+def format_count(count: float | None) -> str:
+    """A count as people read it, three significant digits: ``"12.3 k"``; ``"-"`` when unknown."""
+    if count is None:
+        return "-"
+    for factor, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(count) >= factor:
+            return f"{three_digits(count / factor)} {prefix}"
+    return f"{count:.0f}"
+
+
 def _format(amount: int | None, factors: dict[str, int], ladder: tuple[str, ...]) -> str:
     if amount is None:
         return "-"
+    unit = _unit(amount, factors, ladder)
+    return f"{three_digits(amount / factors[unit])} {unit}"
+
+
+def _unit(amount: int, factors: dict[str, int], ladder: tuple[str, ...]) -> str:
     unit = ladder[0]
     for candidate in ladder:
         if abs(amount) >= factors[candidate]:
             unit = candidate
-    return f"{three_digits(amount / factors[unit])} {unit}"
+    return unit
 
 
 def three_digits(value: float) -> str:

@@ -1,0 +1,38 @@
+# Everything happens in .venv; PYTHON picks the interpreter that makes it (3.11 or newer).
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test check benchmark clean
+
+demo: $(VENV)/.installed-examples   ## the load-forecast pipeline under an energy budget
+	@$(BIN)/python workflows/load_forecast/demo.py
+
+test: $(VENV)/.installed-test       ## the test suite
+	$(BIN)/python -m pytest $(TESTS)
+
+check: $(VENV)/.installed-dev       ## style, types and import rules
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+benchmark: $(VENV)/.installed-test  ## figures for the docs; they gate nothing
+	$(BIN)/python tests/benchmarks/throughput.py
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit(f"mlflow-green needs Python 3.11 or newer, this is {v[0]}.{v[1]}; say e.g. make PYTHON=python3.12")'
+	@echo "making $(VENV) ..."
+	@$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed-%: pyproject.toml | $(VENV)/bin/python
+	@echo "installing mlflow-green[$(EXTRA_$*)] into $(VENV), about a minute the first time ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[$(EXTRA_$*)]'
+	@touch $@
+
+EXTRA_examples := examples
+EXTRA_test := examples,test
+EXTRA_dev := dev
+
+clean:
+	rm -rf $(VENV) .demo build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,210 @@
+"""A ledger in plain dicts: the model that the SQL ledger is checked against, and the one for dry runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import datetime
+from uuid import uuid4
+
+from mlflow_green.clock import Clock
+from mlflow_green.ledger.ledger import Choose
+from mlflow_green.ledger.posting import (
+    BookedHold,
+    BucketChange,
+    Effects,
+    HoldState,
+    Message,
+    Standing,
+    TermKey,
+    WindowKey,
+    post,
+    post_adjustment,
+    window_key,
+)
+from mlflow_green.records import (
+    Balance,
+    Batch,
+    Committed,
+    DecisionRow,
+    Entry,
+    Fact,
+    Hold,
+    JournalRow,
+    NodeWindow,
+    OutboxRow,
+    Outcome,
+    PastUse,
+    Term,
+    Unit,
+)
+
+HISTORY_LENGTH_MAX = 200
+
+
+@dataclass(slots=True, kw_only=True)
+class _Letter:
+    """One row of the outbox."""
+
+    row: OutboxRow
+    next_try: datetime
+    is_delivered: bool = False
+
+
+class MemoryLedger:
+    """``Ledger``, ``LedgerReader`` and ``Outbox`` in memory. Not thread-safe; nothing survives the process."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._generation = 0
+        self._balances: dict[TermKey, Balance] = {}
+        self._holds: dict[str, BookedHold] = {}
+        self._journal: list[JournalRow] = []
+        self._entries: dict[str, Entry] = {}
+        self._windows: dict[WindowKey, NodeWindow] = {}
+        self._facts: dict[str, dict[str, float | str]] = {}
+        self._decisions: list[DecisionRow] = []
+        self._letters: dict[str, _Letter] = {}
+
+    # --- Ledger ----------------------------------------------------------------------------------
+
+    def commit(self, batch: Batch, choose: Choose) -> Committed:
+        effects = post(batch, self._standing(), choose, now=self._clock.now(), new_hold_id=lambda: uuid4().hex)
+        alerts = self._apply(effects)
+        return Committed(answers=effects.answers, top_ups=effects.top_ups, alerts=alerts, generation=self._generation)
+
+    def adjust(self, hold_id: str, amounts: Mapping[Unit, int], reason: str) -> bool:
+        """Correct what a closed hold was charged; ``False`` if this reason was given for it before.
+
+        ``amounts`` are added to what was spent and may be negative.
+        """
+        if any(row.hold_id == hold_id and row.kind == "adjust" and row.reason == reason for row in self._journal):
+            return False
+        self._apply(post_adjustment(hold_id, amounts, reason, self._standing(), self._clock.now()))
+        return True
+
+    def balances(self, terms: Sequence[Term] = ()) -> tuple[Balance, ...]:
+        if not terms:
+            return tuple(self._balances.values())
+        known = (self._balances.get(term.key) or Balance(term=term, spent=0, held=0) for term in terms)
+        return tuple(replace(balance, term=term) for balance, term in zip(known, terms, strict=True))
+
+    def open_holds(self) -> tuple[Hold, ...]:
+        return tuple(booked.hold for booked in self._holds.values() if booked.state is HoldState.HELD)
+
+    def history(self, project: str, step: str) -> tuple[PastUse, ...]:
+        uses = (past_use(entry) for entry in self._entries.values() if (entry.project, entry.step) == (project, step))
+        return tuple(use for use in uses if use is not None)[-HISTORY_LENGTH_MAX:]
+
+    def close(self) -> None:
+        """There is nothing to release."""
+
+    # --- LedgerReader ----------------------------------------------------------------------------
+
+    @contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """Everything read inside belongs together; in memory it does anyway."""
+        yield
+
+    def entries(self, *, workflow_run: str | None = None) -> tuple[Entry, ...]:
+        return tuple(e for e in self._entries.values() if workflow_run in {None, e.workflow_run})
+
+    def facts(self) -> Mapping[str, Mapping[str, float | str]]:
+        return {hold_id: dict(told) for hold_id, told in self._facts.items()}
+
+    def node_windows(self) -> tuple[NodeWindow, ...]:
+        return tuple(self._windows.values())
+
+    def journal(self) -> tuple[JournalRow, ...]:
+        return tuple(self._journal)
+
+    def decisions(self) -> tuple[DecisionRow, ...]:
+        return tuple(self._decisions)
+
+    # --- Outbox ----------------------------------------------------------------------------------
+
+    def pending(self, kind: str, now: datetime, limit: int = 100) -> tuple[OutboxRow, ...]:
+        due = (letter.row for letter in self._undelivered(kind) if letter.next_try <= now)
+        return tuple(due)[:limit]
+
+    def delivered(self, outbox_id: int, facts: Sequence[Fact] = ()) -> None:
+        self._letter(outbox_id).is_delivered = True
+        self._tell(facts)
+
+    def failed(self, outbox_id: int, retry_at: datetime, error: str) -> None:  # noqa: ARG002 - kept by the SQL ledger
+        letter = self._letter(outbox_id)
+        letter.row = replace(letter.row, tries=letter.row.tries + 1)
+        letter.next_try = retry_at
+
+    def put(self, kind: str, dedup: str, payload: Mapping[str, object]) -> None:
+        self._promise(Message(kind=kind, dedup=dedup, payload=payload))
+
+    def count(self, kind: str) -> int:
+        return sum(1 for _ in self._undelivered(kind))
+
+    # --- inside ----------------------------------------------------------------------------------
+
+    def _standing(self) -> Standing:
+        return Standing(
+            balances=self._balances,
+            holds=self._holds,
+            entry_ids=frozenset(self._entries),
+            window_keys=frozenset(self._windows),
+            last_decisions={row.step.key: (row.decision.action, row.decision.reason) for row in self._decisions},
+        )
+
+    def _apply(self, effects: Effects) -> tuple[str, ...]:
+        """Write the effects; returns the alerts that were not told before."""
+        for change in effects.buckets:
+            self._change_bucket(change)
+        for booked in (*effects.opened, *effects.changed):
+            self._holds[booked.hold.hold_id] = booked
+        first = len(self._journal) + 1
+        self._journal += [replace(row, journal_id=first + n) for n, row in enumerate(effects.journal)]
+        self._entries.update({entry.entry_id: entry for entry in effects.entries})
+        self._windows.update({window_key(window): window for window in effects.windows})
+        self._tell(effects.facts)
+        self._decisions += effects.decisions
+        self._generation += effects.balances_changed
+        for message in effects.messages:
+            self._promise(message)
+        return tuple(alert.text for alert in effects.alerts if self._promise(alert))
+
+    def _change_bucket(self, change: BucketChange) -> None:
+        key = change.term.key
+        before = self._balances.get(key) or Balance(term=change.term, spent=0, held=0)
+        self._balances[key] = Balance(
+            term=change.term, spent=before.spent + change.delta_spent, held=before.held + change.delta_held
+        )
+
+    def _tell(self, facts: Sequence[Fact]) -> None:
+        for fact in facts:
+            self._facts.setdefault(fact.hold_id, {})[fact.name] = fact.value
+
+    def _promise(self, message: Message) -> bool:
+        if message.dedup in self._letters:
+            return False
+        row = OutboxRow(outbox_id=len(self._letters) + 1, kind=message.kind, payload=dict(message.payload))
+        self._letters[message.dedup] = _Letter(row=row, next_try=self._clock.now())
+        return True
+
+    def _undelivered(self, kind: str) -> Iterator[_Letter]:
+        return (letter for letter in self._letters.values() if letter.row.kind == kind and not letter.is_delivered)
+
+    def _letter(self, outbox_id: int) -> _Letter:
+        return next(letter for letter in self._letters.values() if letter.row.outbox_id == outbox_id)
+
+
+def past_use(entry: Entry) -> PastUse | None:
+    """What an entry teaches the next estimate; ``None`` when it was neither finished nor halted, or not metered."""
+    total = entry.total
+    if total is None or entry.outcome not in {Outcome.SUCCEEDED, Outcome.HALTED}:
+        return None
+    return PastUse(
+        step=entry.step,
+        wildcards=entry.wildcards,
+        tier=entry.tier,
+        energy_microjoules=total.microjoules,
+        censored=entry.outcome is Outcome.HALTED,
+    )

@@ -1,0 +1,593 @@
+"""What one batch does to the books: pure rules, shared by every ledger that keeps them.
+
+``post`` takes what the batch touches as it stands (``Standing``) and returns what is to be written
+(``Effects``). It reads no clock and writes nothing, so an exception leaves the books as they were.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from enum import StrEnum
+from fractions import Fraction
+
+from mlflow_green.errors import HoldClosed, LedgerError
+from mlflow_green.ledger.ledger import Choose
+from mlflow_green.records import (
+    Action,
+    AlertRule,
+    Answer,
+    Balance,
+    Batch,
+    Closing,
+    ClosingKind,
+    Decision,
+    DecisionRow,
+    Entry,
+    Fact,
+    Hold,
+    HoldRequest,
+    JournalRow,
+    Mode,
+    NodeWindow,
+    Owner,
+    Term,
+    TopUp,
+    Unit,
+)
+from mlflow_green.units import format_carbon, format_energy
+
+TermKey = tuple[str, str, str, str]
+WindowKey = tuple[str, str, int]
+
+
+class HoldState(StrEnum):
+    """A hold is held, then closed once."""
+
+    HELD = "held"
+    SETTLED = "settled"
+    VOID = "void"
+    LOST = "lost"
+
+
+CLOSED_STATE = {
+    ClosingKind.SETTLE: HoldState.SETTLED,
+    ClosingKind.VOID: HoldState.VOID,
+    ClosingKind.LOST: HoldState.LOST,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BookedHold:
+    """A hold and its state. Under each of its terms it holds ``amounts[term.unit]``, else 0."""
+
+    hold: Hold
+    state: HoldState
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """What a batch touches, as the books have it: nothing else may be missing, more may be there.
+
+    ``entry_ids`` and ``window_keys`` are those of the batch that were posted before. ``last_decisions``
+    maps a step's key to the action and reason that it was answered last.
+    """
+
+    balances: Mapping[TermKey, Balance] = field(default_factory=dict)
+    holds: Mapping[str, BookedHold] = field(default_factory=dict)
+    entry_ids: frozenset[str] = frozenset()
+    window_keys: frozenset[WindowKey] = frozenset()
+    last_decisions: Mapping[str, tuple[Action, str]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """A row for the outbox; ``text`` is one sentence for people, empty for other programs."""
+
+    kind: str
+    dedup: str
+    payload: Mapping[str, object]
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BucketChange:
+    """How one bucket changes. ``guarded``: a hold was accepted that must leave it within a hard limit."""
+
+    term: Term
+    is_new: bool
+    delta_held: int
+    delta_spent: int
+    guarded: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Effects:
+    """Everything that one transaction writes. Rows of the journal have no number yet (0).
+
+    ``alerts`` have crossed their threshold now; the store leaves out those that it told before.
+    """
+
+    answers: tuple[Answer, ...]
+    top_ups: tuple[Mapping[Unit, int], ...]
+    buckets: tuple[BucketChange, ...]
+    opened: tuple[BookedHold, ...]
+    changed: tuple[BookedHold, ...]
+    journal: tuple[JournalRow, ...]
+    entries: tuple[Entry, ...]
+    windows: tuple[NodeWindow, ...]
+    facts: tuple[Fact, ...]
+    decisions: tuple[DecisionRow, ...]
+    messages: tuple[Message, ...]
+    alerts: tuple[Message, ...]
+    balances_changed: bool
+
+
+def post(batch: Batch, standing: Standing, choose: Choose, *, now: datetime, new_hold_id: Callable[[], str]) -> Effects:
+    """Close, post, top up and hold, in this order.
+
+    Raises:
+        HoldClosed: a request's key belongs to a closed hold.
+        LedgerError: the batch is impossible, e.g. ``choose`` admits over a hard limit.
+    """
+    posting = _Posting.of(standing, now)
+    posting.learn(term for request in batch.requests for term in request.terms)
+    for closing in batch.closings:
+        posting.close(closing)
+    top_ups = tuple(posting.top_up(asked) for asked in batch.top_ups)
+    posting, answers = _answer_all(posting, batch.requests, _Opening(choose, batch.owner, new_hold_id))
+    return posting.effects(
+        standing,
+        answers=answers,
+        top_ups=top_ups,
+        windows=_new_windows(batch.windows, standing.window_keys),
+        facts=batch.facts,
+    )
+
+
+def post_adjustment(
+    hold_id: str, amounts: Mapping[Unit, int], reason: str, standing: Standing, now: datetime
+) -> Effects:
+    """Correct what a closed hold was charged by ``amounts``, which may be negative.
+
+    Raises:
+        LedgerError: there is no such hold, it is still open or void, or the refund is above what was spent.
+    """
+    booked = standing.holds.get(hold_id)
+    if booked is None or booked.state not in {HoldState.SETTLED, HoldState.LOST}:
+        state = "unknown" if booked is None else booked.state.value
+        raise LedgerError(f"hold {hold_id} is {state}: only a settled or lost hold can be corrected; settle it first")
+    posting = _Posting.of(standing, now)
+    for term in booked.hold.terms:
+        if amounts.get(term.unit, 0):
+            posting.move(term, hold_id, "adjust", delta_spent=amounts[term.unit], reason=reason)
+    return posting.effects(standing)
+
+
+@dataclass(frozen=True, slots=True)
+class _Opening:
+    """What it takes to answer requests."""
+
+    choose: Choose
+    owner: Owner | None
+    new_hold_id: Callable[[], str]
+
+
+@dataclass(slots=True, kw_only=True)
+class _Posting:
+    """The books while one batch is worked through."""
+
+    now: datetime
+    balances: dict[TermKey, Balance]
+    holds: dict[str, BookedHold]
+    id_by_step: dict[str, str]
+    entry_ids: set[str]
+    last_decisions: dict[str, tuple[Action, str]]
+    opened: list[str] = field(default_factory=list)
+    changed: list[str] = field(default_factory=list)
+    guarded: set[TermKey] = field(default_factory=set)
+    journal: list[JournalRow] = field(default_factory=list)
+    entries: list[Entry] = field(default_factory=list)
+    decisions: list[DecisionRow] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, standing: Standing, now: datetime) -> _Posting:
+        return cls(
+            now=now,
+            balances=dict(standing.balances),
+            holds=dict(standing.holds),
+            id_by_step={booked.hold.step.key: hold_id for hold_id, booked in standing.holds.items()},
+            entry_ids=set(standing.entry_ids),
+            last_decisions=dict(standing.last_decisions),
+        )
+
+    def fork(self) -> _Posting:
+        """A copy to try something on, thrown away when it fails."""
+        return _Posting(
+            now=self.now,
+            balances=dict(self.balances),
+            holds=dict(self.holds),
+            id_by_step=dict(self.id_by_step),
+            entry_ids=set(self.entry_ids),
+            last_decisions=dict(self.last_decisions),
+            opened=list(self.opened),
+            changed=list(self.changed),
+            guarded=set(self.guarded),
+            journal=list(self.journal),
+            entries=list(self.entries),
+            decisions=list(self.decisions),
+        )
+
+    def learn(self, terms: Iterable[Term]) -> None:
+        """A bucket's limit, mode and alerts are those of the term that was told last."""
+        for term in terms:
+            known = self.balances.get(term.key)
+            self.balances[term.key] = (
+                Balance(term=term, spent=0, held=0) if known is None else replace(known, term=term)
+            )
+
+    def move(
+        self, term: Term, hold_id: str | None, kind: str, *, delta_held: int = 0, delta_spent: int = 0, reason: str = ""
+    ) -> None:
+        """One line of the journal, and what it does to its bucket."""
+        balance = self.balances[term.key]
+        moved = replace(balance, held=balance.held + delta_held, spent=balance.spent + delta_spent)
+        if moved.held < 0 or moved.spent < 0:
+            raise LedgerError(f"{kind} of hold {hold_id} would leave budget {term.budget} below zero: {moved!r}")
+        self.balances[term.key] = moved
+        self.journal.append(
+            JournalRow(
+                journal_id=0,
+                at=self.now,
+                hold_id=hold_id,
+                budget=term.budget,
+                account=term.account,
+                unit=term.unit,
+                period=term.period,
+                kind=kind,
+                delta_held=delta_held,
+                delta_spent=delta_spent,
+                reason=reason,
+            )
+        )
+
+    # --- closing ---------------------------------------------------------------------------------
+
+    def close(self, closing: Closing) -> None:
+        """Release the hold and charge its entry; a hold that is closed already stays as it is."""
+        if (closing.entry is None) != (closing.kind is ClosingKind.VOID):
+            raise LedgerError(f"a void has no entry and every other closing has one: {closing!r}")
+        booked = self.holds.get(closing.hold_id) if closing.hold_id else None
+        if booked is None:
+            # A refused step has no hold. A hold that this ledger never saw is a fact all the same.
+            self._post_once(closing.entry)
+        elif booked.state is HoldState.HELD:
+            self._close_open(booked.hold, closing)
+
+    def _close_open(self, hold: Hold, closing: Closing) -> None:
+        charged: Mapping[Unit, int] = closing.entry.charged if closing.entry else {}
+        for term in hold.terms:
+            self.move(
+                term,
+                hold.hold_id,
+                closing.kind.value,
+                delta_held=-hold.amounts.get(term.unit, 0),
+                delta_spent=charged.get(term.unit, 0),
+                reason=closing.reason,
+            )
+        self._change(BookedHold(hold=hold, state=CLOSED_STATE[closing.kind]))
+        if closing.entry is not None and closing.entry.entry_id in self.entry_ids:
+            raise LedgerError(f"entry {closing.entry.entry_id} of open hold {hold.hold_id} was posted before")
+        self._post_once(closing.entry)
+
+    def _post_once(self, entry: Entry | None) -> None:
+        if entry is not None and entry.entry_id not in self.entry_ids:
+            self.entry_ids.add(entry.entry_id)
+            self.entries.append(entry)
+
+    def _change(self, booked: BookedHold) -> None:
+        hold_id = booked.hold.hold_id
+        self.holds[hold_id] = booked
+        if hold_id not in self.changed:
+            self.changed.append(hold_id)
+
+    # --- topping up ------------------------------------------------------------------------------
+
+    def top_up(self, asked: TopUp) -> Mapping[Unit, int]:
+        """Grant what there is; all units shrink by one factor, so that none is granted for nothing."""
+        booked = self.holds.get(asked.hold_id)
+        if booked is None or booked.state is not HoldState.HELD:
+            return dict.fromkeys(asked.amounts, 0)
+        granted = self._grant(booked.hold.terms, asked.amounts)
+        if any(granted.values()):
+            self._raise_hold(booked.hold, granted)
+        return granted
+
+    def _grant(self, terms: Iterable[Term], amounts: Mapping[Unit, int]) -> dict[Unit, int]:
+        share = Fraction(1)
+        for balance in (self.balances[term.key] for term in terms):
+            wanted = amounts.get(balance.term.unit, 0)
+            if balance.term.mode is Mode.HARD and wanted > 0:
+                share = min(share, Fraction(max(0, balance.available), wanted))
+        return {unit: max(0, amount) * share.numerator // share.denominator for unit, amount in amounts.items()}
+
+    def _raise_hold(self, hold: Hold, granted: Mapping[Unit, int]) -> None:
+        for term in hold.terms:
+            if granted.get(term.unit, 0):
+                self.move(term, hold.hold_id, "top_up", delta_held=granted[term.unit])
+                self._guard(self.balances[term.key].term)
+        amounts = dict(hold.amounts)
+        for unit, amount in granted.items():
+            amounts[unit] = amounts.get(unit, 0) + amount
+        self._change(BookedHold(hold=replace(hold, amounts=amounts), state=HoldState.HELD))
+
+    # --- holding ---------------------------------------------------------------------------------
+
+    def answer(self, request: HoldRequest, opening: _Opening) -> Answer:
+        """The open hold of this key, or what ``choose`` says."""
+        repeated = self.repeated(request)
+        if repeated is not None:
+            return repeated
+        balances = self.balances_of(request)
+        decision = opening.choose(request, balances)
+        if not decision.admitted:
+            self.record(request, decision, balances, None)
+            return Answer(decision=decision, hold=None)
+        hold = self._open(request, decision, opening)
+        self.record(request, decision, balances, hold.hold_id)
+        return Answer(decision=decision, hold=hold)
+
+    def repeated(self, request: HoldRequest) -> Answer | None:
+        """The answer to a request whose key has a hold already, ``None`` for a new one."""
+        hold_id = self.id_by_step.get(request.step.key)
+        if hold_id is None:
+            return None
+        booked = self.holds[hold_id]
+        if booked.state is not HoldState.HELD:
+            raise HoldClosed(
+                f"hold {hold_id} of {request.step.label} (attempt {request.step.attempt}) is {booked.state.value}"
+                " already; ask again with the next attempt number"
+            )
+        return Answer(decision=_decision_of(booked.hold), hold=booked.hold)
+
+    def balances_of(self, request: HoldRequest) -> tuple[Balance, ...]:
+        return tuple(replace(self.balances[term.key], term=term) for term in request.terms)
+
+    def _open(self, request: HoldRequest, decision: Decision, opening: _Opening) -> Hold:
+        if opening.owner is None:
+            raise LedgerError(f"nobody owns the hold of {request.step.label}: a batch with requests names its owner")
+        hold = Hold(
+            hold_id=opening.new_hold_id(),
+            step=request.step,
+            project=request.project,
+            user=request.user,
+            spec=request.spec,
+            tier=decision.tier,
+            decision=decision.action,
+            would_decision=decision.would,
+            amounts=dict(decision.amounts),
+            terms=tuple({term.key: term for term in request.terms}.values()),
+            owner=opening.owner,
+            opened_at=self.now,
+        )
+        for term in hold.terms:
+            self._hold_under(term, hold, decision)
+        self.holds[hold.hold_id] = BookedHold(hold=hold, state=HoldState.HELD)
+        self.id_by_step[request.step.key] = hold.hold_id
+        self.opened.append(hold.hold_id)
+        return hold
+
+    def _hold_under(self, term: Term, hold: Hold, decision: Decision) -> None:
+        amount = hold.amounts.get(term.unit, 0)
+        if amount < 0:
+            raise LedgerError(f"{hold.step.label} cannot hold {amount} {term.unit.value}: an amount is at least 0")
+        self.move(term, hold.hold_id, "hold", delta_held=amount, reason=decision.reason)
+        if term.unit in hold.amounts:
+            self._guard(term)
+
+    def _guard(self, term: Term) -> None:
+        if term.mode is not Mode.HARD:
+            return
+        self.guarded.add(term.key)
+        if self.balances[term.key].committed > term.limit:
+            raise LedgerError(over_limit_text(term))
+
+    def record(
+        self, request: HoldRequest, decision: Decision, balances: tuple[Balance, ...], hold_id: str | None
+    ) -> None:
+        """Keep the decision with what it saw; the same answer given again is one row."""
+        told = (decision.action, decision.reason)
+        if hold_id is None and self.last_decisions.get(request.step.key) == told:
+            return
+        self.last_decisions[request.step.key] = told
+        row = DecisionRow(at=self.now, hold_id=hold_id, step=request.step, decision=decision, balances=balances)
+        self.decisions.append(row)
+
+    # --- result ----------------------------------------------------------------------------------
+
+    def effects(
+        self,
+        standing: Standing,
+        *,
+        answers: tuple[Answer, ...] = (),
+        top_ups: tuple[Mapping[Unit, int], ...] = (),
+        windows: tuple[NodeWindow, ...] = (),
+        facts: tuple[Fact, ...] = (),
+    ) -> Effects:
+        buckets = tuple(self._bucket_changes(standing))
+        return Effects(
+            answers=answers,
+            top_ups=top_ups,
+            buckets=buckets,
+            opened=tuple(self.holds[hold_id] for hold_id in self.opened),
+            changed=tuple(self.holds[hold_id] for hold_id in self.changed),
+            journal=tuple(self.journal),
+            entries=tuple(self.entries),
+            windows=windows,
+            facts=facts,
+            decisions=tuple(self.decisions),
+            messages=tuple(mlflow_message(entry) for entry in self.entries),
+            alerts=tuple(
+                alert
+                for key, balance in self.balances.items()
+                for alert in crossings(standing.balances.get(key), balance)
+            ),
+            balances_changed=any(_moves(change, standing) for change in buckets),
+        )
+
+    def _bucket_changes(self, standing: Standing) -> Iterator[BucketChange]:
+        for key, after in self.balances.items():
+            before = standing.balances.get(key)
+            if before != after:
+                yield BucketChange(
+                    term=after.term,
+                    is_new=before is None,
+                    delta_held=after.held - (before.held if before else 0),
+                    delta_spent=after.spent - (before.spent if before else 0),
+                    guarded=key in self.guarded,
+                )
+
+
+def _moves(change: BucketChange, standing: Standing) -> bool:
+    before = standing.balances.get(change.term.key)
+    relimited = before is not None and before.term.limit != change.term.limit
+    return bool(change.delta_held or change.delta_spent or relimited)
+
+
+def _new_windows(windows: Iterable[NodeWindow], posted: frozenset[WindowKey]) -> tuple[NodeWindow, ...]:
+    fresh = {window_key(window): window for window in windows if window_key(window) not in posted}
+    return tuple(fresh.values())
+
+
+def window_key(window: NodeWindow) -> WindowKey:
+    """What makes a window one window: its sampler, domain and first tick."""
+    return (window.sampler_id, window.domain.value, window.sequence_first)
+
+
+def over_limit_text(term: Term) -> str:
+    """The message of an impossible state: a hold was accepted that a hard budget has no room for."""
+    return (
+        f"impossible: a hold was admitted that hard budget {term.budget} ({term.account}, {term.period}) has no room"
+        f" for; its limit is {format_amount(term.unit, term.limit)}. Nothing was written; please report it"
+    )
+
+
+# --- groups -----------------------------------------------------------------------------------------
+
+
+def _answer_all(
+    posting: _Posting, requests: Sequence[HoldRequest], opening: _Opening
+) -> tuple[_Posting, tuple[Answer, ...]]:
+    answers: dict[int, Answer] = {}
+    for members in _groups(requests):
+        if len(members) == 1:
+            index = members[0]
+            answers[index] = posting.answer(requests[index], opening)
+        else:
+            posting, group_answers = _answer_group(posting, [requests[index] for index in members], opening)
+            answers.update(zip(members, group_answers, strict=True))
+    return posting, tuple(answers[index] for index in range(len(requests)))
+
+
+def _groups(requests: Sequence[HoldRequest]) -> Iterable[list[int]]:
+    """The positions of each group's members; a request without a group is a group of one."""
+    groups: dict[object, list[int]] = {}
+    for index, request in enumerate(requests):
+        groups.setdefault(index if request.group is None else request.group, []).append(index)
+    return groups.values()
+
+
+def _answer_group(
+    posting: _Posting, members: Sequence[HoldRequest], opening: _Opening
+) -> tuple[_Posting, list[Answer]]:
+    trial = posting.fork()
+    answers: list[Answer] = []
+    for member in members:
+        answers.append(trial.answer(member, opening))
+        if answers[-1].hold is None:
+            blocking = answers[-1].decision
+            return posting, [_blocked(posting, other, member, blocking) for other in members]
+    return trial, answers
+
+
+def _blocked(posting: _Posting, request: HoldRequest, blocker: HoldRequest, blocking: Decision) -> Answer:
+    repeated = posting.repeated(request)
+    if repeated is not None:
+        return repeated
+    decision = blocking
+    if request is not blocker:
+        reason = f"starts only together with {blocker.step.label}: {blocking.reason}"
+        decision = replace(blocking, reason=reason)
+    posting.record(request, decision, posting.balances_of(request), None)
+    return Answer(decision=decision, hold=None)
+
+
+def _decision_of(hold: Hold) -> Decision:
+    return Decision(
+        action=hold.decision,
+        would=hold.would_decision,
+        tier=hold.tier,
+        amounts=hold.amounts,
+        reason="the same request was answered before and its hold is open",
+    )
+
+
+# --- messages ---------------------------------------------------------------------------------------
+
+
+def mlflow_message(entry: Entry) -> Message:
+    """The promise that this entry will reach MLflow."""
+    return Message(kind="mlflow", dedup=f"entry:{entry.entry_id}", payload={"entry_id": entry.entry_id})
+
+
+def crossings(before: Balance | None, after: Balance) -> Iterator[Message]:
+    """The alerts whose threshold lies between the two balances, reached from below."""
+    for rule in after.term.alerts:
+        if _reached(rule, after) and (before is None or not _reached(rule, before)):
+            yield _alert(rule, after)
+
+
+def _amount(rule: AlertRule, balance: Balance) -> int:
+    return balance.committed if rule.of_committed else balance.spent
+
+
+def _reached(rule: AlertRule, balance: Balance) -> bool:
+    # str() gives the ratio that was written: 0.1 is one tenth here, not the float next to it.
+    return _amount(rule, balance) >= Fraction(str(rule.at_ratio)) * balance.term.limit
+
+
+def _alert(rule: AlertRule, balance: Balance) -> Message:
+    term = balance.term
+    base = "committed" if rule.of_committed else "spent"
+    amount = _amount(rule, balance)
+    text = (
+        f"budget {term.budget} ({term.account}, {term.period}): {format_amount(term.unit, amount)} of"
+        f" {format_amount(term.unit, term.limit)} {term.unit.value} {base}, past {rule.at_ratio:.0%}"
+    )
+    return Message(
+        kind="alert",
+        dedup="|".join((*term.key, repr(rule.at_ratio), base)),
+        payload={
+            "budget": term.budget,
+            "account": term.account,
+            "unit": term.unit.value,
+            "period": term.period,
+            "at_ratio": rule.at_ratio,
+            "of": base,
+            "amount": amount,
+            "limit": term.limit,
+            "to": list(rule.to),
+            "text": text,
+        },
+        text=text,
+    )
+
+
+def format_amount(unit: Unit, amount: int) -> str:
+    """An amount in its unit's integer scale, as people read it."""
+    if unit is Unit.ENERGY:
+        return format_energy(amount)
+    if unit is Unit.CARBON:
+        return format_carbon(amount)
+    return f"{amount} micro-units"

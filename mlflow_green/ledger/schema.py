@@ -1,0 +1,232 @@
+"""The tables of the SQL ledger, version 1.
+
+Amounts are integers in the unit's scale (microjoules, micrograms CO2e, micro-units of money). The
+journal is the truth and only grows; ``buckets`` are its running sums, the lock and the guard.
+What a hold holds in a bucket is ``amounts[unit]`` of the hold, so no table of legs repeats it.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from sqlalchemy import (
+    DDL,
+    JSON,
+    BigInteger,
+    CheckConstraint,
+    Column,
+    Dialect,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+    event,
+)
+from sqlalchemy.types import TypeDecorator
+
+SCHEMA_VERSION = 1
+
+
+class UtcTime(TypeDecorator[datetime]):
+    """An aware UTC time as ISO 8601 text of one length, so that text order is time order."""
+
+    impl = String(32)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> str | None:  # noqa: ARG002
+        return None if value is None else value.astimezone(UTC).isoformat(timespec="microseconds")
+
+    def process_result_value(self, value: str | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002
+        return None if value is None else datetime.fromisoformat(value)
+
+
+# SQLite numbers rows itself only for a column whose type is exactly INTEGER.
+_ROW_NUMBER = BigInteger().with_variant(Integer, "sqlite")
+
+metadata = MetaData()
+
+meta = Table(
+    "meta",
+    metadata,
+    Column("meta_id", Integer, CheckConstraint("meta_id = 1"), primary_key=True),
+    Column("schema_version", Integer, nullable=False),
+    Column("generation", BigInteger, nullable=False),
+    Column("host", String),
+    Column("boot_id", String),
+)
+
+accounts = Table(
+    "accounts",
+    metadata,
+    Column("account", String, primary_key=True),
+    Column("opened_at", UtcTime, nullable=False),
+)
+
+buckets = Table(
+    "buckets",
+    metadata,
+    Column("bucket_id", _ROW_NUMBER, primary_key=True),
+    Column("budget", String, nullable=False),
+    Column("account", String, ForeignKey("accounts.account"), nullable=False),
+    Column("unit", String(16), nullable=False),
+    Column("period", String, nullable=False),
+    Column("limit_amount", BigInteger, nullable=False),
+    Column("mode", String(16), nullable=False),
+    Column("alerts", JSON, nullable=False),
+    # Facts are never refused, so nothing here says spent <= limit.
+    Column("spent", BigInteger, CheckConstraint("spent >= 0"), nullable=False),
+    Column("held", BigInteger, CheckConstraint("held >= 0"), nullable=False),
+    UniqueConstraint("budget", "account", "unit", "period"),
+)
+
+holds = Table(
+    "holds",
+    metadata,
+    Column("hold_number", _ROW_NUMBER, primary_key=True),
+    Column("hold_id", String(64), nullable=False, unique=True),
+    Column("step_key", String, nullable=False, unique=True),
+    Column("state", String(16), nullable=False),
+    Column("step", JSON, nullable=False),
+    Column("project", String, nullable=False),
+    Column("user", String, nullable=False),
+    Column("spec", JSON, nullable=False),
+    Column("tier", String),
+    Column("decision", String(16), nullable=False),
+    Column("would_decision", String(16), nullable=False),
+    Column("amounts", JSON, nullable=False),
+    Column("terms", JSON, nullable=False),
+    Column("owner", JSON, nullable=False),
+    Column("opened_at", UtcTime, nullable=False),
+    Index("holds_by_state", "state"),
+)
+
+journal = Table(
+    "journal",
+    metadata,
+    Column("journal_id", _ROW_NUMBER, primary_key=True),
+    Column("at", UtcTime, nullable=False),
+    Column("hold_id", String(64)),
+    Column("bucket_id", ForeignKey("buckets.bucket_id"), nullable=False),
+    Column("kind", String(16), nullable=False),
+    Column("delta_held", BigInteger, nullable=False),
+    Column("delta_spent", BigInteger, nullable=False),
+    Column("reason", Text, nullable=False),
+    Index("journal_by_hold", "hold_id"),
+)
+
+entries = Table(
+    "entries",
+    metadata,
+    Column("entry_number", _ROW_NUMBER, primary_key=True),
+    Column("entry_id", String(64), nullable=False, unique=True),
+    Column("hold_id", String(64)),
+    Column("project", String, nullable=False),
+    Column("user", String, nullable=False),
+    Column("workflow_run", String, nullable=False),
+    Column("step", String, nullable=False),
+    Column("wildcards", String, nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("host", String, nullable=False),
+    Column("started_at", UtcTime, nullable=False),
+    Column("ended_at", UtcTime, nullable=False),
+    Column("duration_seconds", Float, nullable=False),
+    Column("outcome", String(16), nullable=False),
+    Column("tier", String),
+    Column("decision", String(16), nullable=False),
+    Column("would_decision", String(16), nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("phase", String),
+    Column("energy", JSON, nullable=False),
+    Column("energy_total_microjoules", BigInteger),
+    Column("energy_charged_microjoules", BigInteger, nullable=False),
+    Column("boundary", String(16), nullable=False),
+    Column("sampler_id", String),
+    Column("cpu_seconds", Float),
+    Column("cpu_clock", String(16)),
+    Column("coverage_ratio", Float),
+    Column("carbon_intensity_g_per_kwh", Float),
+    Column("intensity_source", String),
+    Column("pue", Float, nullable=False),
+    Column("operational_micrograms_co2e", BigInteger),
+    Column("embodied_micrograms_co2e", BigInteger),
+    Column("cost_micro_units", BigInteger),
+    Column("currency", String),
+    Index("entries_by_hold", "hold_id"),
+    Index("entries_by_step", "project", "step", "entry_number"),
+    Index("entries_by_workflow_run", "workflow_run"),
+)
+
+node_windows = Table(
+    "node_windows",
+    metadata,
+    Column("window_number", _ROW_NUMBER, primary_key=True),
+    Column("sampler_id", String, nullable=False),
+    Column("host", String, nullable=False),
+    Column("boot_id", String, nullable=False),
+    Column("domain", String(16), nullable=False),
+    Column("sequence_first", BigInteger, nullable=False),
+    Column("sequence_last", BigInteger, nullable=False),
+    Column("started_at", UtcTime, nullable=False),
+    Column("ended_at", UtcTime, nullable=False),
+    Column("energy_microjoules", BigInteger, nullable=False),
+    Column("energy_low_microjoules", BigInteger, nullable=False),
+    Column("energy_high_microjoules", BigInteger, nullable=False),
+    Column("method", String(16), nullable=False),
+    Column("attributed_microjoules", BigInteger, nullable=False),
+    Column("idle_microjoules", BigInteger, nullable=False),
+    Column("other_microjoules", BigInteger, nullable=False),
+    Column("coverage_ratio", Float, nullable=False),
+    UniqueConstraint("sampler_id", "domain", "sequence_first"),
+)
+
+facts = Table(
+    "facts",
+    metadata,
+    Column("hold_id", String(64), primary_key=True),
+    Column("name", String, primary_key=True),
+    Column("value", JSON, nullable=False),
+)
+
+decisions = Table(
+    "decisions",
+    metadata,
+    Column("decision_id", _ROW_NUMBER, primary_key=True),
+    Column("at", UtcTime, nullable=False),
+    Column("step_key", String, nullable=False),
+    Column("hold_id", String(64)),
+    Column("action", String(16), nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("step", JSON, nullable=False),
+    Column("decision", JSON, nullable=False),
+    Column("balances", JSON, nullable=False),
+    Index("decisions_by_step_key", "step_key", "decision_id"),
+)
+
+outbox = Table(
+    "outbox",
+    metadata,
+    Column("outbox_id", _ROW_NUMBER, primary_key=True),
+    Column("dedup", String, nullable=False, unique=True),
+    Column("kind", String(16), nullable=False),
+    Column("payload", JSON, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("next_try", UtcTime, nullable=False),
+    Column("tries", Integer, nullable=False),
+    Column("error", Text),
+    Index("outbox_by_state", "state", "kind", "outbox_id"),
+)
+
+for _verb in ("UPDATE", "DELETE"):
+    event.listen(
+        journal,
+        "after_create",
+        DDL(  # type: ignore[no-untyped-call]
+            f"CREATE TRIGGER journal_never_{_verb.lower()} BEFORE {_verb} ON journal BEGIN"
+            " SELECT RAISE(ABORT, 'the journal only grows: correct it with a new row'); END"
+        ).execute_if(dialect="sqlite"),
+    )

@@ -1,0 +1,156 @@
+"""One SQLite file, opened so that an acknowledged transaction survives kill -9 and a power cut."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError
+from sqlalchemy.pool import StaticPool
+
+from mlflow_green.errors import LedgerError, LedgerUnavailable
+
+BUSY_TIMEOUT_SECONDS = 60
+GATE_TIMEOUT_SECONDS = 10
+GATE_POLL_SECONDS = 0.001
+
+Version = tuple[int, int, int]
+
+_NEXT_STEPS = {
+    "locked": "another process holds it; end that process, or try again when it is done",
+    "busy": "another process holds it; end that process, or try again when it is done",
+    "readonly": "make the file and its folder writable for you, or set MLFLOW_GREEN_LEDGER to another file",
+    "unable to open": "make the folder writable for you, or set MLFLOW_GREEN_LEDGER to another file",
+    "full": "free some space, or set MLFLOW_GREEN_LEDGER to a file on another disk",
+    "disk i/o": "look at the free space and the health of the disk, then try again",
+    "not a database": "it is another program's file; set MLFLOW_GREEN_LEDGER to a file of its own",
+    "malformed": "move the file away and restore a copy; 'mlflow-green ledger verify' checks it",
+}
+_ANY_STEP = "make it readable and writable for you, or set MLFLOW_GREEN_LEDGER to another file"
+
+
+def wal_is_safe(version: Version) -> bool:
+    """Whether this SQLite has the fix of the WAL-reset bug, which could corrupt a file that two processes write.
+
+    Fixed in 3.51.3, and in 3.50.7 and 3.44.6 (https://sqlite.org/wal.html, "WAL-reset bug").
+    """
+    return version >= (3, 51, 3) or (3, 50, 7) <= version < (3, 51, 0) or (3, 44, 6) <= version < (3, 45, 0)
+
+
+def ledger_path(url: str) -> Path:
+    """The file of ``sqlite:///relative`` or ``sqlite:////absolute``.
+
+    Raises:
+        LedgerUnavailable: the URL names no SQLite file.
+    """
+    advice = "write MLFLOW_GREEN_LEDGER=sqlite:////absolute/path/ledger.db"
+    try:
+        parsed = make_url(url)
+    except ArgumentError:
+        raise LedgerUnavailable(f"{url!r} is not the URL of a ledger; {advice}") from None
+    if parsed.get_backend_name() != "sqlite":
+        raise LedgerUnavailable(f"a ledger in {parsed.get_backend_name()} is not supported yet; {advice}")
+    if not parsed.database or parsed.database == ":memory:":
+        raise LedgerUnavailable(f"{url!r} names no file, so nothing would survive; {advice}")
+    return Path(parsed.database)
+
+
+def sqlite_engine(path: Path) -> Engine:
+    """An engine with one connection, usable from any thread, from one at a time.
+
+    pysqlite is in manual mode: it would begin by itself, deferred, and a transaction that reads first and
+    writes later fails at once when another one wrote in between.
+    """
+    engine = create_engine(
+        URL.create("sqlite", database=str(path)),
+        poolclass=StaticPool,
+        connect_args={"timeout": BUSY_TIMEOUT_SECONDS, "check_same_thread": False, "isolation_level": None},
+    )
+    event.listen(engine, "connect", _set_pragmas)
+    event.listen(engine, "begin", _begin)
+    return engine
+
+
+def _set_pragmas(connection: sqlite3.Connection, _record: object) -> None:
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute("PRAGMA foreign_keys = ON")
+    wanted = "wal" if wal_is_safe(sqlite3.sqlite_version_info[:3]) else "truncate"
+    (mode,) = connection.execute(f"PRAGMA journal_mode = {wanted}").fetchone()
+    if wanted == "truncate" and mode == "wal":
+        raise LedgerUnavailable(
+            f"the ledger is open in WAL mode, which SQLite {sqlite3.sqlite_version} of this Python can corrupt;"
+            " end the other process first, and use one Python for all"
+        )
+
+
+def _begin(connection: Connection) -> None:
+    writes = connection.get_execution_options().get("green_writes", False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+class Gate:
+    """A lock file that writers queue at, because SQLite's own waiting starves some of them for seconds.
+
+    It is only for fairness. SQLite's locks keep the file safe, so after ``GATE_TIMEOUT_SECONDS`` a writer goes on
+    without it: a stopped process, or a child that inherited the lock, must not block everybody.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._fd = -1
+
+    @contextmanager
+    def passed(self) -> Iterator[None]:
+        if self._fd < 0:
+            self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        is_held = self._wait()
+        try:
+            yield
+        finally:
+            if is_held:
+                fcntl.flock(self._fd, fcntl.LOCK_UN)
+
+    def _wait(self) -> bool:
+        deadline = time.monotonic() + GATE_TIMEOUT_SECONDS
+        while time.monotonic() < deadline:
+            try:
+                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                time.sleep(GATE_POLL_SECONDS)
+            else:
+                return True
+        return False
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+@contextmanager
+def explained(path: Path, doing: str) -> Iterator[None]:
+    """Turn what the system and the database raise into ``LedgerUnavailable``: path, cause and next step."""
+    try:
+        yield
+    except IntegrityError as error:
+        raise LedgerError(
+            f"the ledger {path} refused a row as impossible: {error.orig}; nothing was written"
+        ) from error
+    except OverflowError as error:
+        raise LedgerError(f"an amount is above what the ledger {path} can keep, 2**63 - 1: {error}") from error
+    except DBAPIError as error:
+        raise LedgerUnavailable(_unavailable_text(path, doing, str(error.orig))) from error
+    except (OSError, sqlite3.Error) as error:
+        raise LedgerUnavailable(_unavailable_text(path, doing, str(error))) from error
+
+
+def _unavailable_text(path: Path, doing: str, cause: str) -> str:
+    step = next((step for sign, step in _NEXT_STEPS.items() if sign in cause.lower()), _ANY_STEP)
+    return f"cannot {doing} the ledger {path}: {cause}; nothing was written; {step}"

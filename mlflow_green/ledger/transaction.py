@@ -1,0 +1,265 @@
+"""Inside one SQL transaction: read what a batch touches, write what it does."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import Connection, Table, bindparam, delete, func, insert, or_, select, tuple_, update
+
+from mlflow_green.errors import LedgerError
+from mlflow_green.ledger import rows, schema
+from mlflow_green.ledger.posting import (
+    BookedHold,
+    BucketChange,
+    Effects,
+    HoldState,
+    Message,
+    Standing,
+    TermKey,
+    WindowKey,
+    over_limit_text,
+)
+from mlflow_green.records import Action, Balance, Batch, Entry, Fact, JournalRow, NodeWindow, Term
+
+_BUCKETS, _HOLDS = schema.buckets.c, schema.holds.c
+_BUCKET_KEY = tuple_(_BUCKETS.budget, _BUCKETS.account, _BUCKETS.unit, _BUCKETS.period)
+
+# Statements are built once: building one costs as much as running it.
+_SELECT_HOLDS = select(schema.holds).where(
+    or_(
+        _HOLDS.hold_id.in_(bindparam("hold_ids", expanding=True)),
+        _HOLDS.step_key.in_(bindparam("step_keys", expanding=True)),
+    )
+)
+_SELECT_BUCKETS = select(schema.buckets).where(_BUCKET_KEY.in_(bindparam("keys", expanding=True)))
+_SELECT_ENTRY_IDS = select(schema.entries.c.entry_id).where(
+    schema.entries.c.entry_id.in_(bindparam("entry_ids", expanding=True))
+)
+_SELECT_WINDOW_KEYS = select(
+    schema.node_windows.c.sampler_id, schema.node_windows.c.domain, schema.node_windows.c.sequence_first
+).where(
+    schema.node_windows.c.sampler_id.in_(bindparam("sampler_ids", expanding=True)),
+    schema.node_windows.c.sequence_first >= bindparam("sequence_first"),
+)
+_SELECT_LAST_DECISIONS = select(
+    schema.decisions.c.step_key, schema.decisions.c.action, schema.decisions.c.reason
+).where(
+    schema.decisions.c.decision_id.in_(
+        select(func.max(schema.decisions.c.decision_id))
+        .where(schema.decisions.c.step_key.in_(bindparam("step_keys", expanding=True)))
+        .group_by(schema.decisions.c.step_key)
+    )
+)
+_SELECT_DEDUPS = select(schema.outbox.c.dedup).where(schema.outbox.c.dedup.in_(bindparam("dedups", expanding=True)))
+# The guard is a plain UPDATE whose row count is checked: after WITH ... UPDATE pysqlite reports -1.
+_UPDATE_BUCKET = (
+    update(schema.buckets)
+    .where(
+        _BUCKETS.bucket_id == bindparam("key"),
+        or_(
+            bindparam("guarded") == 0,
+            _BUCKETS.spent + _BUCKETS.held + bindparam("delta") <= bindparam("new_limit"),
+        ),
+    )
+    .values(
+        spent=_BUCKETS.spent + bindparam("delta_spent"),
+        held=_BUCKETS.held + bindparam("delta_held"),
+        limit_amount=bindparam("new_limit"),
+        mode=bindparam("new_mode"),
+        alerts=bindparam("new_alerts", type_=schema.buckets.c.alerts.type),
+    )
+)
+_UPDATE_HOLD = (
+    update(schema.holds)
+    .where(_HOLDS.hold_id == bindparam("key"), _HOLDS.state == HoldState.HELD.value)
+    .values(
+        state=bindparam("new_state"),
+        amounts=bindparam("new_amounts", type_=schema.holds.c.amounts.type),
+    )
+)
+_DELETE_FACT = delete(schema.facts).where(
+    schema.facts.c.hold_id == bindparam("key"), schema.facts.c.name == bindparam("fact_name")
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loaded:
+    """What a batch touches, and the row numbers of its buckets."""
+
+    standing: Standing
+    bucket_ids: dict[TermKey, int]
+
+
+def load(connection: Connection, batch: Batch) -> Loaded:
+    """Everything that ``post`` needs to know about this batch."""
+    step_keys = [request.step.key for request in batch.requests]
+    closed = [closing.hold_id for closing in batch.closings if closing.hold_id]
+    holds = load_holds(connection, {*closed, *(asked.hold_id for asked in batch.top_ups)}, step_keys)
+    terms = [term for request in batch.requests for term in request.terms]
+    terms += [term for booked in holds.values() for term in booked.hold.terms]
+    balances, bucket_ids = load_buckets(connection, terms)
+    standing = Standing(
+        balances=balances,
+        holds=holds,
+        entry_ids=_posted_entries(connection, [c.entry for c in batch.closings if c.entry]),
+        window_keys=_posted_windows(connection, batch.windows),
+        last_decisions=_last_decisions(connection, step_keys),
+    )
+    return Loaded(standing=standing, bucket_ids=bucket_ids)
+
+
+def load_holds(
+    connection: Connection, hold_ids: Collection[str], step_keys: Collection[str] = ()
+) -> dict[str, BookedHold]:
+    if not hold_ids and not step_keys:
+        return {}
+    found = connection.execute(_SELECT_HOLDS, {"hold_ids": list(hold_ids), "step_keys": list(step_keys)})
+    return {row["hold_id"]: rows.booked_hold_of(row) for row in found.mappings()}
+
+
+def load_buckets(connection: Connection, terms: Iterable[Term]) -> tuple[dict[TermKey, Balance], dict[TermKey, int]]:
+    keys = sorted({term.key for term in terms})
+    if not keys:
+        return {}, {}
+    balances: dict[TermKey, Balance] = {}
+    bucket_ids: dict[TermKey, int] = {}
+    for row in connection.execute(_SELECT_BUCKETS, {"keys": keys}).mappings():
+        balance = rows.balance_of(row)
+        balances[balance.term.key] = balance
+        bucket_ids[balance.term.key] = row["bucket_id"]
+    return balances, bucket_ids
+
+
+def _posted_entries(connection: Connection, entries: Sequence[Entry]) -> frozenset[str]:
+    if not entries:
+        return frozenset()
+    found = connection.execute(_SELECT_ENTRY_IDS, {"entry_ids": [entry.entry_id for entry in entries]})
+    return frozenset(found.scalars())
+
+
+def _posted_windows(connection: Connection, windows: Sequence[NodeWindow]) -> frozenset[WindowKey]:
+    if not windows:
+        return frozenset()
+    values = {
+        "sampler_ids": sorted({window.sampler_id for window in windows}),
+        "sequence_first": min(window.sequence_first for window in windows),
+    }
+    found = connection.execute(_SELECT_WINDOW_KEYS, values)
+    return frozenset((sampler_id, domain, first) for sampler_id, domain, first in found)
+
+
+def _last_decisions(connection: Connection, step_keys: Sequence[str]) -> dict[str, tuple[Action, str]]:
+    if not step_keys:
+        return {}
+    found = connection.execute(_SELECT_LAST_DECISIONS, {"step_keys": list(step_keys)})
+    return {key: (Action(action), reason) for key, action, reason in found}
+
+
+def write(
+    connection: Connection, effects: Effects, bucket_ids: Mapping[TermKey, int], now: datetime
+) -> tuple[str, ...]:
+    """Write the effects; returns the texts of the alerts that were not told before."""
+    ids = dict(bucket_ids)
+    _write_buckets(connection, effects.buckets, ids, now)
+    _insert(connection, schema.holds, [rows.hold_row(booked) for booked in effects.opened])
+    _update_holds(connection, effects.changed)
+    _insert(connection, schema.journal, [rows.journal_row(row, ids[_key(row)]) for row in effects.journal])
+    _insert(connection, schema.entries, [rows.entry_row(entry) for entry in effects.entries])
+    _insert(connection, schema.node_windows, [rows.window_row(window) for window in effects.windows])
+    write_facts(connection, effects.facts)
+    _insert(connection, schema.decisions, [rows.decision_row(row) for row in effects.decisions])
+    told = promise(connection, (*effects.messages, *effects.alerts), now)
+    if effects.balances_changed:
+        connection.execute(update(schema.meta).values(generation=schema.meta.c.generation + 1))
+    return tuple(message.text for message in told if message.text)
+
+
+def write_facts(connection: Connection, facts: Sequence[Fact]) -> None:
+    """The last fact told of a name counts."""
+    latest = {(fact.hold_id, fact.name): fact.value for fact in facts}
+    if not latest:
+        return
+    connection.execute(_DELETE_FACT, [{"key": hold_id, "fact_name": name} for hold_id, name in latest])
+    values = [{"hold_id": hold_id, "name": name, "value": value} for (hold_id, name), value in latest.items()]
+    _insert(connection, schema.facts, values)
+
+
+def promise(connection: Connection, messages: Sequence[Message], now: datetime) -> tuple[Message, ...]:
+    """Put messages into the outbox; returns those that were not there yet."""
+    if not messages:
+        return ()
+    known = set(connection.execute(_SELECT_DEDUPS, {"dedups": [m.dedup for m in messages]}).scalars())
+    fresh = tuple(message for message in messages if message.dedup not in known)
+    state = {"state": "pending", "next_try": now, "tries": 0}
+    values = [{"dedup": m.dedup, "kind": m.kind, "payload": dict(m.payload), **state} for m in fresh]
+    _insert(connection, schema.outbox, values)
+    return fresh
+
+
+def _insert(connection: Connection, table: Table, values: list[rows.Row]) -> None:
+    if values:
+        connection.execute(_INSERTS[table.name], values)
+
+
+_INSERTS = {table.name: insert(table) for table in schema.metadata.sorted_tables}
+
+
+def _write_buckets(
+    connection: Connection, changes: Iterable[BucketChange], ids: dict[TermKey, int], now: datetime
+) -> None:
+    # Sorted, so that two writers of a database with row locks meet in the same order.
+    for change in sorted(changes, key=lambda change: change.term.key):
+        if change.is_new:
+            ids[change.term.key] = _insert_bucket(connection, change.term, now)
+        _update_bucket(connection, change, ids[change.term.key])
+
+
+def _insert_bucket(connection: Connection, term: Term, now: datetime) -> int:
+    account = select(schema.accounts.c.account).where(schema.accounts.c.account == term.account)
+    if connection.execute(account).first() is None:
+        connection.execute(_INSERTS["accounts"], {"account": term.account, "opened_at": now})
+    result = connection.execute(_INSERTS["buckets"], {**rows.bucket_row(term), "spent": 0, "held": 0})
+    assert result.inserted_primary_key is not None
+    return int(result.inserted_primary_key[0])
+
+
+def _update_bucket(connection: Connection, change: BucketChange, bucket_id: int) -> None:
+    row = rows.bucket_row(change.term)
+    delta = change.delta_held + change.delta_spent
+    result = connection.execute(
+        _UPDATE_BUCKET,
+        {
+            "key": bucket_id,
+            "guarded": int(change.guarded),
+            "delta": delta,
+            "delta_spent": change.delta_spent,
+            "delta_held": change.delta_held,
+            "new_limit": row["limit_amount"],
+            "new_mode": row["mode"],
+            "new_alerts": row["alerts"],
+        },
+    )
+    if result.rowcount != 1:
+        raise LedgerError(over_limit_text(change.term))
+
+
+def _update_holds(connection: Connection, changed: Sequence[BookedHold]) -> None:
+    if not changed:
+        return
+    values = [
+        {
+            "key": booked.hold.hold_id,
+            "new_state": booked.state.value,
+            "new_amounts": rows.amounts_json(booked.hold.amounts),
+        }
+        for booked in changed
+    ]
+    result = connection.execute(_UPDATE_HOLD, values)
+    if result.rowcount != len(values):
+        raise LedgerError(f"{len(values) - result.rowcount} holds were closed by somebody else; nothing was written")
+
+
+def _key(row: JournalRow) -> TermKey:
+    return (row.budget, row.account, row.unit.value, row.period)

@@ -1,0 +1,201 @@
+"""Do the books close? Every law that the ledger can prove from its own rows."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from itertools import pairwise
+from typing import Protocol
+
+from mlflow_green.ledger.ledger import Ledger, LedgerReader
+from mlflow_green.ledger.posting import TermKey, format_amount
+from mlflow_green.records import Balance, Domain, Entry, Hold, JournalRow, NodeWindow, Owner, Unit
+
+TERMINAL_KINDS = frozenset({"settle", "void", "lost"})
+
+
+class Books(Ledger, LedgerReader, Protocol):
+    """A ledger that can be read as a whole."""
+
+    def snapshot(self) -> AbstractContextManager[None]:
+        """Everything read inside belongs together."""
+        ...
+
+
+def verify(books: Books, owner_alive: Callable[[Owner], bool]) -> tuple[str, ...]:
+    """What does not close, one sentence each; empty when everything does.
+
+    ``owner_alive`` says whether the process that answers for an open hold still runs.
+    """
+    with books.snapshot():
+        try:
+            balances, journal, entries = books.balances(), books.journal(), books.entries()
+            windows, holds = books.node_windows(), books.open_holds()
+        except ValueError as error:  # a record refused what the store holds
+            return (f"a stored row breaks its own rules: {error}",)
+    return (
+        *_balance_findings(balances, journal),
+        *_hold_findings(journal, holds),
+        *_entry_findings(journal, entries, holds),
+        *_window_findings(windows),
+        *_share_findings(windows, entries, holds),
+        *_owner_findings(holds, owner_alive),
+    )
+
+
+def _key(row: JournalRow) -> TermKey:
+    return (row.budget, row.account, row.unit.value, row.period)
+
+
+def _name(key: TermKey) -> str:
+    budget, account, unit, period = key
+    return f"budget {budget} ({account}, {unit}, {period})"
+
+
+def _balance_findings(balances: Iterable[Balance], journal: Iterable[JournalRow]) -> Iterator[str]:
+    held: Counter[TermKey] = Counter()
+    spent: Counter[TermKey] = Counter()
+    for row in journal:
+        held[_key(row)] += row.delta_held
+        spent[_key(row)] += row.delta_spent
+        if held[_key(row)] < 0 or spent[_key(row)] < 0:
+            yield f"{_name(_key(row))} is below zero after journal row {row.journal_id}"
+    for balance in balances:
+        key = balance.term.key
+        sums = (held.pop(key, 0), spent.pop(key, 0))
+        if sums != (balance.held, balance.spent):
+            yield (
+                f"{_name(key)} says held {balance.held} and spent {balance.spent},"
+                f" its journal sums to {sums[0]} and {sums[1]}"
+            )
+    for key in held:
+        yield f"the journal has rows of {_name(key)}, which does not exist"
+
+
+def _hold_findings(journal: Iterable[JournalRow], open_holds: Iterable[Hold]) -> Iterator[str]:
+    """Under each of its terms a hold has one opening row, at most one terminal row, and nothing left once closed."""
+    is_open = {hold.hold_id: hold for hold in open_holds}
+    by_hold = _by_hold_and_bucket(journal)
+    for (hold_id, key), rows in by_hold.items():
+        kinds = [row.kind for row in rows if row.kind in TERMINAL_KINDS]
+        left = sum(row.delta_held for row in rows)
+        hold = is_open.get(hold_id)
+        wanted = 0 if hold is None else hold.amounts.get(rows[0].unit, 0)
+        name = f"hold {hold_id} in {_name(key)}"
+        if [row.kind for row in rows].count("hold") != 1:
+            yield f"{name} has {[row.kind for row in rows].count('hold')} opening rows, not one"
+        if len(kinds) != (hold is None):
+            yield f"{name} is {'closed' if hold is None else 'open'} and has {len(kinds)} closing rows {kinds}"
+        if left != wanted:
+            yield f"{name} holds {left} by its journal, {wanted} by its state"
+    for hold_id, kinds_of in _terminal_kinds(journal).items():
+        if len(kinds_of) > 1:
+            yield f"hold {hold_id} was closed in different ways: {', '.join(sorted(kinds_of))}"
+    for hold in is_open.values():
+        for term in hold.terms:
+            if (hold.hold_id, term.key) not in by_hold:
+                yield f"open hold {hold.hold_id} of {hold.step.label} has no row in the journal of {_name(term.key)}"
+
+
+def _by_hold_and_bucket(journal: Iterable[JournalRow]) -> dict[tuple[str, TermKey], list[JournalRow]]:
+    rows: dict[tuple[str, TermKey], list[JournalRow]] = defaultdict(list)
+    for row in journal:
+        if row.hold_id is not None:
+            rows[row.hold_id, _key(row)].append(row)
+    return rows
+
+
+def _terminal_kinds(journal: Iterable[JournalRow]) -> dict[str, set[str]]:
+    kinds: dict[str, set[str]] = defaultdict(set)
+    for row in journal:
+        if row.hold_id is not None and row.kind in TERMINAL_KINDS:
+            kinds[row.hold_id].add(row.kind)
+    return kinds
+
+
+def _entry_findings(
+    journal: Iterable[JournalRow], entries: Iterable[Entry], open_holds: Iterable[Hold]
+) -> Iterator[str]:
+    """A settled or lost hold has one entry, and its budgets were charged what the entry says."""
+    by_hold: dict[str, list[Entry]] = defaultdict(list)
+    for entry in entries:
+        if entry.hold_id is not None:
+            by_hold[entry.hold_id].append(entry)
+    for hold_id, posted in by_hold.items():
+        if len(posted) > 1:
+            yield f"hold {hold_id} was posted {len(posted)} times: {', '.join(e.entry_id for e in posted)}"
+    for hold in open_holds:
+        if hold.hold_id in by_hold:
+            yield f"hold {hold.hold_id} of {hold.step.label} is open and was posted already"
+    for row in journal:
+        if row.kind in TERMINAL_KINDS and row.hold_id is not None:
+            yield from _charge_findings(row, row.hold_id, by_hold.get(row.hold_id, []))
+
+
+def _charge_findings(row: JournalRow, hold_id: str, posted: list[Entry]) -> Iterator[str]:
+    if (row.kind == "void") != (not posted):
+        yield f"hold {hold_id} was closed by {row.kind} and has {len(posted)} entries"
+    charged = posted[0].charged.get(row.unit, 0) if posted else 0
+    if row.delta_spent != charged:
+        yield (
+            f"hold {hold_id} was charged {format_amount(row.unit, row.delta_spent)} in {_name(_key(row))},"
+            f" its entry says {format_amount(row.unit, charged)}"
+        )
+
+
+def _window_findings(windows: Iterable[NodeWindow]) -> Iterator[str]:
+    by_domain: dict[tuple[str, Domain], list[NodeWindow]] = defaultdict(list)
+    for window in windows:
+        by_domain[window.sampler_id, window.domain].append(window)
+        parts = window.attributed_microjoules + window.idle_microjoules + window.other_microjoules
+        if parts != window.energy.microjoules:
+            yield f"the shares of window {_window_name(window)} sum to {parts}, not to {window.energy.microjoules}"
+    for one_domain in by_domain.values():
+        one_domain.sort(key=lambda window: window.sequence_first)
+        for first, second in pairwise(one_domain):
+            if second.sequence_first <= first.sequence_last:
+                yield f"windows {_window_name(first)} and {_window_name(second)} overlap"
+
+
+def _window_name(window: NodeWindow) -> str:
+    return f"{window.sampler_id}/{window.domain.value}/{window.sequence_first}-{window.sequence_last}"
+
+
+def _share_findings(
+    windows: Iterable[NodeWindow], entries: Iterable[Entry], open_holds: Iterable[Hold]
+) -> Iterator[str]:
+    """What a sampler attributed is what its entries sum to, once no hold of its host is open any more."""
+    busy = {(hold.owner.host, hold.owner.boot_id) for hold in open_holds}
+    attributed: Counter[tuple[str, Domain]] = Counter()
+    unfinished: set[str] = set()
+    for window in windows:
+        attributed[window.sampler_id, window.domain] += window.attributed_microjoules
+        if (window.host, window.boot_id) in busy:
+            unfinished.add(window.sampler_id)
+    posted = _posted_energy(entries)
+    for sampler_id, domain in sorted({*attributed, *posted}):
+        shares, whole = posted.get((sampler_id, domain), 0), attributed[sampler_id, domain]
+        if shares != whole and sampler_id not in unfinished:
+            yield (
+                f"sampler {sampler_id}, {domain.value}: entries sum to {format_amount(Unit.ENERGY, shares)} ({shares}"
+                f" microjoules), its windows attributed {format_amount(Unit.ENERGY, whole)} ({whole} microjoules)"
+            )
+
+
+def _posted_energy(entries: Iterable[Entry]) -> Mapping[tuple[str, Domain], int]:
+    posted: Counter[tuple[str, Domain]] = Counter()
+    for entry in entries:
+        if entry.sampler_id is not None:
+            for domain, energy in entry.energy.items():
+                posted[entry.sampler_id, domain] += energy.microjoules
+    return posted
+
+
+def _owner_findings(open_holds: Iterable[Hold], owner_alive: Callable[[Owner], bool]) -> Iterator[str]:
+    for hold in open_holds:
+        if not owner_alive(hold.owner):
+            yield (
+                f"hold {hold.hold_id} of {hold.step.label} is open and its owner, process {hold.owner.pid} on"
+                f" {hold.owner.host}, is gone; the next run of this project charges and closes it"
+            )

@@ -1,0 +1,295 @@
+"""CPU time of a job and of everything that it starts, readable while it runs.
+
+Two ways without root: the kernel's task clock, inherited by every child (exact, also for daemons and fork storms), and
+watching the process tree in ``/proc`` with the exit report of ``os.wait4`` (a lower bound: what is orphaned between two
+looks is not seen).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import logging
+import os
+import platform
+import struct
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from resource import struct_rusage
+from typing import Any, Protocol
+
+from mlflow_green.records import CpuClockName
+from mlflow_green.sensors.proc_stat import PROC_ROOT, read_host_cpu
+from mlflow_green.units import NANOSECONDS_PER_SECOND
+
+_log = logging.getLogger(__name__)
+
+
+class CpuClock(Protocol):
+    """CPU seconds of one job since the clock was opened. Thread-safe; never decreases; stands still after ``close``."""
+
+    @property
+    def name(self) -> CpuClockName: ...
+
+    def seconds(self) -> float: ...
+
+    def close(self) -> None: ...
+
+
+def open_clock(proc_root: Path = PROC_ROOT) -> PerfClock | ProcessTreeClock:
+    """The best clock for what the calling thread is about to start.
+
+    A ``ProcessTreeClock`` must be told its processes: ``add_root`` when they start, ``add_finished`` when they are
+    reaped.
+    """
+    try:
+        return PerfClock.open_on_current_thread()
+    except OSError:
+        return ProcessTreeClock(proc_root)
+
+
+def host_busy_seconds(proc_root: Path = PROC_ROOT) -> float:
+    """CPU seconds that the whole host has been busy since boot. Raises ``SensorRetry``."""
+    return read_host_cpu(proc_root).busy_seconds
+
+
+# --- the kernel's task clock ----------------------------------------------------------------------
+
+_SYS_PERF_EVENT_OPEN = {"x86_64": 298, "aarch64": 241}
+_PERF_TYPE_SOFTWARE = 1
+_PERF_COUNT_SW_TASK_CLOCK = 1
+_INHERIT = 1 << 1
+_EXCLUDE_KERNEL = 1 << 5  # allowed to everyone at perf_event_paranoid 2; a task clock counts all the same
+_EXCLUDE_HV = 1 << 6
+_PERF_FLAG_FD_CLOEXEC = 8
+_ATTRIBUTES_BYTES = 112  # perf_event_attr, version 5
+_FLAGS_OFFSET = 40
+
+
+class PerfClock:
+    """``perf_event_open(task-clock, inherit)``: the thread that opened it and all that it starts from then on."""
+
+    name = CpuClockName.PERF
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._seconds = 0.0
+        self._lock = threading.Lock()
+
+    @classmethod
+    def open_on_current_thread(cls) -> PerfClock:
+        """Start counting the calling thread.
+
+        Raises:
+            OSError: not allowed or not known here (``perf_event_paranoid`` above 2, seccomp, another machine type).
+        """
+        number = _SYS_PERF_EVENT_OPEN.get(platform.machine())
+        if number is None or os.uname().sysname != "Linux":
+            raise OSError(errno.ENOSYS, f"perf_event_open is not known on {platform.machine()}")
+        attributes = bytearray(_ATTRIBUTES_BYTES)
+        struct.pack_into("IIQ", attributes, 0, _PERF_TYPE_SOFTWARE, _ATTRIBUTES_BYTES, _PERF_COUNT_SW_TASK_CLOCK)
+        struct.pack_into("Q", attributes, _FLAGS_OFFSET, _INHERIT | _EXCLUDE_KERNEL | _EXCLUDE_HV)
+        buffer = (ctypes.c_char * _ATTRIBUTES_BYTES).from_buffer(attributes)
+        syscall = ctypes.CDLL(None, use_errno=True).syscall
+        syscall.restype = ctypes.c_long
+        this_thread, any_cpu, no_group = ctypes.c_int(0), ctypes.c_int(-1), ctypes.c_int(-1)
+        flags = ctypes.c_ulong(_PERF_FLAG_FD_CLOEXEC)
+        fd = syscall(ctypes.c_long(number), buffer, this_thread, any_cpu, no_group, flags)
+        if fd < 0:
+            code = ctypes.get_errno()
+            raise OSError(code, f"perf_event_open: {os.strerror(code)}")
+        return cls(int(fd))
+
+    def seconds(self) -> float:
+        with self._lock:
+            if self._fd >= 0:
+                (nanoseconds,) = struct.unpack("Q", os.read(self._fd, 8))
+                self._seconds = max(self._seconds, nanoseconds / NANOSECONDS_PER_SECOND)
+            return self._seconds
+
+    def close(self) -> None:
+        with self._lock:
+            if self._fd >= 0:
+                os.close(self._fd)
+                self._fd = -1
+
+
+# --- watching the process tree --------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Process:
+    pid: int
+    parent: int
+    started_ticks: int
+    cpu_seconds: float  # its own and that of the children that it has reaped
+
+
+class ProcessTreeClock:
+    """The live trees under the added roots, by ``/proc``, plus what ``os.wait4`` said of the roots that ended.
+
+    A process once seen is watched until it ends, also when its parent ends first. The CPU time of one that ended is
+    in its parent's account if the parent lives; else the last look at it is kept, until ``add_finished`` reports the
+    root that it belonged to. So nothing counts twice, and what no look caught is missing.
+    """
+
+    def __init__(self, proc_root: Path = PROC_ROOT) -> None:
+        self._proc_root = proc_root
+        self._lock = threading.Lock()
+        self._roots: set[int] = set()
+        self._watched: dict[int, _Process] = {}
+        self._kept_seconds: dict[int, float] = {}  # by the process that nobody we watch will account for
+        self._finished_seconds = 0.0
+        self._seconds = 0.0
+        self._finished_since_look: set[int] = set()
+        self._has_finished = False
+        self._closed = False
+
+    @property
+    def name(self) -> CpuClockName:
+        return CpuClockName.WAIT4 if self._has_finished else CpuClockName.POLLING
+
+    def add_root(self, pid: int) -> None:
+        """Watch ``pid`` and its descendants; its CPU time since its own start counts."""
+        with self._lock:
+            self._roots.add(pid)
+            self._kept_seconds.pop(pid, None)
+
+    def add_finished(self, pid: int, cpu_seconds: float) -> None:
+        """The root ``pid`` was reaped; ``cpu_seconds`` (user + system) are its own and those of all that it reaped."""
+        with self._lock:
+            self._has_finished = True
+            self._finished_since_look.add(pid)
+            self._roots.discard(pid)
+            self._watched.pop(pid, None)
+            self._kept_seconds.pop(pid, None)
+            self._finished_seconds += cpu_seconds
+
+    def seconds(self) -> float:
+        with self._lock:
+            if not self._closed:
+                live_seconds = self._look()
+                total_seconds = self._finished_seconds + live_seconds + sum(self._kept_seconds.values())
+                self._seconds = max(self._seconds, total_seconds)
+            return self._seconds
+
+    def close(self) -> None:
+        self.seconds()
+        with self._lock:
+            self._closed = True
+
+    def _look(self) -> float:
+        """Look at every process of the trees once; the CPU seconds of those that live."""
+        live: dict[int, _Process] = {}
+        for pid in (*self._roots, *self._watched):
+            self._walk(pid, live)
+        for pid, process in self._watched.items():
+            if pid not in live:
+                heir = self._heir(process, live)
+                if heir is not None:
+                    self._kept_seconds[heir] = self._kept_seconds.get(heir, 0.0) + process.cpu_seconds
+        self._roots &= live.keys() | (self._roots - self._watched.keys())
+        self._watched = live
+        self._finished_since_look.clear()
+        return sum(process.cpu_seconds for process in live.values())
+
+    def _walk(self, pid: int, live: dict[int, _Process]) -> None:
+        pending = [pid]
+        while pending:
+            pid = pending.pop()
+            if pid in live:
+                continue
+            process = _read_process(self._proc_root, pid)
+            before = self._watched.get(pid)
+            if process is None or (before is not None and before.started_ticks != process.started_ticks):
+                continue  # gone, or its number is another process's now
+            live[pid] = process
+            pending += _children(self._proc_root, pid)
+
+    def _heir(self, process: _Process, live: dict[int, _Process]) -> int | None:
+        """The topmost ended process above this one, ``None`` if a live or a reported one has its time."""
+        top = process
+        while top.parent in self._watched:
+            if top.parent in live:
+                return None
+            top = self._watched[top.parent]
+        return None if top.parent in self._finished_since_look else top.pid
+
+
+def _read_process(proc_root: Path, pid: int) -> _Process | None:
+    try:
+        fields = (proc_root / str(pid) / "stat").read_bytes().rpartition(b")")[2].split()
+        ticks = sum(int(field) for field in fields[11:15])  # utime stime cutime cstime
+        return _Process(pid, int(fields[1]), int(fields[19]), ticks / os.sysconf("SC_CLK_TCK"))
+    except (OSError, IndexError, ValueError):
+        return None
+
+
+def _children(proc_root: Path, pid: int) -> list[int]:
+    """Live children of all of the process's threads; by a look at every process where the kernel keeps no list."""
+    found: list[int] = []
+    try:
+        for task in os.listdir(proc_root / str(pid) / "task"):  # noqa: PTH208 - names only, many times a second
+            found += map(int, (proc_root / str(pid) / "task" / task / "children").read_bytes().split())
+    except FileNotFoundError:
+        if not (proc_root / "self/task" / str(os.getpid()) / "children").exists():
+            return list(_children_by_scan(proc_root, pid))
+    except OSError:
+        return found
+    return found
+
+
+def _children_by_scan(proc_root: Path, pid: int) -> Iterator[int]:
+    for name in os.listdir(proc_root):  # noqa: PTH208 - names only, no Path for each process
+        if name.isdigit():
+            process = _read_process(proc_root, int(name))
+            if process is not None and process.parent == pid:
+                yield process.pid
+
+
+# --- reaping by wait4 -----------------------------------------------------------------------------
+
+
+def metered_popen(on_rusage: Callable[[int, struct_rusage], None]) -> type[subprocess.Popen[Any]]:
+    """A ``subprocess.Popen`` that reaps by ``os.wait4`` and tells ``on_rusage(pid, rusage)``, once for each process.
+
+    It is told on whatever thread reaps. What it raises is logged: measuring never breaks the program. A process that
+    the kernel reaped by itself (SIGCHLD ignored) has no report.
+    """
+
+    class MeteredPopen(subprocess.Popen[Any]):
+        _waitpid_lock: threading.Lock
+        _handle_exitstatus: Callable[[int], None]
+
+        def _try_wait(self, wait_flags: int) -> tuple[int, int]:
+            """What ``wait`` and ``communicate`` reap by, called under ``_waitpid_lock``."""
+            try:
+                pid, status, rusage = os.wait4(self.pid, wait_flags)
+            except ChildProcessError:
+                return self.pid, 0  # as subprocess itself answers
+            if pid == self.pid:
+                self._tell(rusage)
+            return pid, status
+
+        def _internal_poll(self, _deadstate: int | None = None, *_args: object, **_kwargs: object) -> int | None:
+            """What ``poll`` reaps by; the standard one calls ``waitpid`` directly."""
+            if self.returncode is None and self._waitpid_lock.acquire(blocking=False):
+                try:
+                    if self.returncode is None:
+                        pid, status = self._try_wait(os.WNOHANG)
+                        if pid == self.pid:
+                            self._handle_exitstatus(status)
+                finally:
+                    self._waitpid_lock.release()
+            return self.returncode
+
+        def _tell(self, rusage: struct_rusage) -> None:
+            try:
+                on_rusage(self.pid, rusage)
+            except Exception:  # noqa: BLE001 - the host program's boundary
+                _log.exception("the CPU time of process %d was not recorded", self.pid)
+
+    return MeteredPopen

@@ -1,0 +1,155 @@
+"""From successive readings of one counter to energy: wraps, resets, gaps. Pure.
+
+A gap is filled with the device's mean power so far, and the next counter value puts that right: over time, what is
+emitted is what the counter counted. Only a reset loses energy for good, and its interval says so.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from mlflow_green.records import Device, Energy, Reading
+from mlflow_green.units import microjoules
+
+# A wrap or a reset? Nothing draws more than this times its stated maximum for a whole window.
+WRAP_POWER_FACTOR = 1.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceEnergy:
+    """What one device used in one window of ``seconds``, of which ``covered_seconds`` lay between valid reads.
+
+    ``idle_microjoules`` is the sensor's own idle part, ``None`` where the sensor has none.
+    """
+
+    device: Device
+    energy: Energy
+    idle_microjoules: int | None
+    seconds: float
+    covered_seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Track:
+    """What must be remembered of a device between two windows.
+
+    ``last`` is the last valid reading and ``until_seconds`` the end of the last window, on the monotonic clock.
+    ``known_microjoules`` in ``known_seconds`` give the mean power so far. ``ahead_microjoules`` were emitted for gaps
+    and the counter has not confirmed them yet.
+    """
+
+    device: Device
+    last: Reading | None = None
+    until_seconds: float = 0.0
+    known_microjoules: int = 0
+    known_seconds: float = 0.0
+    ahead_microjoules: int = 0
+
+
+def advance(track: Track, reading: Reading) -> tuple[Track, DeviceEnergy | None]:
+    """Close the window that ends with ``reading``; ``None`` while nothing can be said of it.
+
+    That is so before the second valid reading, which then brings the energy of the whole time since the first.
+    """
+    if reading.energy_microjoules is None:
+        return _uncovered(track, reading.monotonic_seconds)
+    if track.last is None:
+        return replace(track, last=reading, until_seconds=reading.monotonic_seconds), None
+    if reading.monotonic_seconds <= track.until_seconds:
+        return track, None
+    gained = counter_gain_microjoules(track.device, track.last, reading)
+    if gained is None:
+        after, window = _uncovered(track, reading.monotonic_seconds)
+        until_seconds = reading.monotonic_seconds
+        return replace(after, last=reading, until_seconds=until_seconds, ahead_microjoules=0), window
+    return _covered(track, track.last, reading, gained)
+
+
+def counter_gain_microjoules(device: Device, before: Reading, after: Reading) -> int | None:
+    """How far the counter moved between two valid readings, never negative; ``None`` when it was reset.
+
+    It wrapped, rather than was reset, only if the power that this implies is possible and the time too short for
+    another wrap. Over a longer time the number of wraps is unknown, which is as good as a reset.
+    """
+    assert before.energy_microjoules is not None
+    assert after.energy_microjoules is not None
+    gain = after.energy_microjoules - before.energy_microjoules
+    if device.counter_range_microjoules is None:
+        return gain if gain >= 0 else None
+    seconds = after.monotonic_seconds - before.monotonic_seconds
+    if microjoules(device.power_watts_max * seconds) >= device.counter_range_microjoules:
+        return None
+    if gain >= 0:
+        return gain
+    wrapped = gain + device.counter_range_microjoules + 1
+    possible = microjoules(WRAP_POWER_FACTOR * device.power_watts_max * seconds)
+    return wrapped if 0 <= wrapped <= possible else None
+
+
+def _covered(track: Track, last: Reading, reading: Reading, gained: int) -> tuple[Track, DeviceEnergy]:
+    low, high = _interval(track.device, last, reading, gained)
+    emitted = max(0, gained - track.ahead_microjoules)
+    seconds = reading.monotonic_seconds - track.until_seconds
+    window = DeviceEnergy(
+        device=track.device,
+        energy=Energy(
+            microjoules=emitted,
+            low_microjoules=min(low, emitted),
+            high_microjoules=high,
+            method=track.device.method,
+        ),
+        idle_microjoules=_idle(last, reading, emitted),
+        seconds=seconds,
+        covered_seconds=seconds,
+    )
+    after = replace(
+        track,
+        last=reading,
+        until_seconds=reading.monotonic_seconds,
+        known_microjoules=track.known_microjoules + gained,
+        known_seconds=track.known_seconds + reading.monotonic_seconds - last.monotonic_seconds,
+        ahead_microjoules=max(0, track.ahead_microjoules - gained),
+    )
+    return after, window
+
+
+def _uncovered(track: Track, now_seconds: float) -> tuple[Track, DeviceEnergy | None]:
+    """Time without a valid read: mean power so far, anything from 0 to P_max."""
+    seconds = now_seconds - track.until_seconds
+    if track.known_seconds <= 0 or seconds <= 0:
+        return track, None
+    point = round(track.known_microjoules * seconds / track.known_seconds)
+    window = DeviceEnergy(
+        device=track.device,
+        energy=Energy(
+            microjoules=point,
+            low_microjoules=0,
+            high_microjoules=max(point, microjoules(track.device.power_watts_max * seconds)),
+            method=track.device.method,
+        ),
+        idle_microjoules=None,
+        seconds=seconds,
+        covered_seconds=0.0,
+    )
+    after = replace(track, until_seconds=now_seconds, ahead_microjoules=track.ahead_microjoules + point)
+    return after, window
+
+
+def _interval(device: Device, last: Reading, reading: Reading, gained: int) -> tuple[int, int]:
+    """The sensor's own interval where it has one, else the device's error band; it always holds the point."""
+    low = _gain(last.energy_low_microjoules, reading.energy_low_microjoules)
+    high = _gain(last.energy_high_microjoules, reading.energy_high_microjoules)
+    if low is None:
+        low = round(gained * (1 - device.error_ratio))
+    if high is None:
+        high = round(gained * (1 + device.error_ratio))
+    return max(0, min(low, gained)), max(high, gained)
+
+
+def _idle(last: Reading, reading: Reading, emitted: int) -> int | None:
+    idle = _gain(last.idle_microjoules, reading.idle_microjoules)
+    return None if idle is None else min(idle, emitted)
+
+
+def _gain(before: int | None, after: int | None) -> int | None:
+    return None if before is None or after is None or after < before else after - before

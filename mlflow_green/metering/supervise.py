@@ -1,0 +1,131 @@
+"""Finding and ending the processes of a step; recognising a dead owner.
+
+Processes are found by ``GREEN_HOLD_ID`` in their environment, which survives double forks and a new
+session, plus all descendants of those. Nothing here ever waits for a process: reaping a child
+that ``subprocess`` waits for would turn its failure into a success.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from mlflow_green.clock import boot_id
+from mlflow_green.records import Owner
+
+PROC = Path("/proc")
+_POLL_SECONDS = 0.05
+_STAT_PARENT, _STAT_START = 1, 19  # fields of /proc/PID/stat, counted from the state
+
+
+def start_ticks(pid: int, proc_root: Path = PROC) -> int | None:
+    """When the process started, in clock ticks since boot; ``None`` if it is gone or a zombie."""
+    fields = _stat(pid, proc_root)
+    if fields is None or fields[0] in {"Z", "X"}:
+        return None
+    return int(fields[_STAT_START])
+
+
+def this_process(host: str) -> Owner:
+    """This process as an owner of holds."""
+    pid = os.getpid()
+    return Owner(host=host, boot_id=boot_id(), pid=pid, started_ticks=start_ticks(pid) or 0)
+
+
+def owner_alive(owner: Owner, host: str, proc_root: Path = PROC) -> bool:
+    """Whether the owner still runs. An owner on another host counts as alive: nothing here proves its death."""
+    if owner.host != host:
+        return True
+    return owner.boot_id == boot_id() and start_ticks(owner.pid, proc_root) == owner.started_ticks
+
+
+def step_processes(hold_id: str, proc_root: Path = PROC) -> frozenset[int]:
+    """Live processes that carry the hold's id, and their descendants; never this process or its ancestors."""
+    marker = f"GREEN_HOLD_ID={hold_id}".encode()
+    children: dict[int, list[int]] = {}
+    parents: dict[int, int] = {}
+    found: list[int] = []
+    for name in os.listdir(proc_root):  # noqa: PTH208 - names only, no Path for each process
+        if not name.isdigit():
+            continue
+        pid = int(name)
+        fields = _stat(pid, proc_root)
+        if fields is None or fields[0] in {"Z", "X"}:
+            continue
+        parents[pid] = int(fields[_STAT_PARENT])
+        children.setdefault(parents[pid], []).append(pid)
+        with contextlib.suppress(OSError):
+            if marker in (proc_root / name / "environ").read_bytes().split(b"\0"):
+                found.append(pid)
+    tree: set[int] = set()
+    while found:
+        pid = found.pop()
+        if pid not in tree:
+            tree.add(pid)
+            found.extend(children.get(pid, ()))
+    return frozenset(tree - _lineage(os.getpid(), parents))
+
+
+def send(pids: Iterable[int], signal_number: int) -> None:
+    """Send a signal to each process that still exists and belongs to us."""
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            os.kill(pid, signal_number)
+
+
+class Ending:
+    """Ends the processes of one step: SIGTERM now, SIGKILL when ``grace_seconds`` have passed.
+
+    ``advance`` is called again and again by a thread with other work; it returns True once no process
+    of the step is left.
+    """
+
+    def __init__(
+        self, hold_id: str, grace_seconds: float, monotonic_seconds: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.hold_id = hold_id
+        self._now = monotonic_seconds
+        self._kill_at = monotonic_seconds() + grace_seconds
+        self._told: set[int] = set()
+
+    def advance(self) -> bool:
+        alive = step_processes(self.hold_id)
+        if not alive:
+            return True
+        if self._now() >= self._kill_at:
+            send(alive, signal.SIGKILL)
+        else:
+            send(alive - self._told, signal.SIGTERM)
+            self._told |= alive
+        return False
+
+
+def end_processes(hold_id: str, grace_seconds: float) -> bool:
+    """End a step's processes and wait until none is left; True if there was any. Takes at most the grace and 5 s."""
+    if not step_processes(hold_id):
+        return False
+    ending = Ending(hold_id, grace_seconds)
+    deadline = time.monotonic() + grace_seconds + 5
+    while not ending.advance() and time.monotonic() < deadline:
+        time.sleep(_POLL_SECONDS)
+    return True
+
+
+def _stat(pid: int, proc_root: Path) -> list[str] | None:
+    """Fields of /proc/PID/stat from the state on; the name before them may hold any character."""
+    try:
+        return (proc_root / str(pid) / "stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+
+
+def _lineage(pid: int, parents: dict[int, int]) -> set[int]:
+    lineage = set()
+    while pid and pid not in lineage:
+        lineage.add(pid)
+        pid = parents.get(pid, 0)
+    return lineage

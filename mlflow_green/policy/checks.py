@@ -1,0 +1,182 @@
+"""Checks across the keys of a policy, on its plain data.
+
+They run on the data and not on the typed document, so that a file with a misspelt word somewhere is still told
+everything else that is wrong with it. Whatever has the wrong shape is passed over: the schema reports that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from decimal import Decimal, DecimalException
+from itertools import chain
+
+from mlflow_green.errors import QuantityError
+from mlflow_green.policy.source import KeyPath, Problem, close_name
+from mlflow_green.records import Unit
+from mlflow_green.units import CARBON_MICROGRAMS, ENERGY_MICROJOULES, split_quantity
+
+Data = Mapping[str, object]
+
+_ONLY_WITH = {"to": ("notify",), "for": ("wait",), "then": ("wait",), "grace": ("halt",)}
+_MODES = ("observe", "soft")
+
+
+def cross_checks(data: Data) -> Iterator[Problem]:
+    """Everything that is wrong between keys, in no particular order."""
+    site = _mapping(data.get("site"))
+    channels = tuple(_mapping(data.get("channels")))
+    yield from _site(site)
+    yield from _duplicate_names(data)
+    for path, budget in _items(data, ("budgets",)):
+        yield from _limits(path, budget, site)
+        for rule_path, rule in _items(budget, (*path, "rules")):
+            yield from chain(_rule(rule_path, rule), _channels(rule_path, rule, channels))
+        yield from _halts(path, budget)
+    for name, channel in _mapping(data.get("channels")).items():
+        yield from _channel(("channels", name), channel)
+
+
+def _site(site: Data) -> Iterator[Problem]:
+    if "carbon_intensity" in site and "source" not in site:
+        message = "say where the number comes from, e.g. 'source: my supplier, 2025'"
+        yield Problem(path=("site", "carbon_intensity"), on_key=True, message=message)
+
+
+def _duplicate_names(data: Data) -> Iterator[Problem]:
+    seen: dict[object, int] = {}
+    for path, budget in _items(data, ("budgets",)):
+        name = budget.get("name")
+        if not isinstance(name, str):
+            continue
+        if name in seen:
+            message = f"budget {name!r} is here twice (the first is budgets.{seen[name]}); names must differ"
+            yield Problem(path=(*path, "name"), message=message)
+        seen.setdefault(name, int(path[-1]))
+
+
+# --- limits -------------------------------------------------------------------------------------
+
+
+def _limits(path: KeyPath, budget: Data, site: Data) -> Iterator[Problem]:
+    seen: set[Unit] = set()
+    value = budget.get("limit")
+    for index, text in enumerate(value if isinstance(value, list) else [value]):
+        unit, currency = _unit(text)
+        if unit is None:
+            continue
+        place = (*path, "limit", index)
+        if unit in seen:
+            yield Problem(path=place, message=f"a second {unit} limit; a budget has one limit for each unit")
+        seen.add(unit)
+        if unit is Unit.CARBON and not {"country", "carbon_intensity"} & set(site):
+            message = "a carbon limit needs the carbon intensity of the site; add e.g. 'site: {country: FRA}'"
+            yield Problem(path=place, message=message)
+        if unit is Unit.MONEY:
+            yield from _money(place, currency, site)
+
+
+def _unit(text: object) -> tuple[Unit | None, str]:
+    try:
+        name = split_quantity(text)[1] if isinstance(text, str) else ""
+    except QuantityError:
+        return None, ""
+    if name in ENERGY_MICROJOULES:
+        return Unit.ENERGY, ""
+    if name in CARBON_MICROGRAMS:
+        return Unit.CARBON, ""
+    money = len(name) == 3 and name.isupper() and name not in {unit.upper() for unit in ENERGY_MICROJOULES}  # noqa: PLR2004
+    return (Unit.MONEY, name) if money else (None, "")
+
+
+def _money(place: KeyPath, currency: str, site: Data) -> Iterator[Problem]:
+    price = site.get("price")
+    if price is None:
+        message = f"a money limit needs the price of electricity; add e.g. 'site: {{price: 0.21 {currency}/kWh}}'"
+        yield Problem(path=place, message=message)
+    elif isinstance(price, str) and "/" in price and not price.rpartition("/")[0].endswith(currency):
+        yield Problem(path=place, message=f"the limit is in {currency}, but site.price is {price!r}")
+
+
+# --- rules --------------------------------------------------------------------------------------
+
+
+def _rule(path: KeyPath, rule: Data) -> Iterator[Problem]:
+    do, of = rule.get("do"), rule.get("of")
+    for key, verbs in _ONLY_WITH.items():
+        if key in rule and isinstance(do, str) and do not in verbs:
+            yield Problem(path=(*path, key), on_key=True, message=f"{key!r} belongs to 'do: {verbs[0]}', not to {do!r}")
+    if do == "notify" and "to" not in rule:
+        yield Problem(path=path, message="'to' is missing; name the channels to notify, e.g. 'to: [team]'")
+    if of == "forecast" and do == "halt":
+        message = "a forecast must not halt a running step; write 'of: spent'"
+        yield Problem(path=(*path, "of"), message=message)
+    elif of == "forecast" and do in {"downgrade", "wait", "refuse"}:
+        yield Problem(path=(*path, "of"), message="a forecast may only notify; write 'of: committed'")
+    elif do == "halt" and of == "committed":
+        message = "a step halts for what is spent, not for what others hold; write 'of: spent'"
+        yield Problem(path=(*path, "of"), message=message)
+
+
+def _channels(path: KeyPath, rule: Data, channels: tuple[str, ...]) -> Iterator[Problem]:
+    value = rule.get("to", [])
+    for index, name in enumerate(value if isinstance(value, list) else [value]):
+        if isinstance(name, str) and name not in channels:
+            known = f"known channels: {', '.join(channels)}" if channels else "there is no 'channels:' section"
+            message = f"unknown channel {name!r}; {known}"
+            yield Problem(path=(*path, "to", index), message=message, suggestion=close_name(name, channels))
+
+
+def _halts(path: KeyPath, budget: Data) -> Iterator[Problem]:
+    rules = list(_items(budget, (*path, "rules")))
+    stops = [
+        (ratio, str(rule["do"]))
+        for _, rule in rules
+        if rule.get("do") in {"wait", "refuse"} and (ratio := _ratio(rule))
+    ]
+    stop, name = min([*stops, (Decimal(1), "the limit")])
+    mode = budget.get("mode", "observe")
+    for rule_path, rule in rules:
+        if rule.get("do") != "halt":
+            continue
+        if mode in _MODES:
+            message = f"'halt' can never fire: budget mode is {mode!r}, only 'hard' halts running steps"
+            yield Problem(path=(*rule_path, "do"), message=message)
+        ratio = _ratio(rule)
+        if ratio and ratio < stop:
+            message = f"halt at {ratio:%} comes before {name} at {stop:%}: steps would be admitted and then halted"
+            yield Problem(path=(*rule_path, "at"), message=message)
+
+
+def _ratio(rule: Data) -> Decimal | None:
+    text = str(rule.get("at", ""))
+    if not text.endswith("%"):
+        return None
+    try:
+        return Decimal(text[:-1].strip()).normalize() / 100
+    except DecimalException:
+        return None
+
+
+# --- channels -------------------------------------------------------------------------------------
+
+
+def _channel(path: KeyPath, value: object) -> Iterator[Problem]:
+    channel = _mapping(value)
+    if isinstance(value, Mapping) and not {"webhook", "email", "apprise"} & set(channel):
+        yield Problem(
+            path=path, on_key=True, message="leads nowhere; give it a webhook, an email or an apprise address"
+        )
+    if "secret" in channel and "webhook" not in channel:
+        yield Problem(path=(*path, "secret"), on_key=True, message="'secret' signs a webhook, but there is none")
+
+
+def _mapping(value: object) -> Data:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _items(parent: Data, path: KeyPath) -> Iterator[tuple[KeyPath, Data]]:
+    """The mappings in the list that the last part of ``path`` names, each with its own path."""
+    value = parent.get(str(path[-1]))
+    for index, item in enumerate(value if isinstance(value, list) else []):
+        if isinstance(item, Mapping):
+            yield (*path, index), item

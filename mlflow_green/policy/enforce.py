@@ -1,0 +1,98 @@
+"""What happens to a step that runs: when it asks for more, when it is ended and how long it has then; pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from mlflow_green.policy.decide import format_amount
+from mlflow_green.policy.document import GRACE_SECONDS, Budget, Policy, Verb
+from mlflow_green.policy.forecast import ToAmounts, energy_only
+from mlflow_green.records import Balance, Hold, Mode, Unit, Usage
+from mlflow_green.units import microjoules
+
+TOP_UP_PERCENT = 80
+TOP_UP_PERIODS = 3
+
+
+class Interval(NamedTuple):
+    """An amount with its interval in the unit's integer scale: low <= point <= high."""
+
+    low: int
+    point: int
+    high: int
+
+
+def halt_due(
+    policy: Policy,
+    hold: Hold,
+    usage: Usage,
+    amounts_used: Mapping[Unit, tuple[int, int, int]],
+    balances: Sequence[Balance],
+    granted: Mapping[Unit, int],
+) -> str | None:
+    """Why a running step must be ended, in a sentence; ``None`` if it may go on.
+
+    Only hard budgets halt. ``amounts_used`` is (low, point, high) of each unit; the budget's ``enforce`` picks the end
+    that counts. ``granted`` is the hold with all its top-ups: call this after a top-up was asked for, so that being
+    over it means that more was refused. ``balances`` are those of the hold's terms.
+    """
+    for balance in balances:
+        if balance.term.mode is not Mode.HARD:
+            continue
+        budget, unit = policy.budget(balance.term.budget), balance.term.unit
+        interval = amounts_used.get(unit)
+        if interval is None:
+            continue
+        used = getattr(Interval(*interval), budget.enforce)
+        reason = _over_grant(budget, unit, used, granted) or _over_threshold(budget, balance, used)
+        if reason:
+            return f"{budget.name}: {hold.step.label} {reason}, after {usage.duration_seconds:.0f} s; it is halted"
+    return None
+
+
+def _over_grant(budget: Budget, unit: Unit, used: int, granted: Mapping[Unit, int]) -> str | None:
+    grant = granted.get(unit)
+    if budget.overrun != "halt" or grant is None or used <= grant:
+        return None
+    text = format_amount(unit, used, budget.currency)
+    return f"used {unit} {text} ({budget.enforce}) of {format_amount(unit, grant, budget.currency)} granted"
+
+
+def _over_threshold(budget: Budget, balance: Balance, used: int) -> str | None:
+    unit, limit = balance.term.unit, balance.term.limit
+    total = balance.spent + used
+    for rule in budget.rules_that(Verb.HALT):
+        if total >= rule.threshold(limit):
+            text = format_amount(unit, total, budget.currency)
+            return f"brings {unit} spent to {text}, past {rule.at:.0%} of {format_amount(unit, limit, budget.currency)}"
+    return None
+
+
+def top_up_need(
+    *,
+    used: Mapping[Unit, int],
+    granted: Mapping[Unit, int],
+    expected: Mapping[Unit, int] | None,
+    power_watts_max: float,
+    period_seconds: float,
+    to_amounts: ToAmounts = energy_only,
+) -> Mapping[Unit, int]:
+    """What a running step asks for more, in every unit of which it has used 80 % of its grant; empty if none.
+
+    max(expected - used, 3 x power_watts_max x period_seconds): what its estimate still lacks, at least three sampling
+    periods at the most that it can draw. ``used`` is the point value; ``expected`` the p95 estimate, if any.
+    """
+    least = to_amounts(microjoules(TOP_UP_PERIODS * power_watts_max * period_seconds))
+    return {
+        unit: max((expected or {}).get(unit, 0) - used[unit], least.get(unit, 0))
+        for unit, grant in granted.items()
+        if unit in used and used[unit] * 100 >= grant * TOP_UP_PERCENT
+    }
+
+
+def grace_seconds(policy: Policy, hold: Hold) -> int:
+    """How long a halted step has between SIGTERM and SIGKILL: the shortest that its hard budgets say, else 30 s."""
+    names = dict.fromkeys(term.budget for term in hold.terms if term.mode is Mode.HARD)
+    said = [rule.grace_seconds for name in names for rule in policy.budget(name).rules_that(Verb.HALT)]
+    return min(said, default=GRACE_SECONDS)

@@ -1,0 +1,212 @@
+"""A YAML text with the place of every key and value, and problems shown as compilers show them."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+
+from mlflow_green.errors import PolicyError
+
+SIZE_BYTES_MAX = 1_000_000
+NODES_MAX = 20_000
+DEPTH_MAX = 20
+CUTOFF = 0.6
+
+KeyPath = tuple[str | int, ...]
+"""The way to a value: ``("budgets", 0, "limit")``."""
+
+_TAG = "tag:yaml.org,2002:"
+_BOOLEANS = {"true": True, "false": False}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mark:
+    """A place in the text; line and column count from 1."""
+
+    line: int
+    column: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """One thing that is wrong: ``mark`` where the text itself is broken, else the path to the value or its key."""
+
+    message: str
+    path: KeyPath = ()
+    suggestion: str | None = None
+    on_key: bool = False
+    mark: Mark | None = None
+
+
+def close_name(word: object, known: Iterable[str]) -> str | None:
+    """The known name that ``word`` was probably meant to be; upper and lower case do not count."""
+    by_lower = {name.lower(): name for name in known}
+    found = difflib.get_close_matches(str(word).lower(), by_lower, n=1, cutoff=CUTOFF)
+    return by_lower[found[0]] if found else None
+
+
+class Source:
+    """A YAML file as plain data: ``data`` is what it says, ``problems`` is what is wrong with the YAML itself."""
+
+    def __init__(self, name: str, text: str) -> None:
+        self.name = name
+        self.lines = text.splitlines()
+        self.problems: list[Problem] = []
+        self.data: object = None
+        self._keys: dict[KeyPath, Mark] = {}
+        self._values: dict[KeyPath, Mark] = {}
+        self._nodes = 0
+        root = self._compose(text)
+        if root is not None:
+            self.data = self._plain(root, ())
+
+    def error(self, problems: Iterable[Problem]) -> PolicyError:
+        """All problems in the order of the text, each with its line and a caret."""
+        placed = sorted((self._place(problem), index, problem) for index, problem in enumerate(problems))
+        return PolicyError(tuple(self._text(Mark(line=at[0], column=at[1]), problem) for at, _, problem in placed))
+
+    def _compose(self, text: str) -> Node | None:
+        try:
+            root: Node | None = YAML(typ="safe", pure=True).compose(text)
+        except MarkedYAMLError as error:
+            mark = error.problem_mark or error.context_mark
+            place = Mark(line=mark.line + 1, column=mark.column + 1) if mark else Mark(line=1, column=1)
+            self.problems.append(Problem(message=_syntax(error), mark=place))
+        except RecursionError:
+            self.problems.append(Problem(message="nested too deeply", mark=Mark(line=1, column=1)))
+        except YAMLError as error:
+            self.problems.append(Problem(message=str(error).splitlines()[0], mark=Mark(line=1, column=1)))
+        else:
+            if root is None:
+                message = "the file is empty; 'mlflow-green init' writes one to start from"
+                self.problems.append(Problem(message=message, mark=Mark(line=1, column=1)))
+            return root
+        return None
+
+    def _plain(self, node: Node, path: KeyPath) -> object:
+        self._values.setdefault(path, _mark(node))
+        self._nodes += 1
+        if len(path) > DEPTH_MAX or self._nodes > NODES_MAX:
+            if not any("too large" in problem.message for problem in self.problems):
+                message = f"too large: at most {NODES_MAX} values, {DEPTH_MAX} levels deep"
+                self.problems.append(Problem(message=message, mark=_mark(node)))
+            return None
+        if isinstance(node, MappingNode):
+            return self._mapping(node, path)
+        if isinstance(node, SequenceNode):
+            return [self._plain(item, (*path, index)) for index, item in enumerate(node.value)]
+        return self._scalar(node, path)
+
+    def _mapping(self, node: MappingNode, path: KeyPath) -> dict[str, object]:
+        data: dict[str, object] = {}
+        for key_node, value_node in node.value:
+            if not isinstance(key_node, ScalarNode) or str(key_node.tag) == _TAG + "merge":
+                message = "a key must be a plain word; lists, mappings and '<<' cannot be keys here"
+                self.problems.append(Problem(message=message, mark=_mark(key_node)))
+                continue
+            key = str(key_node.value)
+            inner = (*path, key)
+            if key in data:
+                first = self._keys[inner].line
+                message = f"key {key!r} is here twice; the first is in line {first}"
+                self.problems.append(Problem(message=message, path=inner, mark=_mark(key_node)))
+                continue
+            self._keys[inner] = _mark(key_node)
+            if isinstance(value_node, ScalarNode) and not value_node.value and not value_node.style:
+                self._values[inner] = self._keys[inner]  # no value at all: its key is the place to look at
+            data[key] = self._plain(value_node, inner)
+        return data
+
+    def _scalar(self, node: Node, path: KeyPath) -> object:
+        text, kind = str(node.value), str(node.tag).removeprefix(_TAG)
+        if kind == "null":
+            return None
+        if kind == "bool":
+            return _BOOLEANS.get(text.lower(), text)
+        if kind in {"int", "float"}:
+            return _number(text)
+        if str(node.tag).startswith(_TAG):
+            return text
+        self.problems.append(Problem(message=f"tag {node.tag!r} is not allowed", path=path, mark=_mark(node)))
+        return None
+
+    def _place(self, problem: Problem) -> tuple[int, int]:
+        mark = problem.mark or self._mark_of(problem.path, on_key=problem.on_key)
+        return mark.line, mark.column
+
+    def _mark_of(self, path: KeyPath, *, on_key: bool) -> Mark:
+        if on_key and path in self._keys:
+            return self._keys[path]
+        while path and path not in self._values:
+            path = path[:-1]
+        if on_key and path in self._keys:
+            return self._keys[path]
+        return self._values.get(path, Mark(line=1, column=1))
+
+    def _text(self, mark: Mark, problem: Problem) -> str:
+        path = ".".join(str(part) for part in problem.path)
+        head = f"{self.name}:{mark.line}:{mark.column}: error: {path + ': ' if path else ''}{problem.message}"
+        if problem.suggestion:
+            head += f"; did you mean {problem.suggestion!r}?"
+        if mark.line > len(self.lines):
+            return head
+        line = self.lines[mark.line - 1].replace("\t", " ")
+        return f"{head}\n    {line}\n    {' ' * (mark.column - 1)}^"
+
+
+def read_source(path: Path) -> tuple[Source, bytes]:
+    """The file as plain data with its bytes.
+
+    Raises:
+        PolicyError: the file cannot be read, or is not UTF-8 text.
+    """
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise PolicyError((f"{path}: error: cannot be read: {error.strerror}",)) from error
+    if len(raw) > SIZE_BYTES_MAX:
+        raise PolicyError((f"{path}:1:1: error: larger than {SIZE_BYTES_MAX} bytes; this is not a policy file",))
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise _not_text(path, raw, error.start) from error
+    if "\0" in text:
+        raise _not_text(path, raw, raw.index(b"\0"))
+    return Source(str(path), text), raw
+
+
+def _not_text(path: Path, raw: bytes, offset: int) -> PolicyError:
+    line = raw.count(b"\n", 0, offset) + 1
+    column = offset - (raw.rfind(b"\n", 0, offset) + 1) + 1
+    return PolicyError((f"{path}:{line}:{column}: error: not UTF-8 text (byte {raw[offset]:#04x}); save it as UTF-8",))
+
+
+def _mark(node: Node) -> Mark:
+    return Mark(line=node.start_mark.line + 1, column=node.start_mark.column + 1)
+
+
+def _number(text: str) -> object:
+    plain = text.replace("_", "")
+    for convert in (lambda word: int(word, 0), int, float):
+        try:
+            return convert(plain)
+        except ValueError:
+            continue
+    return text
+
+
+def _syntax(error: MarkedYAMLError) -> str:
+    problem = str(error.problem or error.context or "cannot be read")
+    if "'\\t'" in problem:
+        return "a tab cannot indent YAML; use spaces"
+    if "mapping values are not allowed" in problem:
+        return "not valid YAML: a second ':' in one line; put text that holds ': ' in quotes, or check the indentation"
+    if "single document" in str(error.context):
+        return "more than one YAML document; a policy is one, without '---' in between"
+    return f"not valid YAML: {problem}"

@@ -1,0 +1,125 @@
+"""Joins the policy's pure functions with one workflow execution: requests, decisions, verdicts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+
+from mlflow_green.emissions.operational import hold_amounts
+from mlflow_green.ledger.ledger import Ledger
+from mlflow_green.policy.decide import decide
+from mlflow_green.policy.document import Policy, Verb
+from mlflow_green.policy.enforce import grace_seconds, halt_due, top_up_need
+from mlflow_green.policy.forecast import estimate
+from mlflow_green.policy.terms import reserve_for, terms
+from mlflow_green.records import Balance, Decision, HoldRequest, Mode, PastUse, Site, Term, Unit
+from mlflow_green.recorder.recorder import SAMPLING_PERIOD_SECONDS, Verdict
+from mlflow_green.recorder.ticket import Book, Ticket
+
+
+class Planner:
+    """Used by the ledger thread (``request``, ``choose``) and the ticker (``judge``); holds no shared mutable state but ``tight``."""
+
+    def __init__(self, policy: Policy, book: Book, workflow_run: str, *, org: str | None = None) -> None:
+        self._policy = policy
+        self._book = book
+        self._workflow_run = workflow_run
+        self._org = org
+        modes = {budget.mode for budget in policy.budgets}
+        self.enforces = Mode.HARD in modes
+        self.acts = bool(modes - {Mode.OBSERVE})
+        self.needs_balances = any(budget.rules_that(Verb.HALT) for budget in policy.budgets)
+        self.tight = False
+        self._first_threshold = min(
+            (float(rule.at) for budget in policy.budgets if budget.mode is not Mode.OBSERVE for rule in budget.rules),
+            default=1.0,
+        )
+        self._history: dict[str, tuple[PastUse, ...]] = {}
+
+    @property
+    def site(self) -> Site:
+        return self._book.site
+
+    def terms(self, now: datetime) -> tuple[Term, ...]:
+        """The buckets that every step of this execution falls under now."""
+        return terms(
+            self._policy,
+            project=self._book.project,
+            user=self._book.user,
+            org=self._org,
+            now=now,
+            workflow_run=self._workflow_run,
+        )
+
+    def new_round(self) -> None:
+        """Forget the history that the last transaction's requests were estimated from."""
+        self._history.clear()
+
+    def request(self, ticket: Ticket, ledger: Ledger, now: datetime) -> HoldRequest:
+        step = ticket.step
+        if step.name not in self._history:
+            self._history[step.name] = ledger.history(self._book.project, step.name)
+        found = self.terms(now)
+        return HoldRequest(
+            step=step,
+            project=self._book.project,
+            user=self._book.user,
+            spec=ticket.spec,
+            estimates=estimate(
+                self._history[step.name],
+                step.name,
+                step.wildcards,
+                ticket.spec,
+                quantile=reserve_for(self._policy, found).value,
+                to_amounts=self._amounts,
+            ),
+            terms=found,
+            requested_at=now,
+            waiting_since=ticket.waiting_since,
+            group=ticket.group,
+        )
+
+    def choose(self, request: HoldRequest, balances: Sequence[Balance]) -> Decision:
+        self.tight = any(
+            balance.committed >= self._first_threshold * balance.term.limit
+            for balance in balances
+            if balance.term.mode is not Mode.OBSERVE
+        )
+        return decide(
+            self._policy,
+            request,
+            balances,
+            now=request.requested_at,
+            power_watts_max=self._book.power_watts_max,
+            to_amounts=self._amounts,
+        )
+
+    def judge(self, ticket: Ticket, balances: Sequence[Balance]) -> Verdict:
+        """What is to happen to a running step after a sample."""
+        usage, hold = ticket.usage, ticket.hold
+        if usage is None or hold is None or usage.total is None:
+            return Verdict()
+        total = usage.total
+        ends = (total.low_microjoules, total.microjoules, total.high_microjoules)
+        low, point, high = (self._amounts(end) for end in ends)
+        used = {unit: (low[unit], point[unit], high[unit]) for unit in point}
+        keys = {term.key for term in hold.terms}
+        own = [balance for balance in balances if balance.term.key in keys]
+        # Being over the grant halts only once more was asked for and refused.
+        grant = ticket.granted if ticket.top_up_refused else {}
+        reason = halt_due(self._policy, hold, usage, used, own, grant)
+        if reason is not None:
+            return Verdict(halt_reason=reason, grace_seconds=grace_seconds(self._policy, hold))
+        need = top_up_need(
+            used=point,
+            granted=ticket.granted,
+            expected=hold.amounts,
+            power_watts_max=self._book.power_watts_max,
+            period_seconds=SAMPLING_PERIOD_SECONDS,
+            to_amounts=self._amounts,
+        )
+        return Verdict(top_up=dict(need)) if need else Verdict()
+
+    def _amounts(self, energy_microjoules: int) -> Mapping[Unit, int]:
+        return hold_amounts(energy_microjoules, self.site)
+

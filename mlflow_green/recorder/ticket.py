@@ -1,0 +1,170 @@
+"""A step on its way through the recorder, from the question to the posted entry."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from mlflow_green.emissions.operational import cost_micro_units, operational_micrograms
+from mlflow_green.records import (
+    Action,
+    Boundary,
+    Decision,
+    Domain,
+    Energy,
+    Entry,
+    Hold,
+    Outcome,
+    Site,
+    Step,
+    StepSpec,
+    Unit,
+    Usage,
+)
+
+
+@dataclass(eq=False, slots=True, kw_only=True)
+class Ticket:
+    """The state of one step. Every field has one writing thread, so readers need no lock.
+
+    The asking thread creates it; the ledger thread writes the answer, ``granted`` and ``posted``; the job's
+    thread writes begin and end; the ticker writes usage and halting; the host program tells the outcome.
+    """
+
+    step: Step
+    spec: StepSpec
+    group: str | None = None
+    ticket_id: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    decision: Decision | None = None
+    hold: Hold | None = None
+    waiting_since: datetime | None = None
+    granted: Mapping[Unit, int] = field(default_factory=dict)
+    top_up_pending: bool = False
+    top_up_refused: bool = False
+
+    began_at: datetime | None = None
+    began_monotonic_seconds: float = 0.0
+    ended_at: datetime | None = None
+    duration_seconds: float | None = None
+
+    usage: Usage | None = None
+    usage_final: bool = False
+    halt_reason: str | None = None
+    outcome: Outcome | None = None
+    metrics_path: Path | None = None
+    posted: bool = False
+
+    @property
+    def hold_id(self) -> str:
+        """The id under which the step is metered: the hold's, or its own where the ledger gave none."""
+        return self.hold.hold_id if self.hold else self.ticket_id
+
+    @property
+    def admitted(self) -> bool:
+        return self.decision is not None and self.decision.admitted
+
+    @property
+    def refused(self) -> bool:
+        return self.decision is not None and self.decision.action is Action.REFUSE
+
+    @property
+    def running(self) -> bool:
+        return self.began_at is not None and self.ended_at is None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Book:
+    """What is the same for every entry of one workflow execution."""
+
+    project: str
+    user: str
+    host: str
+    site: Site
+    sampler_id: str | None
+    power_watts_max: float
+
+
+def entry_of(ticket: Ticket, outcome: Outcome, book: Book, now: datetime) -> Entry:
+    """The entry of a step that ended, or that was refused; pure."""
+    usage = ticket.usage
+    energy: Mapping[Domain, Energy] = usage.energy if usage else {}
+    began = ticket.began_at or now
+    duration = ticket.duration_seconds or 0.0
+    decision = ticket.decision
+    reason = ticket.halt_reason or (decision.reason if decision else "")
+    return build_entry(
+        entry_id=ticket.hold_id,
+        hold_id=ticket.hold.hold_id if ticket.hold else None,
+        step=ticket.step,
+        spec=ticket.spec,
+        tier=decision.tier if decision else None,
+        decision=decision.action if decision else Action.ADMIT,
+        would_decision=decision.would if decision else Action.ADMIT,
+        reason=reason,
+        outcome=outcome,
+        started_at=began,
+        duration_seconds=duration,
+        usage=usage,
+        charged_microjoules=sum(part.microjoules for part in energy.values()),
+        book=book,
+    )
+
+
+def build_entry(
+    *,
+    entry_id: str,
+    hold_id: str | None,
+    step: Step,
+    spec: StepSpec,
+    tier: str | None,
+    decision: Action,
+    would_decision: Action,
+    reason: str,
+    outcome: Outcome,
+    started_at: datetime,
+    duration_seconds: float,
+    usage: Usage | None,
+    charged_microjoules: int,
+    book: Book,
+) -> Entry:
+    """Join what is known about a step into its entry; pure. Carbon and money follow the charged energy."""
+    site = book.site
+    started = usage is not None
+    return Entry(
+        entry_id=entry_id,
+        hold_id=hold_id,
+        project=book.project,
+        user=book.user,
+        workflow_run=step.workflow_run,
+        step=step.name,
+        wildcards=step.wildcards,
+        attempt=step.attempt,
+        host=book.host,
+        started_at=started_at,
+        ended_at=started_at + timedelta(seconds=duration_seconds),
+        duration_seconds=duration_seconds,
+        outcome=outcome,
+        tier=tier,
+        decision=decision,
+        would_decision=would_decision,
+        reason=reason,
+        phase=spec.phase,
+        energy=usage.energy if usage else {},
+        energy_charged_microjoules=charged_microjoules,
+        boundary=Boundary.COMPONENT,
+        sampler_id=book.sampler_id if started else None,
+        cpu_seconds=usage.cpu_seconds if usage else None,
+        cpu_clock=usage.cpu_clock if usage else None,
+        coverage_ratio=usage.coverage_ratio if usage else None,
+        carbon_intensity_g_per_kwh=site.intensity.g_per_kwh if site.intensity else None,
+        intensity_source=site.intensity.source if site.intensity else None,
+        pue=site.pue,
+        operational_micrograms_co2e=operational_micrograms(charged_microjoules, site) if started else None,
+        embodied_micrograms_co2e=None,
+        cost_micro_units=cost_micro_units(charged_microjoules, site) if started else None,
+        currency=site.currency if started else None,
+    )

@@ -1,0 +1,125 @@
+"""How records read to people: the words, numbers and short forms that every report shares."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+
+from mlflow_green import units
+from mlflow_green.records import Energy, Entry, Method, NodeWindow, Outcome, Unit, total_energy
+
+Facts = Mapping[str, Mapping[str, float | str]]
+"""Hold id to fact name to value, as ``LedgerReader.facts`` tells them."""
+
+MISSING = "-"
+QUALITY = "quality/"
+METHOD_MARKS = {Method.MEASURED: "meas.", Method.ESTIMATED: "est.", Method.MIXED: "mixed"}
+WITHOUT_RESULT = frozenset({Outcome.FAILED, Outcome.HALTED, Outcome.LOST, Outcome.CANCELLED})
+_PREFERRED_METRICS = ("quality/mape",)
+
+
+def interval_text(energy: Energy | None) -> str:
+    """``"[1.40, 12.6] est."``: the interval in the unit of the value, and how it was obtained."""
+    if energy is None:
+        return MISSING
+    text = units.format_energy_interval(energy.microjoules, energy.low_microjoules, energy.high_microjoules)
+    return f"{text[text.index('[') :]} {METHOD_MARKS[energy.method]}"
+
+
+def energy_text(energy: Energy | None) -> str:
+    """``"4.20 mWh [1.40, 12.6] est."``."""
+    return MISSING if energy is None else f"{units.format_energy(energy.microjoules)} {interval_text(energy)}"
+
+
+def carbon_text(carbon_micrograms: int | None) -> str:
+    """Carbon without its "CO2e", for a column whose head says it: ``"1.20 g"``."""
+    return units.format_carbon(carbon_micrograms).removesuffix("CO2e")
+
+
+def amount_text(unit: Unit, amount: int | None, currency: str | None = None) -> str:
+    """An amount of a budget in the words of its unit."""
+    if unit is Unit.ENERGY:
+        return units.format_energy(amount)
+    if unit is Unit.CARBON:
+        return units.format_carbon(amount)
+    return units.format_money(amount, currency)
+
+
+def decision_text(entry: Entry) -> str:
+    """What was decided; in a budget that only watches, what would have been."""
+    if entry.would_decision != entry.decision:
+        return f"would {entry.would_decision}"
+    return entry.decision.value
+
+
+def outcome_text(outcome: Outcome) -> str:
+    return "ok" if outcome is Outcome.SUCCEEDED else outcome.value
+
+
+def wildcard_values(wildcards: str, width: int) -> str:
+    """The values of wildcards without their names, in at most ``width`` characters."""
+    values = ",".join(pair.partition("=")[2] or pair for pair in wildcards.split(","))
+    return values if len(values) <= width else values[: width - 1] + "…"
+
+
+def facts_of(entry: Entry, facts: Facts) -> Mapping[str, float | str]:
+    """What was learnt about the job of this entry; empty for a refused step."""
+    return facts.get(entry.hold_id, {}) if entry.hold_id else {}
+
+
+def number(facts: Mapping[str, float | str], name: str) -> float | None:
+    value = facts.get(name)
+    return None if value is None or isinstance(value, str) else float(value)
+
+
+def quality_metric(entries: Iterable[Entry], facts: Facts) -> str | None:
+    """The metric that a report shows: MAPE where there is one, else the most frequent, else ``None``."""
+    counts = Counter(
+        name for entry in entries for name in facts_of(entry, facts) if name.startswith(QUALITY)
+    )  # a Counter keeps the order of first sight, and most_common is stable
+    for name in _PREFERRED_METRICS:
+        if name in counts:
+            return name
+    return counts.most_common(1)[0][0] if counts else None
+
+
+def metric_title(metric: str) -> str:
+    """``quality/mape`` as a column head: short names are abbreviations."""
+    name = metric.removeprefix(QUALITY)
+    return name.upper() if len(name) <= len("smape") else name
+
+
+def metered(entries: Iterable[Entry]) -> Energy | None:
+    """The metered energy of all entries, ``None`` where none was metered."""
+    return total_energy(total for entry in entries if (total := entry.total) is not None)
+
+
+def carbon_micrograms(entries: Iterable[Entry]) -> int | None:
+    """Operational carbon of all entries, ``None`` where none is known."""
+    known = [e.operational_micrograms_co2e for e in entries if e.operational_micrograms_co2e is not None]
+    return sum(known) if known else None
+
+
+def charged_beyond_metered_microjoules(entries: Iterable[Entry]) -> int:
+    """What budgets were charged more than was metered: the worst case of lost holds."""
+    return sum(
+        entry.energy_charged_microjoules - (total.microjoules if (total := entry.total) else 0) for entry in entries
+    )
+
+
+def windows_of(entries: Sequence[Entry], windows: Iterable[NodeWindow]) -> tuple[NodeWindow, ...]:
+    """The node windows of the samplers that metered these entries, while they ran."""
+    spans: dict[str, tuple[float, float]] = {}
+    for entry in entries:
+        if entry.sampler_id is None:
+            continue
+        start, end = entry.started_at.timestamp(), entry.ended_at.timestamp()
+        first, last = spans.get(entry.sampler_id, (start, end))
+        spans[entry.sampler_id] = (min(first, start), max(last, end))
+    return tuple(
+        window
+        for window in windows
+        if (span := spans.get(window.sampler_id)) is not None
+        and window.ended_at.timestamp() >= span[0]
+        and window.started_at.timestamp() <= span[1]
+    )

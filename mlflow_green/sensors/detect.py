@@ -1,0 +1,64 @@
+"""Which sensors this host has, and what a person should know about them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlflow_green.errors import SensorUnavailable
+from mlflow_green.records import Domain
+from mlflow_green.sensors.load_model import LoadModelSensor, cpu_model_from
+from mlflow_green.sensors.nvml import NvmlSensor
+from mlflow_green.sensors.proc_stat import PROC_ROOT
+from mlflow_green.sensors.rapl import POWERCAP_ROOT, RaplSensor
+from mlflow_green.sensors.sensor import Sensor
+
+NO_DRAM = "Memory: not metered; its energy is missing from every figure."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Detection:
+    """The sensors to read, none twice, and one sentence for each thing that is measured, estimated or missing."""
+
+    sensors: tuple[Sensor, ...]
+    notes: tuple[str, ...]
+
+
+def detect_sensors(powercap_root: Path = POWERCAP_ROOT, proc_root: Path = PROC_ROOT) -> Detection:
+    """RAPL where it can be read, else a load model of the CPU; NVML where it can be read. Raises nothing."""
+    sensors: list[Sensor] = []
+    notes: list[str] = []
+    for opened, said in (_cpu(powercap_root, proc_root), _gpu()):
+        if opened is not None:
+            sensors.append(opened)
+        notes += said
+    return Detection(sensors=tuple(sensors), notes=tuple(notes))
+
+
+def _cpu(powercap_root: Path, proc_root: Path) -> tuple[Sensor | None, list[str]]:
+    try:
+        rapl = RaplSensor(powercap_root)
+    except SensorUnavailable as error:
+        sensor, notes = _cpu_model(proc_root)
+        return sensor, [*notes, f"The CPU is not measured: {error}.", NO_DRAM]
+    notes = [f"{device.name}: measured by RAPL, {device.error_source}." for device in rapl.devices()]
+    if all(device.domain is not Domain.DRAM for device in rapl.devices()):
+        notes.append(NO_DRAM)
+    return rapl, notes
+
+
+def _cpu_model(proc_root: Path) -> tuple[Sensor | None, list[str]]:
+    try:
+        sensor = LoadModelSensor(cpu_model_from(proc_root), proc_root)
+    except SensorUnavailable as error:
+        return None, [f"CPU: not metered; {error}."]
+    device = sensor.devices()[0]
+    return sensor, [f"CPU: estimated by a load model of {device.power_watts_max:g} W, {device.error_source}."]
+
+
+def _gpu() -> tuple[Sensor | None, list[str]]:
+    try:
+        nvml = NvmlSensor()
+    except SensorUnavailable as error:
+        return None, [f"GPU: not metered; {error}."]
+    return nvml, [f"{device.name}: measured by NVML, {device.error_source}." for device in nvml.devices()]

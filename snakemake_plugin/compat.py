@@ -1,0 +1,185 @@
+"""Every private piece of Snakemake 9 that the plugin touches, in one place, checked before the first job.
+
+Refusing and halting reach through the public scheduler interface, for it can only select. ``problems`` says
+what is missing: closed with a clear message under a hard budget, open with a warning otherwise.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from snakemake_interface_executor_plugins.executors.base import SubmittedJobInfo
+from snakemake_interface_executor_plugins.settings import ExecMode
+
+VERSION_FIRST, VERSION_END = (9, 20), (10, 0)
+TIER = "green_tier"
+_SCHEDULER_PARTS = (
+    "_lock",
+    "_open_jobs",
+    "_handle_error",
+    "job_selector_greedy",
+    "get_executor",
+    "running",
+)
+_EXECUTOR_PARTS = (
+    "cached_or_run",
+    "run_jobs",
+    "handle_job_success",
+    "handle_job_error",
+    "report_job_error",
+    "print_job_error",
+    "shutdown",
+    "cancel",
+)
+_JOB_PARTS = ("_aux_resources", "_resources", "_params", "_attempt", "add_aux_resource", "restart_times")
+
+
+class StartProcess:
+    """Starts the child processes of the calling thread's job: ``popen`` takes what ``subprocess.Popen`` takes."""
+
+    def __init__(self, popen: Callable[..., subprocess.Popen[Any]]) -> None:
+        self.Popen = popen  # the name that Snakemake calls
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(subprocess, name)
+
+    def check_call(self, *args: Any, **kwargs: Any) -> int:
+        with self.Popen(*args, **kwargs) as process:
+            code = process.wait()
+        if code:
+            raise subprocess.CalledProcessError(code, kwargs.get("args") or args[0])
+        return 0
+
+
+class SnakemakeInternals:
+    """The running Snakemake, reached through the DAG that every scheduler plugin is given."""
+
+    def __init__(self, dag: Any) -> None:
+        self.workflow = dag.workflow
+
+    # --- before the first job ---------------------------------------------------------------------
+
+    @property
+    def is_main(self) -> bool:
+        return bool(self.workflow.exec_mode == ExecMode.DEFAULT)
+
+    @property
+    def is_subprocess(self) -> bool:
+        """A ``run:`` or shadow job's own Snakemake, started and metered by the main one."""
+        return bool(self.workflow.exec_mode == ExecMode.SUBPROCESS)
+
+    @property
+    def runs_locally(self) -> bool:
+        return bool(self.workflow.local_exec)
+
+    @property
+    def keeps_going(self) -> bool:
+        return bool(self.workflow.execution_settings.keep_going)
+
+    @property
+    def working_directory(self) -> Path:
+        return Path.cwd()
+
+    @property
+    def name(self) -> str:
+        return Path(self.workflow.main_snakefile).parent.name
+
+    @staticmethod
+    def version_problem() -> str | None:
+        from snakemake import __version__ as version
+
+        numbers = re.match(r"(\d+)\.(\d+)", version)
+        if numbers and VERSION_FIRST <= (int(numbers[1]), int(numbers[2])) < VERSION_END:
+            return None
+        return f"Snakemake {version} is outside the tested range; install 'snakemake>=9.20,<10'"
+
+    # --- once the scheduler runs --------------------------------------------------------------------
+
+    @property
+    def scheduler(self) -> Any:
+        return self.workflow.scheduler
+
+    @property
+    def executor(self) -> Any:
+        return self.scheduler._executor  # noqa: SLF001
+
+    def problems(self, jobs: Sequence[Any]) -> list[str]:
+        """What this Snakemake lacks of the private API; empty when all is there."""
+        parts = [(self.scheduler, name) for name in _SCHEDULER_PARTS]
+        parts += [(self.executor, name) for name in _EXECUTOR_PARTS]
+        parts += [(member, name) for job in jobs for member in members(job)[:1] for name in _JOB_PARTS]
+        missing = sorted({f"{type(owner).__name__}.{name}" for owner, name in parts if not hasattr(owner, name)})
+        modules = (("snakemake.shell", "sp"), ("snakemake.executors.local", "subprocess"))
+        missing += [f"{m}.{name}" for m, name in modules if not hasattr(importlib.import_module(m), name)]
+        return missing
+
+    def greedy(self, jobs: Sequence[Any], remaining: Any, resources: Any, sizes: Any) -> list[Any]:
+        """Snakemake's own greedy choice among ``jobs``."""
+        return list(self.scheduler.job_selector_greedy(jobs, remaining, resources, sizes)) if jobs else []
+
+    def wake(self) -> None:
+        """Make the scheduler look again. Safe from any thread, also before the scheduler exists."""
+        if self.scheduler is not None:
+            self.scheduler._open_jobs.release()  # noqa: SLF001
+
+    def start_processes_with(self, popen: Callable[..., subprocess.Popen[Any]]) -> None:
+        """From now on, processes of jobs are started by ``popen``."""
+        starter = StartProcess(popen)
+        importlib.import_module("snakemake.shell").sp = starter  # type: ignore[attr-defined]
+        importlib.import_module("snakemake.executors.local").subprocess = starter  # type: ignore[attr-defined]
+
+    def fail_before_start(self, job: Any, message: str) -> None:
+        """Fail a selected job that never started: no retry, and its existing outputs stay.
+
+        The obvious ``report_job_error`` would post-process the job and delete outputs of an earlier run.
+        """
+        no_more_attempts(job)
+        executor = self.scheduler.get_executor(job)
+        executor.print_job_error(SubmittedJobInfo(job=job), msg=message)
+        if job.is_group():
+            executor.logger.error(message)  # a group's own error report drops the message
+        with self.scheduler._lock:  # noqa: SLF001
+            self.scheduler._handle_error(job, postprocess_job=False)  # noqa: SLF001
+        self.wake()
+
+
+def members(job: Any) -> Sequence[Any]:
+    """The single jobs of a group (the members of a pipe), or the job itself."""
+    return tuple(job.jobs) if job.is_group() else (job,)
+
+
+def set_tier(job: Any, tier: str | None) -> None:
+    """Give the job's resources ``green_tier`` (or take it away) and forget what was computed without it."""
+    had = job._aux_resources.pop(TIER, None)  # noqa: SLF001
+    if tier is None and had is None:
+        return
+    job._resources = None  # noqa: SLF001
+    job._params = None  # noqa: SLF001 - a look at job.params before this would have kept the default tier
+    if tier is not None:
+        job.add_aux_resource(TIER, tier)
+
+
+def no_more_attempts(job: Any) -> None:
+    """Use up the job's ``--retries``: what was refused or halted once would be refused or halted again."""
+    for one in {id(j): j for j in (job, *members(job))}.values():
+        one._attempt = max(one._attempt, (one.restart_times or 0) + 1)  # noqa: SLF001
+
+
+def wrap(instance: Any, name: str, around: Callable[..., Any]) -> None:
+    """Replace a method of one instance by ``around(original, *args, **kwargs)``."""
+    original = getattr(instance, name)
+
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        return around(original, *args, **kwargs)
+
+    setattr(instance, name, wrapped)
+
+
+def environment_of(kwargs: Mapping[str, Any]) -> Mapping[str, str] | None:
+    """The environment that a ``Popen`` call names, if any."""
+    return kwargs.get("env")

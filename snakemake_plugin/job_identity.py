@@ -1,0 +1,47 @@
+"""What a Snakemake job is to the budget: its step, and what its rule declares about it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from mlflow_green.records import Step
+
+PARAM = "green"
+
+
+def step_of(job: Any, workflow_run: str) -> Step:
+    """The step of one attempt of a job; wildcards in the rule's own order."""
+    wildcards = ",".join(f"{name}={value}" for name, value in job.wildcards_dict.items())
+    return Step(workflow_run=workflow_run, name=job.rule.name, wildcards=wildcards, attempt=job.attempt)
+
+
+def declared(job: Any) -> Mapping[str, object] | None:
+    """What ``params: green=`` says, as a plain mapping; ``None`` where the rule has no such parameter.
+
+    The raw parameter is called here, because Snakemake caches ``job.params`` with the tier of the first look.
+
+    Raises:
+        TypeError: the parameter is not a mapping, or not a function of wildcards and resources.
+    """
+    value = job.rule.params.get(PARAM) if hasattr(job.rule.params, "get") else None
+    if value is None:
+        return None
+    if callable(value):
+        value = _call(value, job)
+    if not isinstance(value, Mapping):
+        raise TypeError(
+            f"params: {PARAM}= of rule {job.rule.name} is {value!r}; write "
+            f'{PARAM}=lambda wc, resources: dict(energy="5 Wh", tiers="full:1,half:0.5")'
+        )
+    return value
+
+
+def _call(function: Callable[..., object], job: Any) -> object:
+    return function(job.wildcards, resources=job.resources)
+
+
+def metrics_output(job: Any) -> str | None:
+    """The path of the output named ``metrics``, relative to the working directory."""
+    path = job.output.get("metrics") if hasattr(job.output, "get") else None
+    return str(path) if isinstance(path, str) else None

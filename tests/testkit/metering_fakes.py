@@ -1,0 +1,58 @@
+"""A hand-turned clock, a hand-set CPU clock and a hand-written /proc/stat."""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from mlflow_green.records import CpuClockName, Device, Domain, Method, Reading
+
+START = datetime(2026, 1, 1, tzinfo=UTC)
+TICKS = os.sysconf("SC_CLK_TCK")
+
+
+class HandClock:
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def now(self) -> datetime:
+        return START + timedelta(seconds=self.seconds)
+
+    def monotonic_seconds(self) -> float:
+        return self.seconds
+
+
+class HandCpuClock:
+    name = CpuClockName.PERF
+
+    def __init__(self) -> None:
+        self.cpu_seconds = 0.0
+        self.closed = False
+
+    def seconds(self) -> float:
+        return self.cpu_seconds
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def write_proc_stat(folder: Path, *, busy_seconds: float, idle_seconds: float = 0.0, threads: int = 2) -> None:
+    cpu = f"{round(busy_seconds * TICKS)} 0 0 {round(idle_seconds * TICKS)} 0 0 0 7 0 0"
+    lines = [f"cpu  {cpu}", *(f"cpu{index} {cpu}" for index in range(threads)), "intr 1", "ctxt 2"]
+    (folder / "stat").write_text("\n".join(lines))
+
+
+def device(name: str = "package-0", domain: Domain = Domain.CPU, **changes: object) -> Device:
+    values = {
+        "method": Method.MEASURED,
+        "power_watts_max": 100.0,
+        "error_ratio": 0.1,
+        "error_source": "±10 % in this test",
+        **changes,
+    }
+    return Device(name=name, domain=domain, **values)
+
+
+def reading(seconds: float, energy_microjoules: int | None, name: str = "package-0", **counters: int) -> Reading:
+    return Reading(device=name, monotonic_seconds=seconds, energy_microjoules=energy_microjoules, **counters)

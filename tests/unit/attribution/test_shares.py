@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlflow_green.attribution.idle import BASELINE_WINDOWS_MIN, baseline_power_watts, idle_microjoules
+from mlflow_green.attribution.shares import largest_remainder, share_by_use, share_of_gpu
+from mlflow_green.records import Energy, Method
+
+JOULE = 1_000_000
+
+
+@st.composite
+def energies(draw) -> Energy:
+    low, point, high = sorted(draw(st.tuples(*[st.integers(0, 10**12)] * 3)))
+    return Energy(microjoules=point, low_microjoules=low, high_microjoules=high, method=Method.MEASURED)
+
+
+cpu_seconds = st.dictionaries(st.text("abcdef", min_size=1), st.floats(0, 1e5), max_size=12)
+
+
+@given(energies(), st.floats(0, 1), cpu_seconds, st.floats(0, 1e6))
+def test_shares_idle_and_other_sum_to_the_whole_exactly(energy, idle_ratio, used, busy_seconds):
+    idle = min(energy.microjoules, int(energy.microjoules * idle_ratio))
+    shares = share_by_use(energy, idle, used, busy_seconds)
+    attributed = sum(share.microjoules for share in shares.consumers.values())
+    assert attributed + shares.idle_microjoules + shares.other_microjoules == energy.microjoules
+    assert min(shares.idle_microjoules, shares.other_microjoules) >= 0
+    assert shares.consumers.keys() == used.keys()
+
+
+@given(energies(), cpu_seconds)
+def test_gpu_shares_and_idle_sum_to_the_whole_exactly(energy, used):
+    shares = share_of_gpu(energy, used)
+    attributed = sum(share.microjoules for share in shares.consumers.values())
+    assert attributed + shares.idle_microjoules + shares.other_microjoules == energy.microjoules
+
+
+@given(energies(), st.floats(0, 1), cpu_seconds, st.floats(0, 1e6))
+def test_a_share_is_never_outside_the_whole_and_its_interval_covers_the_exact_quota(
+    energy, idle_ratio, used, busy_seconds
+):
+    idle = min(energy.microjoules, int(energy.microjoules * idle_ratio))
+    for share in share_by_use(energy, idle, used, busy_seconds).consumers.values():
+        assert share.low_microjoules <= energy.low_microjoules
+        assert share.microjoules <= energy.microjoules
+        assert share.high_microjoules <= energy.high_microjoules
+
+
+@given(st.integers(0, 10**15), st.lists(st.integers(0, 10**12), min_size=1).filter(any))
+def test_largest_remainder_is_exact_and_within_one_of_each_quota(whole, weights):
+    parts = largest_remainder(whole, weights)
+    total = sum(weights)
+    assert sum(parts) == whole
+    for part, weight in zip(parts, weights, strict=True):
+        assert abs(part * total - whole * weight) < total
+        assert weight or not part
+
+
+def measured(joules: int, low: int | None = None, high: int | None = None) -> Energy:
+    return Energy(
+        microjoules=joules * JOULE,
+        low_microjoules=(joules if low is None else low) * JOULE,
+        high_microjoules=(joules if high is None else high) * JOULE,
+        method=Method.MEASURED,
+    )
+
+
+def test_what_the_host_did_beyond_its_consumers_is_other_and_may_be_theirs():
+    shares = share_by_use(measured(100, 80, 120), 0, {"a": 1.0, "b": 2.0}, 4.0)
+    assert shares.other_microjoules == 25 * JOULE
+    assert shares.consumers["a"] == measured(25, 20, 60)
+    assert shares.consumers["b"] == measured(50, 40, 90)
+
+
+def test_clocks_that_say_more_than_the_host_leave_no_other():
+    shares = share_by_use(measured(90), 0, {"a": 1.0, "b": 2.0}, 1.5)
+    assert (shares.consumers["b"].microjoules, shares.other_microjoules) == (60 * JOULE, 0)
+
+
+def test_idle_is_taken_off_first_and_keeps_the_ratio_of_the_interval():
+    shares = share_by_use(measured(30, 10, 90), 12 * JOULE, {"a": 1.0}, 1.0)
+    assert shares.idle_microjoules == 12 * JOULE
+    assert shares.consumers["a"] == measured(18, 6, 54)
+
+
+def test_a_window_in_which_nobody_was_busy_is_all_idle():
+    shares = share_by_use(measured(5), 1 * JOULE, {"a": 0.0}, 0.0)
+    assert shares.idle_microjoules == 5 * JOULE
+    assert shares.consumers["a"].microjoules == 0
+
+
+def test_a_gpu_share_may_be_anything_up_to_the_whole():
+    assert share_of_gpu(measured(10, 9, 11), {"a": 1.0}).consumers["a"] == measured(10, 0, 11)
+
+
+def test_a_gpu_without_consumers_is_idle():
+    assert share_of_gpu(measured(10), {}).idle_microjoules == 10 * JOULE
+
+
+def test_idle_is_the_sensors_own_else_the_baseline_else_nothing():
+    assert idle_microjoules(9, 1.0, own_microjoules=4, baseline_power_watts=1.0) == 4
+    assert idle_microjoules(9 * JOULE, 2.0, own_microjoules=None, baseline_power_watts=3.0) == 6 * JOULE
+    assert idle_microjoules(9, 1.0, own_microjoules=None, baseline_power_watts=None) == 0
+
+
+@given(st.integers(0, 10**12), st.floats(0, 1e4), st.none() | st.integers(0, 10**13), st.none() | st.floats(0, 1e4))
+def test_idle_is_never_more_than_the_energy(energy, seconds, own, baseline):
+    assert 0 <= idle_microjoules(energy, seconds, own_microjoules=own, baseline_power_watts=baseline) <= energy
+
+
+def test_the_baseline_is_the_fifth_percentile_of_enough_quiet_windows():
+    assert baseline_power_watts([10.0] * (BASELINE_WINDOWS_MIN - 1)) is None
+    assert baseline_power_watts([float(power) for power in range(100, 0, -1)]) == 6.0

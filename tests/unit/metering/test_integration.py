@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlflow_green.metering.integration import Track, advance
+from mlflow_green.records import Device, Reading
+from tests.testkit.metering_fakes import device, reading
+
+JOULE = 1_000_000
+WRAPPING = device(counter_range_microjoules=1_000 * JOULE - 1)  # 10 s at 100 W
+
+
+def play(readings: list[Reading], of: Device | None = None):
+    track, windows = Track(device=of or device()), []
+    for each in readings:
+        track, window = advance(track, each)
+        windows.append(window)
+    return windows
+
+
+def test_the_first_reading_only_starts_and_the_second_gives_the_difference():
+    first, second = play([reading(0, 500), reading(2, 500 + 80 * JOULE)])
+    assert first is None
+    energy = second.energy
+    assert (energy.low_microjoules, energy.microjoules, energy.high_microjoules) == (72 * JOULE, 80 * JOULE, 88 * JOULE)
+    assert (second.seconds, second.covered_seconds) == (2, 2)
+
+
+def test_a_sensors_own_interval_and_idle_part_win():
+    start = reading(0, 0, energy_low_microjoules=0, energy_high_microjoules=0, idle_microjoules=0)
+    end = reading(1, 60, energy_low_microjoules=20, energy_high_microjoules=180, idle_microjoules=7)
+    window = play([start, end])[-1]
+    assert (window.energy.low_microjoules, window.energy.high_microjoules, window.idle_microjoules) == (20, 180, 7)
+
+
+def test_a_possible_wrap_is_accepted():
+    window = play([reading(0, 990 * JOULE), reading(1, 50 * JOULE)], WRAPPING)[-1]
+    assert window.energy.microjoules == 60 * JOULE
+
+
+def test_a_counter_that_restarted_is_no_wrap_and_charges_the_mean_power_so_far():
+    windows = play([reading(0, 100 * JOULE), reading(1, 140 * JOULE), reading(2, 1 * JOULE)], WRAPPING)
+    energy = windows[-1].energy
+    assert (energy.low_microjoules, energy.microjoules, energy.high_microjoules) == (0, 40 * JOULE, 100 * JOULE)
+    assert windows[-1].covered_seconds == 0
+
+
+def test_counting_goes_on_after_a_reset():
+    restarted = [reading(0, 0), reading(1, 40 * JOULE), reading(2, 1 * JOULE), reading(3, 31 * JOULE)]
+    assert play(restarted, WRAPPING)[-1].energy.microjoules == 30 * JOULE
+
+
+def test_a_time_in_which_the_counter_may_have_wrapped_twice_is_uncovered():
+    window = play([reading(0, 0), reading(1, 40 * JOULE), reading(12, 41 * JOULE)], WRAPPING)[-1]
+    assert (window.energy.microjoules, window.energy.high_microjoules) == (440 * JOULE, 1_100 * JOULE)
+
+
+def test_a_counter_without_a_range_that_goes_back_was_reset():
+    assert play([reading(0, 100), reading(1, 50), reading(2, 60)])[1:] == [
+        None,
+        play([reading(1, 50), reading(2, 60)])[1],
+    ]
+
+
+def test_a_failed_read_is_filled_with_mean_power_and_put_right_by_the_next_value():
+    windows = play([reading(0, 0), reading(1, 40 * JOULE), reading(2, None), reading(3, 130 * JOULE)])
+    gap, after = windows[2], windows[3]
+    assert (gap.energy.low_microjoules, gap.energy.microjoules, gap.energy.high_microjoules) == (
+        0,
+        40 * JOULE,
+        100 * JOULE,
+    )
+    assert (gap.covered_seconds, gap.seconds) == (0, 1)
+    assert after.energy.microjoules == 50 * JOULE
+
+
+def test_an_estimate_that_was_too_high_is_paid_back_by_later_windows():
+    trace = [reading(0, 0), reading(1, 90 * JOULE), reading(2, None), reading(3, 100 * JOULE), reading(4, 190 * JOULE)]
+    assert [each.energy.microjoules for each in play(trace)[2:]] == [90 * JOULE, 0, 10 * JOULE]
+
+
+def test_before_any_power_is_known_a_gap_is_missing_and_the_next_value_brings_it():
+    start, gap, end = play([reading(0, 0), reading(1, None), reading(2, 50 * JOULE)])
+    assert (start, gap) == (None, None)
+    assert (end.energy.microjoules, end.seconds) == (50 * JOULE, 2)
+
+
+@st.composite
+def traces(draw):
+    """A true power of 0 to 100 W a second, read as a counter that wraps; some reads fail."""
+    powers = draw(st.lists(st.tuples(st.integers(0, 100 * JOULE), st.booleans()), min_size=2, max_size=30))
+    counter, truth, readings = 0, 0, [reading(0, 0)]
+    for second, (energy, failed) in enumerate(powers, start=1):
+        counter, truth = counter + energy, truth + energy
+        readings.append(reading(second, None if failed else counter % 50_000_000_000))
+    return [*readings, reading(len(powers) + 1, counter % 50_000_000_000)], truth
+
+
+@given(traces())
+def test_windows_hold_the_truth_in_their_interval_and_are_never_negative(trace):
+    readings, truth = trace
+    windows = [window for window in play(readings, device(counter_range_microjoules=50_000_000_000 - 1)) if window]
+    assert all(window.energy.microjoules >= 0 for window in windows)
+    assert sum(window.energy.low_microjoules for window in windows) <= truth
+    assert sum(window.energy.high_microjoules for window in windows) >= truth
+
+
+@given(traces())
+def test_gaps_lose_no_energy_once_the_counter_has_passed_what_was_estimated(trace):
+    readings, truth = trace
+    track, emitted = Track(device=device(counter_range_microjoules=50_000_000_000 - 1)), 0
+    for each in readings:
+        track, window = advance(track, each)
+        emitted += window.energy.microjoules if window else 0
+    assert emitted == truth + track.ahead_microjoules
+
+
+@given(st.lists(st.none() | st.integers(0, 10**12), min_size=2, max_size=30))
+def test_no_sequence_of_counter_values_gives_a_negative_or_impossible_energy(values):
+    windows = play([reading(second, value) for second, value in enumerate(values)], WRAPPING)
+    for window in filter(None, windows):
+        assert window.energy.microjoules >= 0
+        assert 0 <= window.covered_seconds <= window.seconds
+
+
+def test_a_reading_of_the_same_moment_changes_nothing():
+    assert play([reading(0, 0), reading(0, 5)])[-1] is None
+
+
+@pytest.mark.parametrize("last", [reading(4, None), reading(4, 3 * JOULE)])
+def test_uncovered_time_is_charged_once_for_a_long_gap_that_ends_in_a_reset(last):
+    trace = [reading(0, 900 * JOULE), reading(1, 940 * JOULE), reading(2, None), reading(3, None), last]
+    assert sum(each.energy.microjoules for each in play(trace, WRAPPING)[1:]) == 4 * 40 * JOULE
