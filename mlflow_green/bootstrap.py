@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+import sys
 import tempfile
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -20,12 +21,12 @@ from mlflow_green.clock import Clock, SystemClock, boot_id
 from mlflow_green.errors import GreenError, LedgerUnavailable, SettingsError, UnsupportedHost
 from mlflow_green.metering.cpu_clock import CpuClock, ProcessTreeClock, metered_popen, open_clock
 from mlflow_green.metering.supervise import this_process
-from mlflow_green.records import Domain, Outcome, Site, Step, StepSpec
 from mlflow_green.recorder.bookkeeper import Bookkeeper
 from mlflow_green.recorder.planner import Planner
 from mlflow_green.recorder.recorder import Recorder
 from mlflow_green.recorder.recovery import recover, session_line
 from mlflow_green.recorder.ticket import Book, Ticket
+from mlflow_green.records import Domain, Outcome, Site, Step, StepSpec
 from mlflow_green.settings import Settings, load_settings
 from mlflow_green.spool import SpoolWriter
 
@@ -45,13 +46,17 @@ TRACKING_SECONDS = 15.0
 # --- parts ----------------------------------------------------------------------------------------
 
 
-def policy_of(settings: Settings, cwd: Path) -> Policy:
-    """The policy of the file that the settings found; without one, a policy that only observes."""
+def load_policy_for(settings: Settings) -> Policy:
+    """The policy of the file that the settings found; without one, a policy that only observes.
+
+    Raises:
+        PolicyError: with every problem of the file.
+    """
     from mlflow_green.emissions.intensity import known_countries
     from mlflow_green.policy.document import default_policy, load_policy
 
     if settings.policy_path is None:
-        return default_policy(cwd.resolve().name or "default")
+        return default_policy(settings.state_dir.resolve().parent.name or "default")
     return load_policy(settings.policy_path, known_countries=known_countries())
 
 
@@ -100,9 +105,7 @@ def open_sampler(settings: Settings, clock: Clock) -> Sampler:
         lock_path: Path | None = runtime_dir() / "sampler.lock"
     except OSError:
         lock_path = None
-    return Sampler(
-        detect(settings).sensors, clock=clock, host=platform.node(), boot_id=boot_id(), lock_path=lock_path
-    )
+    return Sampler(detect(settings).sensors, clock=clock, host=platform.node(), boot_id=boot_id(), lock_path=lock_path)
 
 
 def open_ledger(settings: Settings, clock: Clock) -> SqlLedger:
@@ -128,9 +131,26 @@ def recover_into(ledger: SqlLedger, settings: Settings, clock: Clock, say: Calla
                 last[window.domain] = max(window.sequence_last, last.get(window.domain, -1))
         return last
 
-    recover(
-        ledger, settings.spool_dir, host=platform.node(), clock=clock, say=say, posted_sequences=posted_sequences
-    )
+    recover(ledger, settings.spool_dir, host=platform.node(), clock=clock, say=say, posted_sequences=posted_sequences)
+
+
+def sync(settings: Settings) -> int:
+    """Write to MLflow what was not written yet, of all workflow executions; the number of rows still left."""
+    ledger = open_reader(settings)
+    try:
+        if ledger.count("mlflow"):
+            policy = load_policy_for(settings)
+            arguments = ["--ledger-url", settings.ledger_url, "--mountinfo", str(settings.mountinfo_path), "--once"]
+            arguments += ["--workflow-run", "", "--project", policy.project, "--name", policy.project]
+            subprocess.run(
+                [sys.executable, "-m", "mlflow_green.tracking.sink", *arguments, "--jobs", policy.tracking.jobs],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                check=False,
+            )
+        return ledger.count("mlflow")
+    finally:
+        ledger.close()
 
 
 def user_name() -> str:
@@ -149,7 +169,7 @@ def user_name() -> str:
 class Session:
     """All that a host program needs for one workflow execution. Methods return at once, except ``close``."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the parts that ``_open`` wires
         self,
         *,
         settings: Settings,
@@ -178,6 +198,11 @@ class Session:
         return self._planner.acts
 
     @property
+    def fails_closed(self) -> bool:
+        """Whether a hard budget is at stake: what cannot be enforced must not run."""
+        return self._planner.enforces
+
+    @property
     def may_look_ahead(self) -> bool:
         """Whether jobs may be asked for before a core is free: not once a budget nears its first threshold."""
         return not self._planner.tight
@@ -196,6 +221,10 @@ class Session:
     def ask(self, tickets: Sequence[Ticket]) -> None:
         self._recorder.ask(tickets)
 
+    def void(self, tickets: Sequence[Ticket], reason: str) -> None:
+        """Release what these steps hold; they will not begin."""
+        self._recorder.void(tickets, reason)
+
     def begin(self, ticket: Ticket) -> CpuClock:
         """The step starts in the calling thread; what this thread forks from now on is metered."""
         clock = open_clock()
@@ -203,6 +232,9 @@ class Session:
         return clock
 
     def end(self, ticket: Ticket) -> None:
+        """The step's own process has ended. Of a halted step, wait until none of its processes is left."""
+        if ticket.halt_reason:
+            self._recorder.wait_until_gone(ticket)
         self._recorder.end(ticket)
 
     def tell(self, ticket: Ticket, outcome: Outcome, metrics_path: Path | None = None) -> None:
@@ -250,14 +282,14 @@ class Session:
         posted = self._recorder.close(CLOSE_SECONDS)
         summary = ""
         try:
-            summary = self._summary(posted)
-            self._finish_tracking(interrupted)
+            summary = self._summary(posted=posted)
+            self._finish_tracking(interrupted=interrupted)
             self._ledger.close()
         except LedgerUnavailable as error:
             self._say(str(error))
         return summary
 
-    def _finish_tracking(self, interrupted: bool) -> None:
+    def _finish_tracking(self, *, interrupted: bool) -> None:
         if self._tracking is None:
             return
         status = "failed" if interrupted else "finished"
@@ -269,7 +301,7 @@ class Session:
         if not self._tracking.close(0.5 if interrupted else TRACKING_SECONDS):
             self._say("MLflow is still being written; 'mlflow-green sync' writes whatever is left")
 
-    def _summary(self, posted: bool) -> str:
+    def _summary(self, *, posted: bool) -> str:
         from mlflow_green.reports.closing import closing_text
 
         balances = self._ledger.balances(self._planner.terms(datetime.now().astimezone()))
@@ -300,7 +332,8 @@ def open_session(
 ) -> Session | None:
     """Open everything for one workflow execution; ``None`` when there is nothing to do.
 
-    In observe and soft mode what is broken is said and the workflow runs unmetered; under a hard budget it does not start.
+    In observe and soft mode what is broken is said and the workflow runs unmetered; under a hard budget it does
+    not start.
 
     Raises:
         GreenError: the policy is wrong, or a hard budget cannot be kept.
@@ -312,14 +345,14 @@ def open_session(
     if environ.get("GREEN_HOLD_ID"):
         say("this Snakemake runs inside a metered step, which pays for all of it")
         return None
-    rules = policy_of(settings, cwd)
+    rules = load_policy_for(settings)
+    if not runs_locally:
+        host_problem = (
+            "jobs of cluster executors are not metered yet; use the local executor, or MLFLOW_GREEN_DISABLE=1"
+        )
     try:
         if host_problem:
-            raise UnsupportedHost(host_problem)
-        if not runs_locally:
-            raise UnsupportedHost(
-                "jobs of cluster executors are not metered yet; use the local executor, or MLFLOW_GREEN_DISABLE=1"
-            )
+            raise UnsupportedHost(host_problem)  # noqa: TRY301 - one place decides what a missing part means
         return _open(settings, rules, name=name, wake=wake, say=say)
     except (UnsupportedHost, LedgerUnavailable, SettingsError, OSError) as error:
         if any(budget.mode == "hard" for budget in rules.budgets):

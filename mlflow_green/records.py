@@ -361,7 +361,8 @@ class Balance:
 class HoldRequest:
     """A step asks to start. ``estimates`` go from the dearest tier to the cheapest.
 
-    Requests of one ``group`` (the members of a pipe) are all admitted or none is.
+    Requests of one ``group`` (the members of a pipe) are all admitted or none is. ``hold_id`` is the id that a hold
+    gets, for a step that was metered under it already; ``None`` leaves it to the ledger.
     """
 
     step: Step
@@ -373,6 +374,7 @@ class HoldRequest:
     requested_at: datetime
     waiting_since: datetime | None = None
     group: str | None = None
+    hold_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,6 +7,7 @@ torn at the very end, never in between. The standard library is all that this ne
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -19,27 +20,37 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 
 class SpoolWriter:
-    """One file of one meter. Not thread-safe. Raises ``OSError`` as the file system does (disk full, read-only)."""
+    """One file of one meter. Not thread-safe. Raises ``OSError`` as the file system does (disk full, read-only).
+
+    The file gets its name with its first line, so a named file is never without the line that says whose it is.
+    """
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
-        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        self._unnamed: Path | None = path.with_suffix(".new")
+        self._fd = os.open(self._unnamed, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         self._torn = False
 
     def append(self, line: Mapping[str, object]) -> None:
-        """Add one line; after a line that did not fit whole, the next one starts afresh."""
+        """Add one line; when it raises, the line is not there, and the next one starts afresh."""
         data = json.dumps(line, separators=(",", ":")).encode() + b"\n"
         if self._torn:
             data = b"\n" + data
         self._torn = True
-        written = os.write(self._fd, data)
-        self._torn = written < len(data)
+        if os.write(self._fd, data) < len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self._torn = False
+        if self._unnamed is not None:
+            self._unnamed.rename(self.path)
+            self._unnamed = None
 
     def close(self) -> None:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+        if self._unnamed is not None:
+            self._unnamed.unlink(missing_ok=True)
 
 
 def read_spool(path: Path) -> Iterator[dict[str, object]]:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import importlib
 import re
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from snakemake.exceptions import WorkflowError
 from snakemake_interface_executor_plugins.executors.base import SubmittedJobInfo
 from snakemake_interface_executor_plugins.settings import ExecMode
 
@@ -22,7 +23,6 @@ _SCHEDULER_PARTS = (
     "_lock",
     "_open_jobs",
     "_handle_error",
-    "job_selector_greedy",
     "get_executor",
     "running",
 )
@@ -118,9 +118,14 @@ class SnakemakeInternals:
         missing += [f"{m}.{name}" for m, name in modules if not hasattr(importlib.import_module(m), name)]
         return missing
 
-    def greedy(self, jobs: Sequence[Any], remaining: Any, resources: Any, sizes: Any) -> list[Any]:
-        """Snakemake's own greedy choice among ``jobs``."""
-        return list(self.scheduler.job_selector_greedy(jobs, remaining, resources, sizes)) if jobs else []
+    def greedy(self, own: Any) -> Callable[..., list[Any]]:
+        """Snakemake's greedy choice with the user's ``--scheduler-greedy-*`` options, else that of ``own``."""
+
+        def choose(jobs: Sequence[Any], remaining: Any, resources: Any, sizes: Any) -> list[Any]:
+            select = getattr(self.scheduler, "job_selector_greedy", own.select_jobs)
+            return list(select(jobs, remaining, resources, sizes)) if jobs else []
+
+        return choose
 
     def wake(self) -> None:
         """Make the scheduler look again. Safe from any thread, also before the scheduler exists."""
@@ -140,9 +145,13 @@ class SnakemakeInternals:
         """
         no_more_attempts(job)
         executor = self.scheduler.get_executor(job)
-        executor.print_job_error(SubmittedJobInfo(job=job), msg=message)
-        if job.is_group():
-            executor.logger.error(message)  # a group's own error report drops the message
+        try:
+            executor.print_job_error(SubmittedJobInfo(job=job), msg=message)
+        except Exception:  # noqa: BLE001 - it formats the shell command, which may need what only a started job has
+            executor.logger.error(message)
+        else:
+            if job.is_group():
+                executor.logger.error(message)  # a group's own error report drops the message
         with self.scheduler._lock:  # noqa: SLF001
             self.scheduler._handle_error(job, postprocess_job=False)  # noqa: SLF001
         self.wake()
@@ -155,9 +164,9 @@ def members(job: Any) -> Sequence[Any]:
 
 def set_tier(job: Any, tier: str | None) -> None:
     """Give the job's resources ``green_tier`` (or take it away) and forget what was computed without it."""
-    had = job._aux_resources.pop(TIER, None)  # noqa: SLF001
-    if tier is None and had is None:
+    if job._aux_resources.get(TIER) == tier:  # noqa: SLF001
         return
+    job._aux_resources.pop(TIER, None)  # noqa: SLF001 - a second add_aux_resource of a name raises
     job._resources = None  # noqa: SLF001
     job._params = None  # noqa: SLF001 - a look at job.params before this would have kept the default tier
     if tier is not None:
@@ -180,6 +189,6 @@ def wrap(instance: Any, name: str, around: Callable[..., Any]) -> None:
     setattr(instance, name, wrapped)
 
 
-def environment_of(kwargs: Mapping[str, Any]) -> Mapping[str, str] | None:
-    """The environment that a ``Popen`` call names, if any."""
-    return kwargs.get("env")
+def workflow_error(message: str) -> Exception:
+    """An error that Snakemake prints without a traceback."""
+    return WorkflowError(message)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -9,11 +10,18 @@ from mlflow_green.records import Step
 
 PARAM = "green"
 
+JobKey = tuple[str, tuple[tuple[str, str], ...]]
+"""Rule and wildcards: the same for every object that Snakemake makes of a job."""
 
-def step_of(job: Any, workflow_run: str) -> Step:
+
+def key_of(job: Any) -> JobKey:
+    return job.rule.name, tuple(job.wildcards_dict.items())
+
+
+def step_of(job: Any, workflow_run: str, attempt: int) -> Step:
     """The step of one attempt of a job; wildcards in the rule's own order."""
     wildcards = ",".join(f"{name}={value}" for name, value in job.wildcards_dict.items())
-    return Step(workflow_run=workflow_run, name=job.rule.name, wildcards=wildcards, attempt=job.attempt)
+    return Step(workflow_run=workflow_run, name=job.rule.name, wildcards=wildcards, attempt=attempt)
 
 
 def declared(job: Any) -> Mapping[str, object] | None:
@@ -22,7 +30,7 @@ def declared(job: Any) -> Mapping[str, object] | None:
     The raw parameter is called here, because Snakemake caches ``job.params`` with the tier of the first look.
 
     Raises:
-        TypeError: the parameter is not a mapping, or not a function of wildcards and resources.
+        TypeError: the parameter is not a mapping, or not a function of what Snakemake gives to parameters.
     """
     value = job.rule.params.get(PARAM) if hasattr(job.rule.params, "get") else None
     if value is None:
@@ -38,7 +46,12 @@ def declared(job: Any) -> Mapping[str, object] | None:
 
 
 def _call(function: Callable[..., object], job: Any) -> object:
-    return function(job.wildcards, resources=job.resources)
+    """Call a parameter function as Snakemake does: with wildcards, and what else it names."""
+    named = [name for name in inspect.signature(function).parameters if name in _AUXILIARY]
+    return function(job.wildcards, **{name: getattr(job, name) for name in named})
+
+
+_AUXILIARY = ("input", "output", "threads", "resources")
 
 
 def metrics_output(job: Any) -> str | None:

@@ -6,7 +6,6 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from snakemake.exceptions import WorkflowError
 from snakemake.scheduling.greedy import Scheduler as GreedyScheduler
 from snakemake.scheduling.greedy import SchedulerSettings as GreedySettings
 from snakemake_interface_scheduler_plugins.base import SchedulerBase
@@ -14,6 +13,7 @@ from snakemake_interface_scheduler_plugins.base import SchedulerBase
 from mlflow_green.errors import GreenError
 from snakemake_plugin import compat
 from snakemake_plugin.gate import Gate
+from snakemake_plugin.job_identity import step_of
 
 
 class Scheduler(SchedulerBase):
@@ -48,13 +48,16 @@ class Scheduler(SchedulerBase):
                 say=lambda text: self.logger.warning(f"mlflow-green: {text}"),
             )
         except GreenError as error:
-            raise WorkflowError(f"mlflow-green: {error}") from None
-        return Gate(self._snakemake, session, self.logger) if session else None
+            raise compat.workflow_error(f"mlflow-green: {error}") from None
+        if session is None:
+            return None
+        return Gate(self._snakemake, session, self._snakemake.greedy(self._greedy), self.logger)
 
     @staticmethod
     def _restore_tier(jobs: Any) -> None:
         """In the child Snakemake of a ``run:`` or shadow job: the tier that the main process granted."""
         tier = os.environ.get("GREEN_TIER")
-        if tier:
-            for job in jobs:
+        for job in jobs if tier else ():
+            # A Snakemake started inside a metered job has children too, and their jobs have no tier.
+            if not job.is_group() and step_of(job, "", 1).label == os.environ.get("GREEN_JOB"):
                 compat.set_tier(job, tier)

@@ -22,12 +22,19 @@ def sklearn_complexity(model: Any) -> Complexity:
     A search counts as its best estimator, a pipeline as the sum of its steps. The model is not changed and no
     prediction is made.
     """
-    if model is None or isinstance(model, str):
-        return _NOTHING  # pipeline steps that are switched off: None, "passthrough", "drop"
+    if _is_switched_off(model):
+        return _NOTHING
     for attribute, count in _COUNTERS:
         if hasattr(model, attribute):
             return count(model)
     return _unknown(model)
+
+
+def _is_switched_off(step: Any) -> bool:
+    """``None``, ``"passthrough"``, ``"drop"``, and the transformer of nothing that a passthrough column becomes."""
+    if step is None or isinstance(step, str):
+        return True
+    return type(step).__name__ == "FunctionTransformer" and step.func is None
 
 
 def _unknown(model: Any) -> Complexity:

@@ -11,6 +11,7 @@ from uuid import uuid4
 from mlflow_green.clock import Clock
 from mlflow_green.ledger.ledger import Choose
 from mlflow_green.ledger.posting import (
+    HISTORY_LENGTH_MAX,
     BookedHold,
     BucketChange,
     Effects,
@@ -19,6 +20,7 @@ from mlflow_green.ledger.posting import (
     Standing,
     TermKey,
     WindowKey,
+    past_use,
     post,
     post_adjustment,
     window_key,
@@ -34,13 +36,10 @@ from mlflow_green.records import (
     JournalRow,
     NodeWindow,
     OutboxRow,
-    Outcome,
     PastUse,
     Term,
     Unit,
 )
-
-HISTORY_LENGTH_MAX = 200
 
 
 @dataclass(slots=True, kw_only=True)
@@ -194,17 +193,3 @@ class MemoryLedger:
 
     def _letter(self, outbox_id: int) -> _Letter:
         return next(letter for letter in self._letters.values() if letter.row.outbox_id == outbox_id)
-
-
-def past_use(entry: Entry) -> PastUse | None:
-    """What an entry teaches the next estimate; ``None`` when it was neither finished nor halted, or not metered."""
-    total = entry.total
-    if total is None or entry.outcome not in {Outcome.SUCCEEDED, Outcome.HALTED}:
-        return None
-    return PastUse(
-        step=entry.step,
-        wildcards=entry.wildcards,
-        tier=entry.tier,
-        energy_microjoules=total.microjoules,
-        censored=entry.outcome is Outcome.HALTED,
-    )

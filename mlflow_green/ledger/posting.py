@@ -31,7 +31,9 @@ from mlflow_green.records import (
     JournalRow,
     Mode,
     NodeWindow,
+    Outcome,
     Owner,
+    PastUse,
     Term,
     TopUp,
     Unit,
@@ -40,6 +42,8 @@ from mlflow_green.units import format_carbon, format_energy
 
 TermKey = tuple[str, str, str, str]
 WindowKey = tuple[str, str, int]
+
+HISTORY_LENGTH_MAX = 200
 
 
 class HoldState(StrEnum):
@@ -358,7 +362,7 @@ class _Posting:
         if opening.owner is None:
             raise LedgerError(f"nobody owns the hold of {request.step.label}: a batch with requests names its owner")
         hold = Hold(
-            hold_id=opening.new_hold_id(),
+            hold_id=request.hold_id or opening.new_hold_id(),
             step=request.step,
             project=request.project,
             user=request.user,
@@ -470,6 +474,20 @@ def over_limit_text(term: Term) -> str:
     return (
         f"impossible: a hold was admitted that hard budget {term.budget} ({term.account}, {term.period}) has no room"
         f" for; its limit is {format_amount(term.unit, term.limit)}. Nothing was written; please report it"
+    )
+
+
+def past_use(entry: Entry) -> PastUse | None:
+    """What an entry teaches the next estimate; ``None`` when it was neither finished nor halted, or not metered."""
+    total = entry.total
+    if total is None or entry.outcome not in {Outcome.SUCCEEDED, Outcome.HALTED}:
+        return None
+    return PastUse(
+        step=entry.step,
+        wildcards=entry.wildcards,
+        tier=entry.tier,
+        energy_microjoules=total.microjoules,
+        censored=entry.outcome is Outcome.HALTED,
     )
 
 

@@ -22,7 +22,7 @@ from mlflow_green.errors import LedgerError, LedgerUnavailable
 from mlflow_green.ledger import rows, schema
 from mlflow_green.ledger.filesystem import refuse_network_file_system
 from mlflow_green.ledger.ledger import Choose
-from mlflow_green.ledger.posting import HoldState, Message, Standing, post, post_adjustment
+from mlflow_green.ledger.posting import HISTORY_LENGTH_MAX, HoldState, Message, Standing, post, post_adjustment
 from mlflow_green.ledger.sqlite import Gate, explained, ledger_path, sqlite_engine
 from mlflow_green.ledger.transaction import load, load_buckets, load_holds, promise, write, write_facts
 from mlflow_green.records import (
@@ -41,8 +41,6 @@ from mlflow_green.records import (
     Term,
     Unit,
 )
-
-HISTORY_LENGTH_MAX = 200
 
 _HISTORY = (
     select(

@@ -7,7 +7,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from sqlalchemy import Connection, Engine, create_engine, event
@@ -82,7 +82,10 @@ def _set_pragmas(connection: sqlite3.Connection, _record: object) -> None:
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA foreign_keys = ON")
     wanted = "wal" if wal_is_safe(sqlite3.sqlite_version_info[:3]) else "truncate"
-    (mode,) = connection.execute(f"PRAGMA journal_mode = {wanted}").fetchone()
+    # SQLite does not wait when another process is in the way; a rollback journal instead of WAL is as safe.
+    with suppress(sqlite3.OperationalError):
+        connection.execute(f"PRAGMA journal_mode = {wanted}")
+    (mode,) = connection.execute("PRAGMA journal_mode").fetchone()
     if wanted == "truncate" and mode == "wal":
         raise LedgerUnavailable(
             f"the ledger is open in WAL mode, which SQLite {sqlite3.sqlite_version} of this Python can corrupt;"

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import Connection, Table, bindparam, delete, func, insert, or_, select, tuple_, update
+from sqlalchemy import Connection, Table, bindparam, delete, func, insert, or_, select, update
 
 from mlflow_green.errors import LedgerError
 from mlflow_green.ledger import rows, schema
@@ -24,7 +24,6 @@ from mlflow_green.ledger.posting import (
 from mlflow_green.records import Action, Balance, Batch, Entry, Fact, JournalRow, NodeWindow, Term
 
 _BUCKETS, _HOLDS = schema.buckets.c, schema.holds.c
-_BUCKET_KEY = tuple_(_BUCKETS.budget, _BUCKETS.account, _BUCKETS.unit, _BUCKETS.period)
 
 # Statements are built once: building one costs as much as running it.
 _SELECT_HOLDS = select(schema.holds).where(
@@ -33,7 +32,13 @@ _SELECT_HOLDS = select(schema.holds).where(
         _HOLDS.step_key.in_(bindparam("step_keys", expanding=True)),
     )
 )
-_SELECT_BUCKETS = select(schema.buckets).where(_BUCKET_KEY.in_(bindparam("keys", expanding=True)))
+# SQLite scans the whole table for (a, b, c, d) IN (...); this finds a few too many, by the index.
+_SELECT_BUCKETS = select(schema.buckets).where(
+    _BUCKETS.budget.in_(bindparam("budgets", expanding=True)),
+    _BUCKETS.account.in_(bindparam("accounts", expanding=True)),
+    _BUCKETS.unit.in_(bindparam("units", expanding=True)),
+    _BUCKETS.period.in_(bindparam("periods", expanding=True)),
+)
 _SELECT_ENTRY_IDS = select(schema.entries.c.entry_id).where(
     schema.entries.c.entry_id.in_(bindparam("entry_ids", expanding=True))
 )
@@ -120,15 +125,18 @@ def load_holds(
 
 
 def load_buckets(connection: Connection, terms: Iterable[Term]) -> tuple[dict[TermKey, Balance], dict[TermKey, int]]:
-    keys = sorted({term.key for term in terms})
+    keys = {term.key for term in terms}
     if not keys:
         return {}, {}
+    names = ("budgets", "accounts", "units", "periods")
+    values = {name: sorted(set(column)) for name, column in zip(names, zip(*keys, strict=True), strict=True)}
     balances: dict[TermKey, Balance] = {}
     bucket_ids: dict[TermKey, int] = {}
-    for row in connection.execute(_SELECT_BUCKETS, {"keys": keys}).mappings():
+    for row in connection.execute(_SELECT_BUCKETS, values).mappings():
         balance = rows.balance_of(row)
-        balances[balance.term.key] = balance
-        bucket_ids[balance.term.key] = row["bucket_id"]
+        if balance.term.key in keys:
+            balances[balance.term.key] = balance
+            bucket_ids[balance.term.key] = row["bucket_id"]
     return balances, bucket_ids
 
 

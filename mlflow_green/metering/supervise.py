@@ -11,14 +11,15 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
 from mlflow_green.clock import boot_id
 from mlflow_green.records import Owner
 
 PROC = Path("/proc")
-_POLL_SECONDS = 0.05
+KILL_SECONDS_MAX = 5.0  # a killed process is gone by then, unless it hangs in the kernel
+_POLL_SECONDS = 0.1
 _STAT_PARENT, _STAT_START = 1, 19  # fields of /proc/PID/stat, counted from the state
 
 
@@ -58,7 +59,7 @@ def step_processes(hold_id: str, proc_root: Path = PROC) -> frozenset[int]:
             continue
         parents[pid] = int(fields[_STAT_PARENT])
         children.setdefault(parents[pid], []).append(pid)
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # another user's process does not show it
             if marker in (proc_root / name / "environ").read_bytes().split(b"\0"):
                 found.append(pid)
     tree: set[int] = set()
@@ -81,7 +82,7 @@ class Ending:
     """Ends the processes of one step: SIGTERM now, SIGKILL when ``grace_seconds`` have passed.
 
     ``advance`` is called again and again by a thread with other work; it returns True once no process
-    of the step is left.
+    of the step is left. After ``give_up_seconds`` (monotonic) whoever waits for that goes on without.
     """
 
     def __init__(
@@ -90,6 +91,7 @@ class Ending:
         self.hold_id = hold_id
         self._now = monotonic_seconds
         self._kill_at = monotonic_seconds() + grace_seconds
+        self.give_up_seconds = self._kill_at + KILL_SECONDS_MAX
         self._told: set[int] = set()
 
     def advance(self) -> bool:
@@ -103,24 +105,28 @@ class Ending:
             self._told |= alive
         return False
 
+    def wait(self) -> None:
+        """Block until no process is left, while another thread calls ``advance``; not beyond ``give_up_seconds``."""
+        while step_processes(self.hold_id) and self._now() < self.give_up_seconds:
+            time.sleep(_POLL_SECONDS)
 
-def end_processes(hold_id: str, grace_seconds: float) -> bool:
-    """End a step's processes and wait until none is left; True if there was any. Takes at most the grace and 5 s."""
-    if not step_processes(hold_id):
-        return False
-    ending = Ending(hold_id, grace_seconds)
-    deadline = time.monotonic() + grace_seconds + 5
-    while not ending.advance() and time.monotonic() < deadline:
+
+def end_processes(hold_ids: Collection[str], grace_seconds: float) -> None:
+    """End these steps' processes, all at once, and wait until none is left: at most the grace and 5 s."""
+    endings = [Ending(hold_id, grace_seconds) for hold_id in hold_ids]
+    while endings := [ending for ending in endings if not ending.advance()]:
+        if time.monotonic() >= endings[0].give_up_seconds:
+            return
         time.sleep(_POLL_SECONDS)
-    return True
 
 
 def _stat(pid: int, proc_root: Path) -> list[str] | None:
     """Fields of /proc/PID/stat from the state on; the name before them may hold any character."""
     try:
-        return (proc_root / str(pid) / "stat").read_text().rpartition(")")[2].split()
+        text = (proc_root / str(pid) / "stat").read_bytes().rpartition(b")")[2].decode("ascii", "replace")
     except OSError:
         return None
+    return text.split() or None
 
 
 def _lineage(pid: int, parents: dict[int, int]) -> set[int]:

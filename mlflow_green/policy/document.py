@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, tzinfo
 from decimal import Decimal, DecimalException
 from enum import StrEnum
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from zoneinfo import ZoneInfo, available_timezones
@@ -27,7 +28,7 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 
 from mlflow_green.errors import PolicyError, QuantityError
 from mlflow_green.policy.checks import cross_checks
-from mlflow_green.policy.source import KeyPath, Problem, close_name, read_source
+from mlflow_green.policy.source import KeyPath, Problem, Source, close_name, decoded, read_bytes
 from mlflow_green.records import Mode, StepSpec, Tier, Unit
 from mlflow_green.units import (
     CARBON_MICROGRAMS,
@@ -443,7 +444,7 @@ class Policy(_Model):
     def zone(self) -> tzinfo:
         return zone(self.timezone)
 
-    @property
+    @cached_property
     def steps(self) -> dict[str, StepSpec]:
         """What is declared under ``steps:``, by rule name."""
         return {name: document.spec for name, document in self.step_documents.items()}
@@ -460,14 +461,23 @@ class Policy(_Model):
 
 
 def load_policy(path: Path, *, known_countries: Collection[str] | None = None) -> Policy:
-    """The policy in a file.
+    """The policy in a file; see ``parse_policy``.
+
+    Raises:
+        PolicyError: also when the file cannot be read.
+    """
+    return parse_policy(read_bytes(path), name=str(path), known_countries=known_countries)
+
+
+def parse_policy(raw: bytes, *, name: str = "green.yaml", known_countries: Collection[str] | None = None) -> Policy:
+    """The policy in the bytes of a file called ``name``.
 
     ``known_countries`` are the ISO 3166-1 alpha-3 codes that have a carbon intensity; ``None`` checks the form only.
 
     Raises:
         PolicyError: with every problem of the file, each as ``file:line:column: error: ...``, its line and a caret.
     """
-    source, raw = read_source(path)
+    source = Source(name, decoded(raw, name))
     problems = list(source.problems)
     context = {"known_countries": known_countries, "sha256": hashlib.sha256(raw).hexdigest()}
     policy: Policy | None = None

@@ -7,10 +7,11 @@ from fractions import Fraction
 from math import ceil
 from typing import Literal
 
+from mlflow_green.policy.document import Reserve
 from mlflow_green.records import Estimate, PastUse, StepSpec, Tier, Unit
 from mlflow_green.units import format_energy
 
-Quantile = Literal["declared", "p50", "p95", "max"]
+Quantile = Reserve | Literal["declared", "p50", "p95", "max"]
 ToAmounts = Callable[[int], Mapping[Unit, int]]
 """Component energy in microjoules to the amount of every unit that can be known, rounded up for holds."""
 

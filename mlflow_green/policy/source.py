@@ -22,6 +22,7 @@ KeyPath = tuple[str | int, ...]
 """The way to a value: ``("budgets", 0, "limit")``."""
 
 _TAG = "tag:yaml.org,2002:"
+_TAGS = {_TAG + kind for kind in ("map", "seq", "str", "int", "float", "bool", "null", "timestamp")}
 _BOOLEANS = {"true": True, "false": False}
 
 
@@ -97,11 +98,14 @@ class Source:
                 message = f"too large: at most {NODES_MAX} values, {DEPTH_MAX} levels deep"
                 self.problems.append(Problem(message=message, mark=_mark(node)))
             return None
+        if str(node.tag) not in _TAGS:
+            self.problems.append(Problem(message=f"tag {str(node.tag)!r} is not allowed", mark=_mark(node)))
+            return None
         if isinstance(node, MappingNode):
             return self._mapping(node, path)
         if isinstance(node, SequenceNode):
             return [self._plain(item, (*path, index)) for index, item in enumerate(node.value)]
-        return self._scalar(node, path)
+        return _scalar(node)
 
     def _mapping(self, node: MappingNode, path: KeyPath) -> dict[str, object]:
         data: dict[str, object] = {}
@@ -122,19 +126,6 @@ class Source:
                 self._values[inner] = self._keys[inner]  # no value at all: its key is the place to look at
             data[key] = self._plain(value_node, inner)
         return data
-
-    def _scalar(self, node: Node, path: KeyPath) -> object:
-        text, kind = str(node.value), str(node.tag).removeprefix(_TAG)
-        if kind == "null":
-            return None
-        if kind == "bool":
-            return _BOOLEANS.get(text.lower(), text)
-        if kind in {"int", "float"}:
-            return _number(text)
-        if str(node.tag).startswith(_TAG):
-            return text
-        self.problems.append(Problem(message=f"tag {node.tag!r} is not allowed", path=path, mark=_mark(node)))
-        return None
 
     def _place(self, problem: Problem) -> tuple[int, int]:
         mark = problem.mark or self._mark_of(problem.path, on_key=problem.on_key)
@@ -160,35 +151,54 @@ class Source:
         return f"{head}\n    {line}\n    {' ' * (mark.column - 1)}^"
 
 
-def read_source(path: Path) -> tuple[Source, bytes]:
-    """The file as plain data with its bytes.
+def read_bytes(path: Path) -> bytes:
+    """The bytes of a policy file.
 
     Raises:
-        PolicyError: the file cannot be read, or is not UTF-8 text.
+        PolicyError: the file cannot be read.
     """
     try:
-        raw = path.read_bytes()
+        return path.read_bytes()
     except OSError as error:
         raise PolicyError((f"{path}: error: cannot be read: {error.strerror}",)) from error
+
+
+def decoded(raw: bytes, name: str) -> str:
+    """The bytes as text.
+
+    Raises:
+        PolicyError: they are not UTF-8 text, or too many.
+    """
     if len(raw) > SIZE_BYTES_MAX:
-        raise PolicyError((f"{path}:1:1: error: larger than {SIZE_BYTES_MAX} bytes; this is not a policy file",))
+        raise PolicyError((f"{name}:1:1: error: larger than {SIZE_BYTES_MAX} bytes; this is not a policy file",))
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise _not_text(path, raw, error.start) from error
+        raise _not_text(name, raw, error.start) from error
     if "\0" in text:
-        raise _not_text(path, raw, raw.index(b"\0"))
-    return Source(str(path), text), raw
+        raise _not_text(name, raw, raw.index(b"\0"))
+    return text
 
 
-def _not_text(path: Path, raw: bytes, offset: int) -> PolicyError:
+def _not_text(name: str, raw: bytes, offset: int) -> PolicyError:
     line = raw.count(b"\n", 0, offset) + 1
-    column = offset - (raw.rfind(b"\n", 0, offset) + 1) + 1
-    return PolicyError((f"{path}:{line}:{column}: error: not UTF-8 text (byte {raw[offset]:#04x}); save it as UTF-8",))
+    column = offset - raw.rfind(b"\n", 0, offset)
+    return PolicyError((f"{name}:{line}:{column}: error: not UTF-8 text (byte {raw[offset]:#04x}); save it as UTF-8",))
 
 
 def _mark(node: Node) -> Mark:
     return Mark(line=node.start_mark.line + 1, column=node.start_mark.column + 1)
+
+
+def _scalar(node: Node) -> object:
+    text, kind = str(node.value), str(node.tag).removeprefix(_TAG)
+    if kind == "null":
+        return None
+    if kind == "bool":
+        return _BOOLEANS.get(text.lower(), text)
+    if kind in {"int", "float"}:
+        return _number(text)
+    return text
 
 
 def _number(text: str) -> object:

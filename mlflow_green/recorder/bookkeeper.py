@@ -6,16 +6,17 @@ their ticket later. One transaction a round, with everything queued meanwhile, k
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import queue
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol
 
 from mlflow_green.clock import Clock
-from mlflow_green.errors import GreenError, LedgerError, LedgerUnavailable
+from mlflow_green.errors import LedgerUnavailable
 from mlflow_green.ledger.ledger import Ledger
 from mlflow_green.records import (
     Action,
@@ -33,6 +34,7 @@ from mlflow_green.records import (
     TopUp,
     Unit,
 )
+from mlflow_green.recorder.late_hold import hold_late
 from mlflow_green.recorder.ticket import Book, Ticket, entry_of
 
 _log = logging.getLogger(__name__)
@@ -44,9 +46,11 @@ class Planner(Protocol):
 
     enforces: bool
 
-    def new_round(self) -> None: ...
+    def settled(self, steps: Iterable[str]) -> None: ...
 
     def request(self, ticket: Ticket, ledger: Ledger, now: datetime) -> HoldRequest: ...
+
+    def bare_request(self, ticket: Ticket, now: datetime) -> HoldRequest: ...
 
     def choose(self, request: HoldRequest, balances: Sequence[Balance]) -> Decision: ...
 
@@ -56,11 +60,11 @@ class _Work:
     """What one transaction is to do; messages fill it in the order in which they came."""
 
     asks: list[Ticket] = field(default_factory=list)
+    late: list[HoldRequest] = field(default_factory=list)
     closings: list[Closing] = field(default_factory=list)
     windows: list[NodeWindow] = field(default_factory=list)
     facts: list[Fact] = field(default_factory=list)
     top_ups: list[tuple[Ticket, TopUp]] = field(default_factory=list)
-    settled: list[Ticket] = field(default_factory=list)
     flushed: list[threading.Event] = field(default_factory=list)
     recheck: bool = False
     read_balances: bool = False
@@ -68,14 +72,28 @@ class _Work:
 
     @property
     def writes(self) -> bool:
-        return bool(self.asks or self.closings or self.windows or self.facts or self.top_ups)
+        return bool(self.asks or self.late or self.closings or self.windows or self.facts or self.top_ups)
 
     def take_over(self, older: _Work) -> None:
         """Put what an earlier transaction could not write before what has come since."""
+        self.late[:0] = older.late
         self.closings[:0] = older.closings
         self.windows[:0] = older.windows
         self.facts[:0] = older.facts
-        self.settled[:0] = older.settled
+
+    def parts(self) -> list[_Work]:
+        """The same work in the smallest pieces that make sense alone, in the same order."""
+        groups: dict[object, list[Ticket]] = {}
+        for ticket in self.asks:
+            groups.setdefault(ticket.group or ticket.ticket_id, []).append(ticket)
+        return [
+            *(_Work(late=[request]) for request in self.late),
+            *(_Work(closings=[closing]) for closing in self.closings),
+            *(_Work(windows=[window]) for window in self.windows),
+            *(_Work(facts=[fact]) for fact in self.facts),
+            *(_Work(top_ups=[top_up]) for top_up in self.top_ups),
+            *(_Work(asks=members) for members in groups.values()),
+        ]
 
 
 class Bookkeeper:
@@ -103,8 +121,10 @@ class Bookkeeper:
         self._ready = ready
         self._inbox: queue.SimpleQueue[Callable[[_Work], None]] = queue.SimpleQueue()
         self._unposted = _Work()
+        self._delayed: list[Ticket] = []  # asked before MLflow's store was ready
         self._waiting: list[Ticket] = []
-        self._said_down = False
+        self._is_down = False
+        self._is_all_posted = True
         self.balances: tuple[Balance, ...] = ()
         self._thread = threading.Thread(target=self._run, name="green-ledger", daemon=True)
 
@@ -120,9 +140,13 @@ class Bookkeeper:
         self._inbox.put(lambda work: work.asks.extend(asked))
 
     def settle(self, ticket: Ticket, closing: Closing, facts: Sequence[Fact] = ()) -> None:
+        """Post what a step used; one that ran without a hold gets its hold first."""
+        late = ticket.late_request
+
         def add(work: _Work) -> None:
+            if late is not None:
+                work.late.append(late)
             work.closings.append(closing)
-            work.settled.append(ticket)
             work.facts.extend(facts)
 
         self._inbox.put(add)
@@ -132,8 +156,8 @@ class Bookkeeper:
         gone = list(tickets)
 
         def add(work: _Work) -> None:
-            work.asks = [ticket for ticket in work.asks if ticket not in gone]
-            self._waiting = [ticket for ticket in self._waiting if ticket not in gone]
+            for pending in (work.asks, self._delayed, self._waiting):
+                pending[:] = [ticket for ticket in pending if ticket not in gone]
             work.closings.extend(
                 Closing(kind=ClosingKind.VOID, hold_id=ticket.hold.hold_id, entry=None, reason=reason)
                 for ticket in gone
@@ -147,6 +171,7 @@ class Bookkeeper:
         self._inbox.put(lambda work: work.windows.extend(posted))
 
     def top_up(self, ticket: Ticket, amounts: dict[Unit, int]) -> None:
+        ticket.top_up_asked_seconds = self._clock.monotonic_seconds()
         ticket.top_up_pending = True
         asked = TopUp(hold_id=ticket.hold_id, amounts=amounts)
         self._inbox.put(lambda work: work.top_ups.append((ticket, asked)))
@@ -160,10 +185,10 @@ class Bookkeeper:
         self._inbox.put(lambda work: setattr(work, "read_balances", True))
 
     def flush(self, timeout_seconds: float) -> bool:
-        """Wait until all that was put in so far is committed; False if that took too long or failed."""
+        """Wait until all that was put in so far is committed; False if that took too long or anything failed."""
         done = threading.Event()
         self._inbox.put(lambda work: work.flushed.append(done))
-        return done.wait(timeout_seconds) and not self._unposted.writes
+        return done.wait(timeout_seconds) and self._is_all_posted and not self._unposted.writes
 
     def stop(self, timeout_seconds: float) -> None:
         self._inbox.put(lambda work: setattr(work, "stop", True))
@@ -172,38 +197,40 @@ class Bookkeeper:
     # --- the thread ---------------------------------------------------------------------------
 
     def _run(self) -> None:
-        delayed: list[Ticket] = []
         while True:
-            work = self._receive(bool(delayed))
-            work.asks[:0] = delayed
-            delayed = []
-            if work.asks and not self._ready():
-                delayed, work.asks = work.asks, []
-            if work.closings or work.recheck:
-                work.asks[:0] = self._waiting
-                self._waiting = []
+            work = self._receive()
             try:
                 self._do(work)
-            except Exception:
-                _log.exception("the ledger thread met an unexpected error")
-                self._answer_without_ledger(work.asks, "an unexpected error; see the log above")
-                self._unposted = work
+            except Exception:  # noqa: BLE001 - a thread of the host program's process: it must not die unseen
+                _log.exception("mlflow-green: the ledger thread met an unexpected error")
+                self._is_all_posted = False
+                self._answer_without_ledger(work.asks, "an unexpected error; the log has its traceback")
             for event in work.flushed:
                 event.set()
             if work.stop:
                 return
 
-    def _receive(self, poll: bool) -> _Work:
+    def _receive(self) -> _Work:
         """Wait for one message, then take all that are there."""
         work = _Work()
         try:
-            self._inbox.get(timeout=_READY_POLL_SECONDS if poll else None)(work)
+            self._inbox.get(timeout=_READY_POLL_SECONDS if self._delayed else None)(work)
             while True:
                 self._inbox.get_nowait()(work)
         except queue.Empty:
             return work
 
     def _do(self, work: _Work) -> None:
+        if work.closings or work.recheck:
+            work.asks[:0] = self._waiting
+            self._waiting = []
+        work.asks[:0] = self._delayed
+        self._delayed = []
+        if work.asks and not self._ready():
+            self._delayed, work.asks = work.asks, []
+        if self._is_down and not self._planner.enforces:  # nobody waits again for a ledger that did not answer
+            self._answer_without_ledger(work.asks, "it did not answer before")
+            work.asks = []
         work.take_over(self._unposted)
         self._unposted = _Work()
         if work.writes:
@@ -215,73 +242,108 @@ class Bookkeeper:
                 _log.debug("balances could not be read", exc_info=True)
 
     def _commit(self, work: _Work) -> None:
-        now = self._clock.now()
-        self._planner.new_round()
+        """Commit the work; one impossible piece of it is told and left out, and the rest is committed."""
         try:
-            requests = tuple(self._planner.request(ticket, self._ledger, now) for ticket in work.asks)
-            committed = self._ledger.commit(
-                Batch(
-                    closings=tuple(work.closings),
-                    windows=tuple(work.windows),
-                    facts=tuple(work.facts),
-                    top_ups=tuple(top_up for _, top_up in work.top_ups),
-                    requests=requests,
-                    owner=self._owner,
-                ),
-                self._planner.choose,
-            )
-        except GreenError as error:
+            self._post(work)
+        except LedgerUnavailable as error:
             self._ledger_failed(work, error)
-            return
-        self._said_down = False
-        for ticket in work.settled:
-            ticket.posted = True
+        except Exception as error:
+            parts = work.parts()
+            if len(parts) > 1:
+                for part in parts:
+                    self._commit(part)
+            else:
+                _log.exception("mlflow-green: one piece of work for the ledger failed")
+                self._reject(work, error)
+
+    def _post(self, work: _Work) -> None:
+        now = self._clock.now()
+        requests = tuple(self._planner.request(ticket, self._ledger, now) for ticket in work.asks)
+        hold_late(self._ledger, work.late, self._owner)
+        committed = self._ledger.commit(
+            Batch(
+                closings=tuple(work.closings),
+                windows=tuple(work.windows),
+                facts=tuple(work.facts),
+                top_ups=tuple(top_up for _, top_up in work.top_ups),
+                requests=requests,
+                owner=self._owner,
+            ),
+            self._planner.choose,
+        )
+        self._is_down = False
+        self._planner.settled(closing.entry.step for closing in work.closings if closing.entry)
         for (ticket, asked), granted in zip(work.top_ups, committed.top_ups, strict=True):
             self._topped_up(ticket, asked, granted)
+        refusals = self._answer(work.asks, committed.answers, now)
         for alert in committed.alerts:
             self._say(alert)
-        self._answer(work.asks, committed.answers, now)
+        if refusals:
+            self._commit(_Work(closings=refusals))
 
     def _topped_up(self, ticket: Ticket, asked: TopUp, granted: Mapping[Unit, int]) -> None:
         ticket.granted = {unit: amount + granted.get(unit, 0) for unit, amount in ticket.granted.items()}
         ticket.top_up_refused = any(granted.get(unit, 0) < amount for unit, amount in asked.amounts.items())
         ticket.top_up_pending = False
 
-    def _answer(self, tickets: Sequence[Ticket], answers: Sequence[Answer], now: datetime) -> None:
-        refused = []
+    def _answer(self, tickets: Sequence[Ticket], answers: Sequence[Answer], now: datetime) -> list[Closing]:
+        """Write the answers into the tickets; the entries of those that were refused are to be posted."""
+        refusals = []
         for ticket, answer in zip(tickets, answers, strict=True):
             if answer.decision.action is Action.WAIT:
-                if ticket.waiting_since is None:
-                    ticket.waiting_since = now
-                    self._say(f"{ticket.step.label} waits: {answer.decision.reason}")
-                self._waiting.append(ticket)
-                ticket.decision = answer.decision
+                self._keep_waiting(ticket, answer.decision, now)
                 continue
             ticket.hold = answer.hold
             ticket.granted = dict(answer.hold.amounts) if answer.hold else {}
-            ticket.decision = answer.decision
-            if answer.decision.action is Action.REFUSE:
-                refused.append(ticket)
-        for ticket in refused:
-            entry = entry_of(ticket, Outcome.REFUSED, self._book, now)
-            self.settle(ticket, Closing(kind=ClosingKind.SETTLE, hold_id=None, entry=entry))
+            if answer.decision.admitted and answer.hold is None:
+                self._promise_hold(ticket, now)
+            ticket.decision = answer.decision  # last: whoever sees it, sees the rest
+            if ticket.refused:
+                entry = entry_of(ticket, Outcome.REFUSED, self._book, now)
+                refusals.append(Closing(kind=ClosingKind.SETTLE, hold_id=None, entry=entry))
         if any(ticket.decision and ticket.decision.action is not Action.WAIT for ticket in tickets):
             self._wake()
+        return refusals
 
-    def _ledger_failed(self, work: _Work, error: GreenError) -> None:
-        """Keep what was spent for the next transaction; answer what was asked: open in observe, else closed."""
+    def _keep_waiting(self, ticket: Ticket, decision: Decision, now: datetime) -> None:
+        if ticket.waiting_since is None:
+            ticket.waiting_since = now
+            self._say(f"{ticket.step.label} waits: {decision.reason}")
+        ticket.decision = decision
+        self._waiting.append(ticket)
+
+    def _promise_hold(self, ticket: Ticket, now: datetime) -> None:
+        request = self._planner.bare_request(ticket, now)
+        ticket.late_request = dataclasses.replace(request, hold_id=ticket.ticket_id)
+
+    def _ledger_failed(self, work: _Work, error: LedgerUnavailable) -> None:
+        """Keep what was spent for the next transaction; answer what was asked."""
         self._unposted.take_over(work)
-        for ticket, _ in work.top_ups:
-            ticket.top_up_pending = False
-        if not self._said_down:
+        if not self._is_down:
             consequence = "no step may start" if self._planner.enforces else "steps run on, metered to the spool"
             self._say(f"the ledger cannot be written, {consequence}: {error}")
-            self._said_down = not isinstance(error, LedgerError) or isinstance(error, LedgerUnavailable)
-        self._answer_without_ledger(work.asks, str(error))
+            self._is_down = True
+        self._do_without_ledger(work, str(error))
+
+    def _reject(self, work: _Work, error: Exception) -> None:
+        """Give up one piece of work that the ledger says is impossible. Its spool file stays."""
+        self._say(f"the ledger did not take a record: {error}")
+        self._is_all_posted = self._is_all_posted and bool(work.asks or work.top_ups or work.late)
+        self._do_without_ledger(work, str(error))
+
+    def _do_without_ledger(self, work: _Work, cause: str) -> None:
+        for ticket, _ in work.top_ups:  # without the ledger there is nothing beyond the grant
+            ticket.top_up_refused = True
+            ticket.top_up_pending = False
+        self._answer_without_ledger(work.asks, cause)
 
     def _answer_without_ledger(self, tickets: Sequence[Ticket], cause: str) -> None:
+        """Open where nothing is enforced, else closed."""
         action = Action.REFUSE if self._planner.enforces else Action.ADMIT
+        now = self._clock.now()
         for ticket in tickets:
+            if action is Action.ADMIT:
+                self._promise_hold(ticket, now)
             tiers = ticket.spec.tiers
             ticket.decision = Decision(
                 action=action,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 
 from mlflow_green.emissions.operational import hold_amounts
@@ -18,7 +19,10 @@ from mlflow_green.recorder.ticket import Book, Ticket
 
 
 class Planner:
-    """Used by the ledger thread (``request``, ``choose``) and the ticker (``judge``); holds no shared mutable state but ``tight``."""
+    """Used by the ledger thread (``request``, ``choose``) and the ticker (``judge``), which share no state.
+
+    ``tight`` is written by the ledger thread and read by the host program.
+    """
 
     def __init__(self, policy: Policy, book: Book, workflow_run: str, *, org: str | None = None) -> None:
         self._policy = policy
@@ -51,33 +55,40 @@ class Planner:
             workflow_run=self._workflow_run,
         )
 
-    def new_round(self) -> None:
-        """Forget the history that the last transaction's requests were estimated from."""
-        self._history.clear()
+    def settled(self, steps: Iterable[str]) -> None:
+        """New entries of these steps were posted: their history is read again before the next estimate."""
+        for name in set(steps):
+            self._history.pop(name, None)
 
     def request(self, ticket: Ticket, ledger: Ledger, now: datetime) -> HoldRequest:
-        step = ticket.step
-        if step.name not in self._history:
-            self._history[step.name] = ledger.history(self._book.project, step.name)
-        found = self.terms(now)
+        """The question about a step that wants to start."""
+        step, bare = ticket.step, self.bare_request(ticket, now)
+        estimates = estimate(
+            self._past(step.name, ledger) if bare.terms else (),  # without a budget nobody asks what it needs
+            step.name,
+            step.wildcards,
+            ticket.spec,
+            quantile=reserve_for(self._policy, bare.terms).value,
+            to_amounts=self._amounts,
+        )
+        return dataclasses.replace(bare, estimates=estimates, waiting_since=ticket.waiting_since, group=ticket.group)
+
+    def bare_request(self, ticket: Ticket, now: datetime) -> HoldRequest:
+        """Who pays for a step, without an estimate: for one that runs without a hold."""
         return HoldRequest(
-            step=step,
+            step=ticket.step,
             project=self._book.project,
             user=self._book.user,
             spec=ticket.spec,
-            estimates=estimate(
-                self._history[step.name],
-                step.name,
-                step.wildcards,
-                ticket.spec,
-                quantile=reserve_for(self._policy, found).value,
-                to_amounts=self._amounts,
-            ),
-            terms=found,
+            estimates=(),
+            terms=self.terms(now),
             requested_at=now,
-            waiting_since=ticket.waiting_since,
-            group=ticket.group,
         )
+
+    def _past(self, step: str, ledger: Ledger) -> tuple[PastUse, ...]:
+        if step not in self._history:
+            self._history[step] = ledger.history(self._book.project, step)
+        return self._history[step]
 
     def choose(self, request: HoldRequest, balances: Sequence[Balance]) -> Decision:
         self.tight = any(
@@ -103,8 +114,9 @@ class Planner:
         ends = (total.low_microjoules, total.microjoules, total.high_microjoules)
         low, point, high = (self._amounts(end) for end in ends)
         used = {unit: (low[unit], point[unit], high[unit]) for unit in point}
-        keys = {term.key for term in hold.terms}
-        own = [balance for balance in balances if balance.term.key in keys]
+        # A bucket that is newer than the last look at the balances still has its grant to watch.
+        known = {balance.term.key: balance for balance in balances}
+        own = [known.get(term.key, Balance(term=term, spent=0, held=0)) for term in hold.terms]
         # Being over the grant halts only once more was asked for and refused.
         grant = ticket.granted if ticket.top_up_refused else {}
         reason = halt_due(self._policy, hold, usage, used, own, grant)

@@ -105,6 +105,12 @@ class Recorder:
         self._write({"kind": "begin", "hold_id": ticket.hold_id, "at": ticket.began_at.isoformat()})
         self._sampler.join(ticket.hold_id, cpu_clock)
 
+    def wait_until_gone(self, ticket: Ticket) -> None:
+        """Block until a halted step has no process left: one that lives on could write its output again."""
+        ending = self._endings.get(ticket.hold_id)
+        if ending is not None:
+            ending.wait()
+
     def end(self, ticket: Ticket) -> None:
         """The step's processes have ended; its outcome is told separately."""
         self._sampler.leave(ticket.hold_id)
@@ -197,9 +203,9 @@ class Recorder:
             self._bookkeeper.read_balances()
         verdict = self._enforcer.judge(ticket, self._bookkeeper.balances)
         if verdict.halt_reason:
-            ticket.halt_reason = verdict.halt_reason
-            self._say(f"halting {ticket.step.label}: {verdict.halt_reason}")
             self._endings[ticket.hold_id] = Ending(ticket.hold_id, verdict.grace_seconds)
+            ticket.halt_reason = verdict.halt_reason  # after its ending is there, for the job's thread waits for that
+            self._say(f"halting {ticket.step.label}: {verdict.halt_reason}")
         elif verdict.top_up and not ticket.top_up_pending:
             self._bookkeeper.top_up(ticket, verdict.top_up)
 

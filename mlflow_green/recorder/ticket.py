@@ -17,6 +17,7 @@ from mlflow_green.records import (
     Energy,
     Entry,
     Hold,
+    HoldRequest,
     Outcome,
     Site,
     Step,
@@ -28,10 +29,14 @@ from mlflow_green.records import (
 
 @dataclass(eq=False, slots=True, kw_only=True)
 class Ticket:
-    """The state of one step. Every field has one writing thread, so readers need no lock.
+    """The state of one step. Every field has one writing thread at a time, so readers need no lock.
 
-    The asking thread creates it; the ledger thread writes the answer, ``granted`` and ``posted``; the job's
-    thread writes begin and end; the ticker writes usage and halting; the host program tells the outcome.
+    The asking thread creates it; the ledger thread writes the answer, what is granted and ``late_request``; the
+    job's thread writes begin and end; the ticker writes usage and halting; the host program tells the outcome.
+    ``top_up_pending`` is set by the ticker with the question, and taken back by the ledger thread with the answer.
+
+    ``late_request`` is there for a step that was admitted without a hold: the hold that it gets when it is settled,
+    so that its budgets are charged. ``top_up_refused``: the last answer was less than what was asked for.
     """
 
     step: Step
@@ -42,12 +47,15 @@ class Ticket:
     decision: Decision | None = None
     hold: Hold | None = None
     waiting_since: datetime | None = None
+    late_request: HoldRequest | None = None
     granted: Mapping[Unit, int] = field(default_factory=dict)
     top_up_pending: bool = False
+    top_up_asked_seconds: float = 0.0
     top_up_refused: bool = False
 
     began_at: datetime | None = None
     began_monotonic_seconds: float = 0.0
+    is_leaving: bool = False  # its main process has ended: too late to halt it
     ended_at: datetime | None = None
     duration_seconds: float | None = None
 
@@ -56,7 +64,6 @@ class Ticket:
     halt_reason: str | None = None
     outcome: Outcome | None = None
     metrics_path: Path | None = None
-    posted: bool = False
 
     @property
     def hold_id(self) -> str:
@@ -73,7 +80,12 @@ class Ticket:
 
     @property
     def running(self) -> bool:
-        return self.began_at is not None and self.ended_at is None
+        return self.began_at is not None and not self.is_leaving
+
+    @property
+    def charged_hold_id(self) -> str | None:
+        """The hold that its entry settles; ``None`` for a step that was refused."""
+        return self.hold_id if self.hold or self.late_request else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,7 +110,7 @@ def entry_of(ticket: Ticket, outcome: Outcome, book: Book, now: datetime) -> Ent
     reason = ticket.halt_reason or (decision.reason if decision else "")
     return build_entry(
         entry_id=ticket.hold_id,
-        hold_id=ticket.hold.hold_id if ticket.hold else None,
+        hold_id=ticket.charged_hold_id,
         step=ticket.step,
         spec=ticket.spec,
         tier=decision.tier if decision else None,
@@ -114,7 +126,7 @@ def entry_of(ticket: Ticket, outcome: Outcome, book: Book, now: datetime) -> Ent
     )
 
 
-def build_entry(
+def build_entry(  # noqa: PLR0913 - an entry has many parts, and every one is named
     *,
     entry_id: str,
     hold_id: str | None,

@@ -19,24 +19,27 @@ from rich.text import Text
 
 from mlflow_green import units
 from mlflow_green.records import Action, Balance, Energy, Entry, Mode, NodeWindow, Outcome, Unit, total_energy
+from mlflow_green.reports.totals import (
+    RuleTotal,
+    carbon_micrograms,
+    charged_beyond_metered_microjoules,
+    metered,
+    rule_totals,
+    windows_of,
+)
 from mlflow_green.reports.wording import (
     MISSING,
     Facts,
     amount_text,
-    carbon_micrograms,
     carbon_text,
-    charged_beyond_metered_microjoules,
     decision_text,
-    energy_text,
     facts_of,
     interval_text,
-    metered,
     metric_title,
     number,
     outcome_text,
     quality_metric,
     wildcard_values,
-    windows_of,
 )
 
 WIDTH_WITHOUT_TERMINAL = 120
@@ -157,20 +160,11 @@ def _job_totals(entries: Sequence[Entry], windows: Sequence[NodeWindow]) -> list
 # --- per rule ---------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Rule:
-    name: str
-    jobs: int
-    energy: Energy | None
-    energy_ratio: float | None
-    carbon_micrograms: int | None
-
-
 def rules_table(entries: Sequence[Entry], *, width: int = 120) -> Table:
     """One line a rule, the dearest first: jobs, energy with interval and method, its share, carbon."""
     whole = metered(entries)
     bar_width = 20 if width >= _WIDE else 10
-    columns: list[_Column[_Rule]] = [
+    columns: list[_Column[RuleTotal]] = [
         _Column(title="Rule", cell=lambda r: r.name),
         _Column(title="Jobs", cell=lambda r: str(r.jobs), right=True),
         _Column(title="Energy", cell=lambda r: _point(r.energy), right=True),
@@ -186,26 +180,7 @@ def rules_table(entries: Sequence[Entry], *, width: int = 120) -> Table:
         "Interval": interval_text(whole),
         "CO2e": carbon_text(carbon_micrograms(entries)),
     }
-    return _table(columns, _rules(entries, whole), totals=[total], width=width)
-
-
-def _rules(entries: Iterable[Entry], whole: Energy | None) -> list[_Rule]:
-    groups: dict[str, list[Entry]] = {}
-    for entry in entries:
-        groups.setdefault(entry.step, []).append(entry)
-    rules = []
-    for name, group in groups.items():
-        part = metered(group)
-        rules.append(
-            _Rule(
-                name=name,
-                jobs=len(group),
-                energy=part,
-                energy_ratio=part.microjoules / whole.microjoules if part and whole and whole.microjoules else None,
-                carbon_micrograms=carbon_micrograms(group),
-            )
-        )
-    return sorted(rules, key=lambda rule: -(rule.energy.microjoules if rule.energy else -1))
+    return _table(columns, rule_totals(entries), totals=[total], width=width)
 
 
 # --- per budget -------------------------------------------------------------------------------------
@@ -330,9 +305,3 @@ def _bar(parts: Sequence[tuple[float, str]], width: int, rest: str = " ") -> Tex
         bar.append(mark * min(round(ratio * width), width - len(bar)), style)
     bar.append(rest * (width - len(bar)), "dim")
     return bar
-
-
-def entry_line(entry: Entry) -> str:
-    """One entry on one line, for a log: ``train[model=mlp] succeeded, 4.20 mWh [1.40, 12.6] est.``."""
-    label = f"{entry.step}[{entry.wildcards}]" if entry.wildcards else entry.step
-    return f"{label} {entry.outcome}, {energy_text(entry.total)}"

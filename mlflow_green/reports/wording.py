@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 from mlflow_green import units
-from mlflow_green.records import Energy, Entry, Method, NodeWindow, Outcome, Unit, total_energy
+from mlflow_green.records import Energy, Entry, Method, Outcome, Unit
 
 Facts = Mapping[str, Mapping[str, float | str]]
 """Hold id to fact name to value, as ``LedgerReader.facts`` tells them."""
@@ -87,39 +87,3 @@ def metric_title(metric: str) -> str:
     """``quality/mape`` as a column head: short names are abbreviations."""
     name = metric.removeprefix(QUALITY)
     return name.upper() if len(name) <= len("smape") else name
-
-
-def metered(entries: Iterable[Entry]) -> Energy | None:
-    """The metered energy of all entries, ``None`` where none was metered."""
-    return total_energy(total for entry in entries if (total := entry.total) is not None)
-
-
-def carbon_micrograms(entries: Iterable[Entry]) -> int | None:
-    """Operational carbon of all entries, ``None`` where none is known."""
-    known = [e.operational_micrograms_co2e for e in entries if e.operational_micrograms_co2e is not None]
-    return sum(known) if known else None
-
-
-def charged_beyond_metered_microjoules(entries: Iterable[Entry]) -> int:
-    """What budgets were charged more than was metered: the worst case of lost holds."""
-    return sum(
-        entry.energy_charged_microjoules - (total.microjoules if (total := entry.total) else 0) for entry in entries
-    )
-
-
-def windows_of(entries: Sequence[Entry], windows: Iterable[NodeWindow]) -> tuple[NodeWindow, ...]:
-    """The node windows of the samplers that metered these entries, while they ran."""
-    spans: dict[str, tuple[float, float]] = {}
-    for entry in entries:
-        if entry.sampler_id is None:
-            continue
-        start, end = entry.started_at.timestamp(), entry.ended_at.timestamp()
-        first, last = spans.get(entry.sampler_id, (start, end))
-        spans[entry.sampler_id] = (min(first, start), max(last, end))
-    return tuple(
-        window
-        for window in windows
-        if (span := spans.get(window.sampler_id)) is not None
-        and window.ended_at.timestamp() >= span[0]
-        and window.started_at.timestamp() <= span[1]
-    )

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 KIND = "mlflow"
 BATCH_MAX = 100
+LEFT_MAX = 100_000
 RETRY_SECONDS_MAX = 300
 DRAIN_SECONDS_MAX = 60.0
 DRAIN_FAILURES_MAX = 3
@@ -51,7 +52,9 @@ class Delivery:
         self._entries: dict[str, Entry] = {}
         self._foreign: set[int] = set()
         self._warned_at: float | None = None
-        self._ended = False
+        self._facts: Mapping[str, Mapping[str, float | str]] = {}
+        self._unfinished: dict[str, Workflow] = {}
+        self._ended: set[str] = set()
 
     def round(self) -> bool:
         """Deliver what is due, up to the first failure; whether there was none.
@@ -74,9 +77,13 @@ class Delivery:
         return self._left()
 
     def close_unended(self) -> None:
-        """End the parent run of a workflow whose own end was never told: its process was killed."""
-        if self._workflow is not None and not self._ended:
-            self._finish(self._workflow, "KILLED", None)
+        """Bring the parent runs up to date that something was delivered for after, or without, their end.
+
+        Our own workflow has ended with our pipe: if it never told so, it was killed. Others may be running.
+        """
+        for workflow in tuple(self._unfinished.values()):
+            is_killed = self._workflow is not None and workflow.workflow_run not in self._ended
+            self._finish(workflow, "KILLED" if is_killed else None, None)
 
     def warn(self, text: str) -> None:
         """Say it, unless something was said less than a minute ago."""
@@ -86,32 +93,35 @@ class Delivery:
             self._warn(text)
 
     def _left(self) -> int:
-        return len(self._rows(self._clock.now() + FAR_FUTURE))
+        return len(self._rows(self._clock.now() + FAR_FUTURE, rows_max=LEFT_MAX))
 
-    def _rows(self, now: datetime) -> list[OutboxRow]:
+    def _rows(self, now: datetime, rows_max: int = BATCH_MAX) -> list[OutboxRow]:
         """Rows to deliver by ``now``; the end of a workflow comes last, for its table names the jobs' runs."""
-        # The rows of others stay pending, so they must not use up the limit.
-        rows = self._ledger.pending(KIND, now, limit=BATCH_MAX + len(self._foreign))
-        ours = [row for row in rows if row.outbox_id not in self._foreign and self._is_ours(row)]
-        return sorted(ours, key=_is_end)
+        while True:
+            # The rows of others stay pending, so they must not use up the limit.
+            limit = rows_max + len(self._foreign)
+            rows = self._ledger.pending(KIND, now, limit=limit)
+            ours = self._ours([row for row in rows if row.outbox_id not in self._foreign])
+            if ours:
+                self._facts = self._ledger.facts()
+            if ours or len(rows) < limit:
+                return sorted(ours, key=_is_end)
+
+    def _ours(self, rows: list[OutboxRow]) -> list[OutboxRow]:
+        if any(_entry_id(row) not in self._entries for row in rows if _workflow(row) is None):
+            workflow_run = self._workflow.workflow_run if self._workflow else None
+            self._entries = {entry.entry_id: entry for entry in self._ledger.entries(workflow_run=workflow_run)}
+        ours = [row for row in rows if self._is_ours(row)]
+        self._foreign |= {row.outbox_id for row in rows} - {row.outbox_id for row in ours}
+        return ours
 
     def _is_ours(self, row: OutboxRow) -> bool:
         if self._workflow is None:
             return True
-        told = row.payload.get("workflow")
-        if isinstance(told, Mapping):
-            ours = told.get("workflow_run") == self._workflow.workflow_run
-        else:
-            ours = self._entry(str(row.payload.get("entry_id"))) is not None
-        if not ours:
-            self._foreign.add(row.outbox_id)
-        return ours
-
-    def _entry(self, entry_id: str) -> Entry | None:
-        if entry_id not in self._entries:
-            workflow_run = self._workflow.workflow_run if self._workflow else None
-            self._entries = {entry.entry_id: entry for entry in self._ledger.entries(workflow_run=workflow_run)}
-        return self._entries.get(entry_id)
+        told = _workflow(row)
+        if told is not None:
+            return told.get("workflow_run") == self._workflow.workflow_run
+        return _entry_id(row) in self._entries
 
     def _try(self, row: OutboxRow) -> bool:
         try:
@@ -126,15 +136,17 @@ class Delivery:
         return True
 
     def _deliver(self, row: OutboxRow) -> tuple[Fact, ...]:
-        told = row.payload.get("workflow")
-        if isinstance(told, Mapping):
+        told = _workflow(row)
+        if told is not None:
             self._tell(told)
             return ()
-        entry = self._entry(str(row.payload.get("entry_id")))
+        entry = self._entries.get(_entry_id(row))
         if entry is None:
             raise LookupError(f"outbox row {row.outbox_id} names an entry that the ledger does not have: {row.payload}")
-        facts = self._ledger.facts().get(entry.hold_id or "", {})
-        return self._writer.write(entry, facts, self._workflow_of(entry))
+        workflow = self._workflow_of(entry)
+        learnt = self._writer.write(entry, self._facts.get(entry.hold_id or "", {}), workflow)
+        self._unfinished.setdefault(workflow.workflow_run, workflow)
+        return learnt
 
     def _tell(self, told: Mapping[str, object]) -> None:
         workflow = Workflow(
@@ -146,12 +158,13 @@ class Delivery:
         status = _TERMINAL.get(str(told["status"]))
         if status is None:
             self._writer.start(workflow)
+            self._unfinished[workflow.workflow_run] = workflow
             return
         report_path = told.get("report_path")
         self._finish(workflow, status, Path(str(report_path)) if report_path else None)
-        self._ended = True
+        self._ended.add(workflow.workflow_run)
 
-    def _finish(self, workflow: Workflow, status: str, report_path: Path | None) -> None:
+    def _finish(self, workflow: Workflow, status: str | None, report_path: Path | None) -> None:
         """Large jobs get their runs only now: which ones are large is not known before the end."""
         entries = self._ledger.entries(workflow_run=workflow.workflow_run)
         facts = dict(self._ledger.facts())
@@ -162,6 +175,7 @@ class Delivery:
                 learnt = self._writer.write(entry, told, workflow, large=True)
                 facts[entry.hold_id] = {**told, **{fact.name: fact.value for fact in learnt}}
         self._writer.finish(workflow, entries, facts, status=status, report_path=report_path)
+        self._unfinished.pop(workflow.workflow_run, None)
 
     def _workflow_of(self, entry: Entry) -> Workflow:
         if self._workflow is not None:
@@ -174,6 +188,16 @@ class Delivery:
         )
 
 
-def _is_end(row: OutboxRow) -> bool:
+def _workflow(row: OutboxRow) -> Mapping[str, object] | None:
+    """What the row tells about a workflow; ``None`` for the row of an entry."""
     told = row.payload.get("workflow")
-    return isinstance(told, Mapping) and told.get("status") in _TERMINAL
+    return told if isinstance(told, Mapping) else None
+
+
+def _entry_id(row: OutboxRow) -> str:
+    return str(row.payload.get("entry_id"))
+
+
+def _is_end(row: OutboxRow) -> bool:
+    told = _workflow(row)
+    return told is not None and told.get("status") in _TERMINAL

@@ -113,10 +113,13 @@ class RunWriter:
         entries: Sequence[Entry],
         facts: Mapping[str, Mapping[str, float | str]],
         *,
-        status: str,
+        status: str | None,
         report_path: Path | None,
     ) -> None:
-        """Totals, table and report on the parent run, then its terminal ``status`` (MLflow's name for it)."""
+        """Totals, table and report on the parent run, then its terminal ``status`` (MLflow's name for it).
+
+        ``None`` leaves the status as it is: only the numbers are brought up to date.
+        """
         parent_id = self.start(workflow)
         now = time.time_ns() // 1_000_000
         table = {"mlflow.loggedArtifacts": json.dumps([{"path": TABLE_PATH, "type": "table"}])}
@@ -129,7 +132,8 @@ class RunWriter:
             metrics=[Metric(name, value, now, 0) for name, value in workflow_metrics(entries).items()],
             tags=[RunTag(name, value) for name, value in tags.items()],
         )
-        self._client.set_terminated(parent_id, status, now)
+        if status is not None:
+            self._client.set_terminated(parent_id, status, now)
 
     def _experiment(self) -> str:
         if self._experiment_id is None:

@@ -46,7 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """0 in all cases but two: the ledger cannot be opened, or ``--once`` left something undelivered."""
     options = _parser().parse_args(arguments)
     answers = _private_stdout()
-    _step_back()
+    with contextlib.suppress(OSError):
+        os.setsid()  # the terminal's Ctrl-C is not for us: the main process closes the pipe
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     from mlflow_green.ledger.sql import open_ledger
@@ -64,7 +65,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     writer = RunWriter(jobs=options.jobs)
     delivery = Delivery(ledger, writer, clock, _warn, own)
     try:
-        _prepare(writer, answers)
+        answer = _prepare(writer)
+        with contextlib.suppress(OSError):
+            os.nice(NICENESS)  # from here on jobs run; until here the first of them waits for us
+        _say(answers, answer)
         if not options.once:
             _serve(delivery)
         left = _drain(delivery)
@@ -74,13 +78,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1 if options.once and left else 0
 
 
-def _prepare(writer: RunWriter, answers: TextIO) -> None:
+def _prepare(writer: RunWriter) -> str:
     try:
         writer.prepare()
     except Exception as error:  # noqa: BLE001 - MLflow is a host: jobs run without it, and the loop tries again
-        _say(answers, f"failed: {_first_line(error)}")
-    else:
-        _say(answers, "ready")
+        return f"failed: {_first_line(error)}"
+    return "ready"
 
 
 def _serve(delivery: Delivery) -> None:
@@ -114,14 +117,6 @@ def _private_stdout() -> TextIO:
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     return answers
-
-
-def _step_back() -> None:
-    """Take no CPU from jobs, and do not get the terminal's Ctrl-C: the main process closes the pipe instead."""
-    with contextlib.suppress(OSError):
-        os.nice(NICENESS)
-    with contextlib.suppress(OSError):
-        os.setsid()
 
 
 def _say(answers: TextIO, line: str) -> None:

@@ -37,9 +37,7 @@ def test_gpu_shares_and_idle_sum_to_the_whole_exactly(energy, used):
 
 
 @given(energies(), st.floats(0, 1), cpu_seconds, st.floats(0, 1e6))
-def test_a_share_is_never_outside_the_whole_and_its_interval_covers_the_exact_quota(
-    energy, idle_ratio, used, busy_seconds
-):
+def test_no_end_of_a_shares_interval_is_above_the_same_end_of_the_whole(energy, idle_ratio, used, busy_seconds):
     idle = min(energy.microjoules, int(energy.microjoules * idle_ratio))
     for share in share_by_use(energy, idle, used, busy_seconds).consumers.values():
         assert share.low_microjoules <= energy.low_microjoules

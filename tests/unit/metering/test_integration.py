@@ -129,7 +129,7 @@ def test_a_reading_of_the_same_moment_changes_nothing():
     assert play([reading(0, 0), reading(0, 5)])[-1] is None
 
 
-@pytest.mark.parametrize("last", [reading(4, None), reading(4, 3 * JOULE)])
+@pytest.mark.parametrize("last", [reading(4, None), reading(4, 500 * JOULE)])
 def test_uncovered_time_is_charged_once_for_a_long_gap_that_ends_in_a_reset(last):
     trace = [reading(0, 900 * JOULE), reading(1, 940 * JOULE), reading(2, None), reading(3, None), last]
     assert sum(each.energy.microjoules for each in play(trace, WRAPPING)[1:]) == 4 * 40 * JOULE

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from mlflow_green.errors import PolicyError
-from mlflow_green.policy.document import Policy, default_policy, load_policy, parse_step_spec
+from mlflow_green.policy.document import Policy, default_policy, load_policy, parse_policy, parse_step_spec
 from mlflow_green.records import Mode, StepSpec, Tier, Unit
 
 COUNTRIES = ("DEU", "FRA", "GBR", "USA")
@@ -135,26 +135,23 @@ channels:
 """
 
 
-def load(tmp_path: Path, text: str | bytes) -> Policy:
-    path = tmp_path / "green.yaml"
-    path.write_bytes(text.encode() if isinstance(text, str) else text)
-    return load_policy(path, known_countries=COUNTRIES)
+def load(text: str | bytes) -> Policy:
+    return parse_policy(text.encode() if isinstance(text, str) else text, known_countries=COUNTRIES)
 
 
-def problems(tmp_path: Path, text: str | bytes) -> list[str]:
-    """The problems, without the folder of the file."""
+def problems(text: str | bytes) -> tuple[str, ...]:
     with pytest.raises(PolicyError) as caught:
-        load(tmp_path, text)
-    return [problem.removeprefix(f"{tmp_path}/") for problem in caught.value.problems]
+        load(text)
+    return caught.value.problems
 
 
 @pytest.mark.parametrize("text", [DESIGN, SMALL_TEAM, LAB, PLATFORM], ids=["design", "small team", "lab", "platform"])
-def test_the_examples_of_the_documentation_load(tmp_path, text):
-    assert load(tmp_path, text).version == 1
+def test_the_examples_of_the_documentation_load(text):
+    assert load(text).version == 1
 
 
-def test_every_key_of_the_design_example_is_read(tmp_path):
-    policy = load(tmp_path, DESIGN)
+def test_every_key_of_the_design_example_is_read():
+    policy = load(DESIGN)
     budget = policy.budget("project-month")
     assert [(limit.unit, limit.amount) for limit in budget.limit] == [
         (Unit.ENERGY, 5 * 3_600_000 * 1_000_000),
@@ -176,17 +173,22 @@ def test_every_key_of_the_design_example_is_read(tmp_path):
     assert policy.sha256 == hashlib.sha256(DESIGN.encode()).hexdigest()
 
 
-def test_what_is_not_said_has_the_documented_default(tmp_path):
-    policy = load(tmp_path, "version: 1\nproject: x\nbudgets: [{name: a, limit: 1 kWh, period: day}]\n")
+def test_what_is_not_said_has_the_documented_default():
+    policy = load("version: 1\nproject: x\nbudgets: [{name: a, limit: 1 kWh, period: day}]\n")
     budget = policy.budgets[0]
     assert (budget.mode, budget.reserve, budget.unknown_step, budget.overrun, budget.enforce) == (
         "observe", "p95", "admit", "halt", "low",
     )  # fmt: skip
-    assert (policy.timezone, policy.tracking.jobs, policy.site.pue, policy.site.country) == ("UTC", "notable", 1.0, None)
+    assert (policy.timezone, policy.tracking.jobs, policy.site.pue, policy.site.country) == (
+        "UTC",
+        "notable",
+        1.0,
+        None,
+    )
 
 
-def test_tracking_has_a_short_form(tmp_path):
-    assert load(tmp_path, PLATFORM).tracking.jobs == "none"
+def test_tracking_has_a_short_form():
+    assert load(PLATFORM).tracking.jobs == "none"
 
 
 def test_the_default_policy_limits_nothing():
@@ -214,7 +216,7 @@ def budget(body: str, site: str = "") -> str:
 BROKEN = {
     "unknown top key": (HEAD + "budget: []\n", "3:1", "unknown key 'budget'", "budgets"),
     "unknown key": (budget("limits: 5 kWh\nlimit: 5 kWh\nperiod: day"), "5:5", "unknown key 'limits'", "limit"),
-    "unknown rule key": (budget("limit: 5 kWh\nperiod: day\nrules:\n  - {at: 5%, do: wait, fro: 1h}"), "8:26", "unknown key", "for"),
+    "unknown rule key": (budget("limit: 5 kWh\nperiod: day\nrules:\n  - {at: 5%, do: wait, fro: 1h}"), "8:28", "unknown key", "for"),
     "unknown carbon unit": (budget("limit: 5 kgCO2\nperiod: day"), "5:12", "unknown unit 'kgCO2'", "kgCO2e"),
     "unit in wrong case": (budget("limit: [5 KWH]\nperiod: day"), "5:13", "unknown unit 'KWH'", "kWh"),
     "limit without unit": (budget("limit: 5\nperiod: day"), "5:12", "5 has no unit", None),
@@ -278,51 +280,49 @@ BROKEN = {
     "binary": (b"version: 1\n\x80\x81", "2:1", "not UTF-8 text", None),
     "zero bytes": (b"PK\x00\x00", "1:3", "not UTF-8 text", None),
     "deep nesting": ("a: " + "[" * 5_000, "1:1", "nested too deeply", None),
-    "tag": (HEAD + "site: !!python/name:os.system {}\n", "3:7", "", None),
+    "tag": (HEAD + "site: !!python/name:os.system {}\n", "3:7", "is not allowed", None),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize(("text", "place", "message", "suggestion"), BROKEN.values(), ids=BROKEN)
-def test_a_broken_file_is_shown_with_its_place_and_a_suggestion(tmp_path, text, place, message, suggestion):
-    found = [problem for problem in problems(tmp_path, text) if message in problem]
-    assert found, problems(tmp_path, text)
+def test_a_broken_file_is_shown_with_its_place_and_a_suggestion(text, place, message, suggestion):
+    found = [problem for problem in problems(text) if message in problem]
+    assert found, problems(text)
     assert found[0].startswith(f"green.yaml:{place}: error: ")
     meant = f"did you mean '{suggestion}'?"
     assert (meant in found[0]) if suggestion else ("did you mean" not in found[0])
 
 
-def test_a_problem_is_followed_by_its_line_and_a_caret(tmp_path):
-    assert problems(tmp_path, HEAD + "site: {pui: 1.2}\n") == [
-        "green.yaml:3:8: error: site.pui: unknown key 'pui'; did you mean 'pue'?\n"
-        "    site: {pui: 1.2}\n"
-        "           ^"
-    ]
+def test_a_problem_is_followed_by_its_line_and_a_caret():
+    assert problems(HEAD + "site: {pui: 1.2}\n") == (
+        "green.yaml:3:8: error: site.pui: unknown key 'pui'; did you mean 'pue'?\n    site: {pui: 1.2}\n           ^",
+    )
 
 
-def test_all_problems_come_in_one_pass_in_the_order_of_the_file(tmp_path):
-    text = budget("limit: 5 kgCO2\nperiod: montly\nmode: soft\nrules:\n  - {at: 0.8, do: hold}\n  - {at: 100%, do: halt}")
+def test_all_problems_come_in_one_pass_in_the_order_of_the_file():
+    text = budget(
+        "limit: 5 kgCO2\nperiod: montly\nmode: soft\nrules:\n  - {at: 0.8, do: hold}\n  - {at: 100%, do: halt}"
+    )
     text += "channels: {t: {secret: x}}\nproject: again\n"
-    places = [problem.split(": error")[0] for problem in problems(tmp_path, text)]
+    places = [problem.split(": error")[0] for problem in problems(text)]
     assert places == [
         f"green.yaml:{place}" for place in ("5:12", "6:13", "9:14", "9:23", "10:24", "11:12", "11:16", "11:24", "12:1")
     ]
 
 
-def test_a_file_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(PolicyError, match="absent.yaml: error: cannot be read"):
-        load_policy(tmp_path / "absent.yaml")
+def test_a_file_that_is_not_there_is_named():
+    with pytest.raises(PolicyError, match=r"absent\.yaml: error: cannot be read"):
+        load_policy(Path("/nowhere/absent.yaml"))
 
 
-def test_without_a_list_of_countries_only_the_form_is_checked(tmp_path):
-    path = tmp_path / "green.yaml"
-    path.write_text(HEAD + "site: {country: XYZ}\n")
-    assert load_policy(path).site.country == "XYZ"
+def test_without_a_list_of_countries_only_the_form_is_checked():
+    assert parse_policy((HEAD + "site: {country: XYZ}\n").encode()).site.country == "XYZ"
 
 
-def test_many_aliases_of_aliases_do_not_blow_up(tmp_path):
+def test_many_aliases_of_aliases_do_not_blow_up():
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 9)]
-    assert any("too large" in problem for problem in problems(tmp_path, "\n".join(lines)))
+    assert any("too large" in problem for problem in problems("\n".join(lines)))
 
 
 # --- what a rule says about itself ------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Train the MLP for longer; SIGTERM keeps a checkpoint, and the next start goes on from it."""
 
+import json
 import os
 import signal
 import sys
@@ -38,6 +39,10 @@ def load(path):
     return mlp
 
 
+def best_error(paths):
+    return min(json.loads(Path(path).read_text())["mape"] for path in paths)
+
+
 checkpoint = Path(os.environ.get("GREEN_CHECKPOINT") or snakemake.params.checkpoint)
 epochs = snakemake.params.epochs
 demand = read_demand(snakemake.input.demand)
@@ -46,7 +51,7 @@ inputs, targets = features(demand.megawatts, known), target(demand.megawatts, kn
 open_store()
 with mlflow.start_run(run_name="mlp_long"):
     mlp = load(checkpoint) if checkpoint.exists() else EpochwiseMlp(inputs)
-    mlflow.log_param("resumed_from_epoch", mlp.epoch)
+    mlflow.log_params({"resumed_from_epoch": mlp.epoch, "best_mape_before": best_error(snakemake.input.baselines)})
     while mlp.epoch < epochs and not stop_requested:
         mlp.train_epoch(inputs, targets)
         if mlp.epoch % 10 == 0:

@@ -1,0 +1,131 @@
+"""Commands that read the ledger: ``balance``, ``explain``, ``ledger verify`` and ``ledger export``."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterable, Mapping
+
+import click
+
+from mlflow_green.cli import exit_codes
+from mlflow_green.cli.doors import Place
+from mlflow_green.cli.output import NO_HISTORY, console, json_option, opened, print_json, print_json_line
+from mlflow_green.records import DecisionRow, Entry
+
+_STEP = re.compile(r"^(?P<name>[^\[\]]+)(?:\[(?P<wildcards>[^\[\]]*)\])?$")
+
+
+@click.command()
+@json_option
+@click.pass_obj
+def balance(place: Place, as_json: bool) -> None:
+    """What is spent, held and left in each budget."""
+    from mlflow_green.reports.export import balance_to_json
+    from mlflow_green.reports.tables import balance_table
+
+    with opened(place, place.settings()) as books:
+        balances = books.balances() if books else ()
+    if as_json:
+        print_json({"balances": [balance_to_json(each) for each in balances]})
+    elif books is None:
+        click.echo(NO_HISTORY)
+    elif not balances:
+        click.echo("No budget has been used yet. Budgets are set in green.yaml; 'mlflow-green init' writes one.")
+    else:
+        out = console()
+        out.print(balance_table(balances, width=out.width))
+
+
+@click.command()
+@click.argument("step")
+@json_option
+@click.pass_obj
+def explain(place: Place, step: str, as_json: bool) -> None:
+    """Why a step got its latest answer. STEP is a rule, or a rule with wildcards: 'train[model=mlp]'."""
+    from mlflow_green.reports.explanation import explain_decision
+    from mlflow_green.reports.export import decision_to_json
+
+    match = _STEP.match(step.strip())
+    if match is None:
+        raise click.UsageError(f"{step!r} is not a step; write a rule such as train, or 'train[model=mlp]'")
+    with opened(place, place.settings()) as books:
+        decisions = books.decisions() if books else ()
+        entries = books.entries() if books else ()
+    found = latest_decisions(decisions, match["name"], match["wildcards"])
+    by_hold = {entry.hold_id: entry for entry in entries if entry.hold_id}
+    if as_json:
+        print_json({"decisions": [{**decision_to_json(row), "outcome": _outcome(row, by_hold)} for row in found]})
+    elif found:
+        out = console()
+        for row in found:
+            explain_decision(out, row, by_hold.get(row.hold_id or ""))
+    elif books is None:
+        click.echo(NO_HISTORY, err=True)
+    else:
+        click.echo(_unknown_step(step, decisions), err=True)
+    sys.exit(exit_codes.OK if found else exit_codes.FOUND)
+
+
+def latest_decisions(decisions: Iterable[DecisionRow], name: str, wildcards: str | None) -> list[DecisionRow]:
+    """The latest decision about each step of that name, oldest first; ``wildcards`` of ``None`` match all."""
+    latest: dict[str, DecisionRow] = {}
+    for row in sorted(decisions, key=lambda row: row.at):
+        if row.step.name == name and wildcards in {None, row.step.wildcards}:
+            latest[row.step.wildcards] = row
+    return sorted(latest.values(), key=lambda row: row.at)
+
+
+def _outcome(row: DecisionRow, by_hold: Mapping[str, Entry]) -> str | None:
+    entry = by_hold.get(row.hold_id or "")
+    return entry.outcome.value if entry else None
+
+
+def _unknown_step(step: str, decisions: Iterable[DecisionRow]) -> str:
+    known = sorted({row.step.label for row in decisions})
+    listed = ", ".join(known[:20]) + (", ..." if len(known) > 20 else "")  # noqa: PLR2004 - a screenful
+    return f"No decision about {step} is in the ledger. " + (f"It knows: {listed}." if known else "It has none.")
+
+
+@click.group()
+def ledger() -> None:
+    """Check and export the ledger."""
+
+
+@ledger.command()
+@json_option
+@click.pass_obj
+def verify(place: Place, as_json: bool) -> None:
+    """Check that the books close; exit status 1 if they do not."""
+    with opened(place, place.settings()) as books:
+        findings = place.doors.verify(books) if books else ()
+        entries = len(books.entries()) if books else 0
+    if as_json:
+        print_json({"ok": not findings, "entries": entries, "findings": list(findings)})
+    elif books is None:
+        click.echo(NO_HISTORY)
+    else:
+        for finding in findings:
+            click.echo(finding)
+        click.echo(f"{len(findings)} findings" if findings else f"The books close: {entries} entries, no findings.")
+    sys.exit(exit_codes.FOUND if findings else exit_codes.OK)
+
+
+@ledger.command()
+@click.option("--nodes", is_flag=True, help="Export the node windows behind the entries instead.")
+@click.option("--json", "_json", is_flag=True, help="Accepted for symmetry: the export is always JSON.")
+@click.pass_obj
+def export(place: Place, nodes: bool, _json: bool) -> None:
+    """Every entry as one JSON object a line, oldest first."""
+    from mlflow_green.reports.export import entry_to_json, window_to_json
+
+    with opened(place, place.settings()) as books:
+        if books is None:
+            click.echo(NO_HISTORY, err=True)
+        elif nodes:
+            for window in books.node_windows():
+                print_json_line(window_to_json(window))
+        else:
+            facts = books.facts()
+            for entry in books.entries():
+                print_json_line(entry_to_json(entry, facts))

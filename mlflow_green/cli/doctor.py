@@ -1,0 +1,182 @@
+"""``mlflow-green doctor``: what is measured here, what is estimated, what is missing, and how to get it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mlflow_green import __version__
+from mlflow_green.cli import exit_codes
+from mlflow_green.cli.doors import Place
+from mlflow_green.cli.output import console, json_option, opened, print_json
+from mlflow_green.errors import GreenError
+from mlflow_green.records import Device
+from mlflow_green.settings import Settings
+
+if TYPE_CHECKING:
+    from mlflow_green.policy.document import Policy
+
+HOSTS = ("mlflow", "snakemake")
+
+
+@dataclass(slots=True)
+class Findings:
+    """Sections of lines for people, the same as data, and what is wrong."""
+
+    sections: dict[str, list[str]] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+
+@click.command()
+@json_option
+@click.pass_obj
+def doctor(place: Place, as_json: bool) -> None:
+    """Show what is measured, estimated and missing here; exit status 1 if something needs repair."""
+    settings = place.settings()
+    findings = Findings(data={"version": __version__, "disabled": settings.disabled})
+    if settings.disabled:
+        findings.problems.append("MLFLOW_GREEN_DISABLE switches everything off; unset it to meter")
+    _energy(place, settings, findings)
+    _hosts(findings)
+    _policy(place, settings, findings)
+    _ledger(place, settings, findings)
+    if as_json:
+        print_json({**findings.data, "problems": findings.problems})
+    else:
+        _print(findings)
+    sys.exit(exit_codes.FOUND if findings.problems else exit_codes.OK)
+
+
+def _print(findings: Findings) -> None:
+    from rich.padding import Padding
+    from rich.text import Text
+
+    out = console()
+    problems = findings.problems or ["none"]
+    for title, lines in {**findings.sections, "Problems": problems}.items():
+        out.print(Text(title, "bold red" if title == "Problems" and findings.problems else "bold"))
+        for line in lines:
+            out.print(Padding(Text(line), (0, 0, 0, 2), expand=False))
+
+
+def _energy(place: Place, settings: Settings, findings: Findings) -> None:
+    detection = place.doors.detect(settings)
+    try:
+        devices = [device for sensor in detection.sensors for device in sensor.devices()]
+    finally:
+        for sensor in detection.sensors:
+            sensor.close()
+    findings.sections["Energy"] = [*map(_device_line, devices), *detection.notes]
+    findings.data["devices"] = [_device_json(device) for device in devices]
+    findings.data["notes"] = list(detection.notes)
+    if not devices:
+        findings.problems.append("no energy sensor and no load model works here, so nothing can be metered")
+
+
+def _device_line(device: Device) -> str:
+    return (
+        f"{device.name} ({device.domain}): {device.method}, +/- {device.error_ratio:.0%}, "
+        f"at most {device.power_watts_max:g} W"
+    )
+
+
+def _device_json(device: Device) -> dict[str, Any]:
+    return {
+        "name": device.name,
+        "domain": device.domain.value,
+        "method": device.method.value,
+        "power_watts_max": device.power_watts_max,
+        "error_ratio": device.error_ratio,
+        "error_source": device.error_source,
+    }
+
+
+def _hosts(findings: Findings) -> None:
+    lines = findings.sections["Programs"] = [f"mlflow-green {__version__}"]
+    findings.data["programs"] = {}
+    for name in HOSTS:
+        version, wanted, fits = host_version(name)
+        findings.data["programs"][name] = {"version": version, "range": wanted, "in_range": fits}
+        lines.append(f"{name} {version or 'is not installed'} (range {wanted})")
+        if not fits:
+            findings.problems.append(f"{name} {version or 'is missing'}; install {name}{wanted}")
+
+
+def host_version(name: str) -> tuple[str | None, str, bool]:
+    """The installed version of a host program, the range that this distribution asks for, and whether it fits."""
+    from packaging.requirements import Requirement
+
+    wanted = next(
+        (parsed for text in metadata.requires("mlflow-green") or () if (parsed := Requirement(text)).name == name),
+        Requirement(name),
+    ).specifier
+    try:
+        version = metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None, str(wanted), False
+    return version, str(wanted), wanted.contains(version, prereleases=True)
+
+
+def _policy(place: Place, settings: Settings, findings: Findings) -> None:
+    lines = findings.sections["Policy"] = [
+        str(settings.policy_path) if settings.policy_path else "no green.yaml: everything is observed, nothing limited"
+    ]
+    findings.data["policy"] = {"path": str(settings.policy_path) if settings.policy_path else None}
+    try:
+        policy = place.doors.load_policy(settings)
+    except GreenError as error:
+        findings.problems.append(str(error))
+        return
+    budgets = ", ".join(f"{budget.name} ({budget.mode.value})" for budget in policy.budgets) or "no budgets"
+    lines.append(f"project {policy.project}, {budgets}")
+    lines.append(f"carbon: {_place_of(policy)}")
+    findings.data["policy"] |= {
+        "project": policy.project,
+        "budgets": [{"name": budget.name, "mode": budget.mode.value} for budget in policy.budgets],
+        "country": policy.site.country,
+        "carbon_intensity_g_per_kwh": policy.site.carbon_intensity_g_per_kwh,
+        "pue": policy.site.pue,
+    }
+
+
+def _place_of(policy: Policy) -> str:
+    site = policy.site
+    if site.carbon_intensity_g_per_kwh is not None:
+        return f"{site.carbon_intensity_g_per_kwh:g} g/kWh, PUE {site.pue:g}"
+    if site.country is not None:
+        return f"grid of {site.country}, PUE {site.pue:g}"
+    return "not known; set site.country in green.yaml ('mlflow-green init --country FRA' writes one)"
+
+
+def _ledger(place: Place, settings: Settings, findings: Findings) -> None:
+    folder = _existing(settings.state_dir)
+    writable = os.access(folder, os.W_OK)
+    lines = findings.sections["Ledger"] = [settings.ledger_url, f"meters write to {settings.spool_dir}"]
+    told = findings.data["ledger"] = {
+        "url": settings.ledger_url,
+        "spool": str(settings.spool_dir),
+        "writable": writable,
+        "waiting_for_mlflow": None,
+    }
+    if not writable:
+        findings.problems.append(f"{folder} is not writable, so nothing can be recorded; make it writable")
+        return
+    try:
+        with opened(place, settings) as books:
+            waiting = books.count("mlflow") if books else None
+    except GreenError as error:
+        findings.problems.append(str(error))
+        return
+    told["waiting_for_mlflow"] = waiting
+    lines.append("nothing was metered here yet" if waiting is None else f"{waiting} rows wait to be written to MLflow")
+
+
+def _existing(folder: Path) -> Path:
+    return next(path for path in (folder, *folder.parents) if path.exists())

@@ -1,0 +1,94 @@
+"""Everything that the commands reach through ``bootstrap``, in one place and imported only when it is needed.
+
+Tests give a command other doors: ``CliRunner.invoke(cli, [...], obj=Place(..., doors=MyDoors()))``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from mlflow_green.ledger.ledger import Ledger, LedgerReader, Outbox
+from mlflow_green.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from mlflow_green.policy.document import Policy
+    from mlflow_green.sensors.detect import Detection
+
+_SQLITE = "sqlite:///"
+
+
+class Books(Ledger, LedgerReader, Outbox, Protocol):
+    """A ledger as the commands see it."""
+
+    def snapshot(self) -> AbstractContextManager[None]:
+        """Everything read inside belongs together."""
+        ...
+
+
+class Doors:
+    """The real doors. Each raises the ``GreenError`` of what it opens."""
+
+    def open_reader(self, settings: Settings) -> Books:
+        """The ledger, after left-over spool files were posted and dead holds closed."""
+        from mlflow_green.bootstrap import open_reader
+
+        return open_reader(settings)
+
+    def load_policy(self, settings: Settings) -> Policy:
+        from mlflow_green.bootstrap import load_policy_for
+
+        return load_policy_for(settings)
+
+    def detect(self, settings: Settings) -> Detection:
+        from mlflow_green.bootstrap import detect
+
+        return detect(settings)
+
+    def verify(self, books: Books) -> tuple[str, ...]:
+        """One sentence for each thing that does not close."""
+        import platform
+
+        from mlflow_green.ledger.verify import verify
+        from mlflow_green.metering.supervise import owner_alive
+
+        return verify(books, lambda owner: owner_alive(owner, platform.node()))
+
+    def run_command(
+        self, settings: Settings, argv: Sequence[str], *, project: str | None, step: str | None, energy: str | None
+    ) -> int:
+        """Run a command as a metered step; its exit status, 76 when halted, 77 when refused."""
+        from mlflow_green.bootstrap import run_command
+
+        return run_command(settings, argv, project=project, step=step, energy=energy)
+
+    def sync(self, settings: Settings) -> int:
+        """Write to MLflow what was not written; how many rows are left."""
+        from mlflow_green.bootstrap import sync
+
+        return sync(settings)
+
+
+@dataclass(slots=True, kw_only=True)
+class Place:
+    """Where a command works: the folder and environment it was started in, and the global options."""
+
+    cwd: Path = field(default_factory=Path.cwd)
+    environ: Mapping[str, str]
+    doors: Doors = field(default_factory=Doors)
+    policy_path: Path | None = None
+    ledger_url: str | None = None
+
+    def settings(self) -> Settings:
+        return load_settings(self.cwd, self.environ, policy_path=self.policy_path, ledger_url=self.ledger_url)
+
+
+def has_history(settings: Settings) -> bool:
+    """Whether there is anything to read: a ledger, or meters' files that wait to be posted."""
+    if not settings.ledger_url.startswith(_SQLITE):
+        return True
+    spooled = settings.spool_dir.is_dir() and any(settings.spool_dir.iterdir())
+    return spooled or Path(settings.ledger_url.removeprefix(_SQLITE)).exists()

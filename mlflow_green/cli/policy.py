@@ -1,0 +1,123 @@
+"""Commands about the policy file: ``init`` writes one, ``policy check`` reads one."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from mlflow_green.cli import exit_codes
+from mlflow_green.cli.doors import Place
+from mlflow_green.cli.output import json_option, print_json
+from mlflow_green.errors import PolicyError, SettingsError
+from mlflow_green.settings import POLICY_NAME
+
+if TYPE_CHECKING:
+    from mlflow_green.policy.document import Policy
+
+_PLAIN = re.compile(r"^[A-Za-z][A-Za-z0-9_.-]*$")
+_YAML_WORDS = {"null", "true", "false", "yes", "no", "on", "off", "y", "n"}
+
+_TEMPLATE = """\
+version: 1
+project: {project}   # whose budgets the energy of this folder counts against
+{site}
+budgets:   # mode observe only watches, soft advises, hard keeps the limit: downgrade, wait, refuse, halt
+  - {{name: project-month, scope: {{project: {project}}}, limit: 5 kWh, period: month, mode: observe,
+     rules: [{{at: 80%, of: committed, do: downgrade}}, {{at: 100%, of: committed, do: wait, for: 1h}}]}}
+"""
+_NO_SITE = "# site: {country: FRA, pue: 1.2}   # uncomment with your country (ISO 3166 alpha-3) to get carbon"
+_SITE = "site: {{country: {country}, pue: 1.0}}   # grid carbon of this country; pue is the overhead of the building"
+
+
+@click.command()
+@click.option("--country", help="Country of the electricity grid, three letters such as FRA.")
+@click.option("--project", help="Name of the project; the folder's name by default.")
+@json_option
+@click.pass_obj
+def init(place: Place, country: str | None, project: str | None, as_json: bool) -> None:
+    """Write a six-line green.yaml here; an existing one is never touched."""
+    path = place.policy_path or place.cwd / POLICY_NAME
+    name = project or place.cwd.resolve().name or "default"
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(policy_text(name, country))
+    except FileExistsError:
+        raise SettingsError(f"{path} is there already and was not touched; edit it, or remove it first") from None
+    try:
+        place.doors.load_policy(replace(place.settings(), policy_path=path))
+    except PolicyError as error:
+        path.unlink()
+        raise SettingsError(f"nothing was written, for this would not work:\n{error}") from None
+    if as_json:
+        print_json({"path": str(path), "project": name, "country": country})
+        return
+    click.echo(f"Wrote {path}.")
+    if country is None:
+        click.echo("Set site.country in it, so that carbon is known.")
+    click.echo(
+        "Next: 'snakemake --scheduler green -c1' meters your pipeline; 'mlflow-green doctor' shows what is measured."
+    )
+
+
+def policy_text(project: str, country: str | None) -> str:
+    """The six lines of a first green.yaml."""
+    plain = _PLAIN.match(project) and project.lower() not in _YAML_WORDS
+    site = _SITE.format(country=_quoted(country)) if country else _NO_SITE
+    return _TEMPLATE.format(project=project if plain else json.dumps(project), site=site)
+
+
+def _quoted(country: str) -> str:
+    """Norway is a word of YAML (NO), and whatever a user typed may be another."""
+    return country if re.fullmatch("[A-Z]{3}", country) else json.dumps(country)
+
+
+@click.group()
+def policy() -> None:
+    """Check the policy file."""
+
+
+@policy.command()
+@click.argument("file", type=click.Path(path_type=Path), required=False)
+@json_option
+@click.pass_obj
+def check(place: Place, file: Path | None, as_json: bool) -> None:
+    """Check green.yaml, or FILE, and show all its problems at once; exit status 1 if there are any."""
+    place.policy_path = file or place.policy_path
+    settings = place.settings()
+    if settings.policy_path is None:
+        raise SettingsError(f"there is no {POLICY_NAME} here or in a folder above; 'mlflow-green init' writes one")
+    problems: tuple[str, ...] = ()
+    checked: Policy | None = None
+    try:
+        checked = place.doors.load_policy(settings)
+    except PolicyError as error:
+        problems = error.problems
+    if as_json:
+        print_json(
+            {
+                "path": str(settings.policy_path),
+                "ok": not problems,
+                "problems": list(problems),
+                "sha256": checked.sha256 if checked else None,
+                "project": checked.project if checked else None,
+                "budgets": [budget.name for budget in checked.budgets] if checked else [],
+            }
+        )
+    else:
+        for problem in problems:
+            click.echo(problem)
+        click.echo(_verdict(settings.policy_path, len(problems), checked))
+    sys.exit(exit_codes.FOUND if problems else exit_codes.OK)
+
+
+def _verdict(path: Path, problems: int, checked: Policy | None) -> str:
+    if checked is None:
+        return f"{problems} problem{'s' if problems != 1 else ''} in {path}"
+    budgets = ", ".join(f"{budget.name} ({budget.mode.value})" for budget in checked.budgets) or "none"
+    return f"{path} is fine: project {checked.project}, budgets: {budgets}, sha256 {checked.sha256[:12]}"

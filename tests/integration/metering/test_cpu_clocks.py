@@ -1,0 +1,273 @@
+"""Clocks on real processes, compared with what the kernel says of the same processes afterwards."""
+
+from __future__ import annotations
+
+import os
+import resource
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from mlflow_green.metering.cpu_clock import PerfClock, ProcessTreeClock, host_busy_seconds, metered_popen, open_clock
+from mlflow_green.records import CpuClockName
+
+BURN = """
+import os, sys, time, threading
+def burn(seconds):
+    end = time.thread_time() + seconds
+    while time.thread_time() < end: pass
+"""
+THREADS = (
+    BURN
+    + "ts = [threading.Thread(target=burn, args=(0.3,)) for _ in range(3)]; [t.start() for t in ts]; [t.join() for t in ts]"
+)
+STORM = (
+    BURN
+    + """
+for _ in range(COUNT):
+    pid = os.fork()
+    if pid == 0:
+        burn(0.001); os._exit(0)
+    os.waitpid(pid, 0)
+"""
+)
+DAEMON = (
+    BURN
+    + """
+r, w = os.pipe()
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        burn(0.5); os._exit(0)
+    os._exit(0)
+os.close(w); os.wait(); os.read(r, 1)
+"""
+)
+
+
+def perf_clock() -> PerfClock:
+    try:
+        return PerfClock.open_on_current_thread()
+    except OSError as error:
+        pytest.skip(f"perf_event_open is not allowed here: {error}")
+
+
+def children_seconds() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def run(code: str) -> float:
+    """CPU seconds of a real process that runs ``code``, as the kernel says."""
+    before = children_seconds()
+    subprocess.run([sys.executable, "-S", "-c", code], check=True)
+    return children_seconds() - before
+
+
+def burn(seconds: float) -> None:
+    end = time.thread_time() + seconds
+    while time.thread_time() < end:
+        pass
+
+
+# --- the kernel's task clock ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("code", [THREADS, STORM.replace("COUNT", "2000")], ids=["threads", "2000 short children"])
+def test_perf_counts_all_children_and_threads(code):
+    clock = perf_clock()
+    used_seconds = run(code)
+    assert clock.seconds() == pytest.approx(used_seconds, rel=0.15, abs=0.1)
+    clock.close()
+
+
+def test_perf_counts_a_daemon_that_left_its_session_and_parent():
+    clock = perf_clock()
+    seen_by_kernel_seconds = run(DAEMON)
+    assert clock.seconds() >= seen_by_kernel_seconds + 0.4
+    clock.close()
+
+
+def test_perf_is_read_from_another_thread_while_the_job_runs():
+    clock = perf_clock()
+    seen: list[float] = []
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.05):
+            seen.append(clock.seconds())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    run(THREADS)
+    done.set()
+    watcher.join()
+    assert seen == sorted(seen)
+    assert sum(0.1 < seconds < 0.8 for seconds in seen) >= 2
+    clock.close()
+
+
+def test_perf_counts_only_what_its_own_thread_starts():
+    clock = perf_clock()
+    other = threading.Thread(target=burn, args=(0.3,))
+    opened, go = threading.Event(), threading.Event()
+    held: list[PerfClock] = []
+
+    def pool_thread() -> None:
+        held.append(PerfClock.open_on_current_thread())
+        opened.set()
+        go.wait()
+
+    pool = threading.Thread(target=pool_thread)
+    pool.start()
+    opened.wait()
+    other.start()
+    other.join()
+    assert held[0].seconds() < 0.1
+    assert clock.seconds() >= 0.3
+    go.set()
+    pool.join()
+
+
+def test_a_closed_clock_stands_still_and_closing_twice_does_nothing():
+    clock = perf_clock()
+    burn(0.05)
+    before = clock.seconds()
+    clock.close()
+    clock.close()
+    burn(0.05)
+    assert before <= clock.seconds() < before + 0.04
+
+
+def test_the_best_clock_is_opened():
+    clock = open_clock()
+    assert clock.name in {CpuClockName.PERF, CpuClockName.POLLING}
+    clock.close()
+
+
+def test_the_host_is_at_least_as_busy_as_we_are():
+    before = host_busy_seconds()
+    burn(0.3)
+    assert host_busy_seconds() - before >= 0.2
+
+
+# --- watching the tree ---------------------------------------------------------------------------
+
+
+def start(code: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-S", "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+
+def test_polling_sees_what_reaped_children_used():
+    clock = ProcessTreeClock()
+    with start(STORM.replace("COUNT", "500") + "print(flush=True); sys.stdin.read()") as process:
+        clock.add_root(process.pid)
+        process.stdout.readline()
+        seen = clock.seconds()
+        assert clock.name is CpuClockName.POLLING
+    assert seen >= 0.45  # 500 x 1 ms, all ended and reaped
+
+
+def test_polling_keeps_what_it_saw_of_a_process_that_ended():
+    clock = ProcessTreeClock()
+    with start(BURN + "burn(0.3); print(flush=True); sys.stdin.read()") as process:
+        clock.add_root(process.pid)
+        process.stdout.readline()
+        seen = clock.seconds()
+    assert seen >= 0.25
+    assert clock.seconds() >= seen
+
+
+def test_an_orphan_once_seen_is_watched_to_its_end():
+    clock = ProcessTreeClock()
+    code = (
+        BURN
+        + """
+parent = os.getpid()
+if os.fork() == 0:
+    os.setsid()
+    while os.getppid() == parent: time.sleep(0.01)
+    burn(0.4); print("burnt", flush=True); sys.stdin.read(); os._exit(0)
+print("forked", flush=True); os.read(0, 1)
+"""
+    )
+    process = start(code)
+    clock.add_root(process.pid)
+    process.stdout.readline()
+    clock.seconds()
+    process.stdin.write(b"\n")
+    process.stdin.flush()
+    process.wait()  # the parent ends first
+    process.stdout.readline()
+    assert clock.seconds() >= 0.35
+    process.stdin.close()
+    process.stdout.close()
+
+
+def test_wait4_replaces_what_polling_saw_and_counts_no_child_twice():
+    clock = ProcessTreeClock()
+    popen = metered_popen(lambda pid, usage: clock.add_finished(pid, usage.ru_utime + usage.ru_stime))
+    code = (
+        BURN
+        + """
+if os.fork() == 0:
+    burn(0.3); sys.stdin.readline(); os._exit(0)
+burn(0.2); print(flush=True); sys.stdin.readline(); os.wait()
+"""
+    )
+    before = children_seconds()
+    process = popen([sys.executable, "-S", "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    clock.add_root(process.pid)
+    process.stdout.readline()
+    live_seconds = clock.seconds()
+    process.communicate(b"\n\n")
+    used_seconds = children_seconds() - before
+    assert live_seconds > 0.15
+    for _ in range(3):
+        assert clock.seconds() == pytest.approx(used_seconds, abs=0.05)
+    assert clock.name is CpuClockName.WAIT4
+
+
+# --- reaping -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["wait", "wait with timeout", "poll", "communicate", "run", "context"])
+def test_every_way_of_waiting_keeps_the_exit_code_and_reports_once(how):
+    reports: list[tuple[int, float]] = []
+    popen = metered_popen(lambda pid, usage: reports.append((pid, usage.ru_utime + usage.ru_stime)))
+    process = popen([sys.executable, "-S", "-c", BURN + "burn(0.1); sys.exit(7)"], stdout=subprocess.PIPE)
+    with process:
+        if how == "wait":
+            process.wait()
+        elif how == "wait with timeout":
+            with pytest.raises(subprocess.TimeoutExpired):
+                process.wait(timeout=0.001)
+            process.wait(timeout=60)
+        elif how == "poll":
+            while process.poll() is None:
+                time.sleep(0.01)
+        elif how == "communicate":
+            process.communicate(timeout=60)
+        elif how == "run":
+            process.kill()
+    assert process.returncode == (-9 if how == "run" else 7)
+    assert [pid for pid, _ in reports] == [process.pid]
+    assert how == "run" or reports[0][1] >= 0.09
+
+
+def test_a_report_that_fails_does_not_break_the_program():
+    def broken(pid: int, usage: resource.struct_rusage) -> None:
+        raise RuntimeError("broken meter")
+
+    process = metered_popen(broken)([sys.executable, "-S", "-c", "raise SystemExit(3)"])
+    assert process.wait() == 3
+
+
+def test_a_child_that_somebody_else_reaped_ends_as_subprocess_says():
+    process = metered_popen(lambda pid, usage: None)([sys.executable, "-S", "-c", "raise SystemExit(3)"])
+    os.waitpid(process.pid, 0)
+    assert process.poll() == 0
+    assert process.wait() == 0

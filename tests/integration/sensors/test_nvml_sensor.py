@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.testkit.nvml import build_fake_nvml, run_with_fake_nvml
+
+OPEN = """
+import os
+from mlflow_green.errors import SensorError
+from mlflow_green.sensors.nvml import NvmlSensor
+def state(text):
+    path = os.environ["FAKE_NVML_STATE"]
+    with open(path + ".new", "w") as file:
+        file.write(text)
+    os.replace(path + ".new", path)
+def energies():
+    return [reading.energy_microjoules for reading in sensor.read()]
+seconds = 0.0
+try:
+    sensor = NvmlSensor(monotonic=lambda: seconds)
+except SensorError as error:
+    print(type(error).__name__, error); raise SystemExit
+"""
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory) -> Path:
+    return build_fake_nvml(tmp_path_factory.mktemp("nvml"))
+
+
+@pytest.fixture
+def nvml(library, tmp_path):
+    def run(gpus: str, code: str) -> str:
+        (tmp_path / "gpus.conf").write_text(gpus)
+        return run_with_fake_nvml(library, tmp_path / "gpus.conf", OPEN + code)
+
+    return run
+
+
+def test_every_gpu_is_a_device_with_its_enforced_limit(nvml):
+    gpus = "count = 2\n*.energy_mj = 5\n0.uuid = GPU-a\n1.uuid = GPU-b\n1.limit_mw = 200000\n"
+    said = nvml(gpus, "print([(d.name, d.domain.value, d.power_watts_max) for d in sensor.devices()])")
+    assert said == "[('GPU-a', 'gpu', 350.0), ('GPU-b', 'gpu', 200.0)]"
+
+
+def test_the_energy_counter_is_read_in_microjoules(nvml):
+    gpus = "now = 25\n0.trace = 0:100000, 10:300000\n0.energy_mj = 7000\n"
+    assert nvml(gpus, "print(energies())") == f"[{(7000 + 10 * 100_000 + 15 * 300_000) * 1000}]"
+
+
+@pytest.mark.parametrize(
+    "gpus",
+    [
+        "*.error.nvmlDeviceGetTotalEnergyConsumption = NOT_SUPPORTED\n0.power_mw = 100000\n",
+        "now = 0\n*.power_mw = 100000\n",
+    ],
+)
+def test_a_gpu_without_a_counter_has_its_power_integrated(nvml, gpus):
+    code = f"print(energies())\nstate({gpus!r}.replace('100000', '300000'))\nseconds = 2.0\nprint(energies())"
+    assert nvml(gpus, code).splitlines() == ["[0]", "[400000000]"]
+
+
+def test_a_lost_gpu_is_a_gap_beside_one_that_answers(nvml):
+    gpus = "count = 2\nnow = 1\n*.energy_mj = 1\n*.power_mw = 1000\n"
+    assert nvml(gpus, f"state({gpus!r} + '1.error = GPU_IS_LOST')\nprint(energies())") == "[1001000, None]"
+
+
+def test_when_no_gpu_answers_the_read_is_to_be_tried_again(nvml):
+    code = (
+        "state('0.error = GPU_IS_LOST')\ntry: sensor.read()\nexcept SensorError as error: print(type(error).__name__)"
+    )
+    assert nvml("0.energy_mj = 1\n", code) == "SensorRetry"
+
+
+@pytest.mark.parametrize(
+    ("gpus", "reason"),
+    [
+        ("error.nvmlInit = DRIVER_NOT_LOADED", "does not answer"),
+        ("count = 0", "no GPU"),
+        ("error.nvmlDeviceGetCount = UNKNOWN", "cannot list"),
+        ("*.error = GPU_IS_LOST", "no GPU"),
+    ],
+)
+def test_what_can_never_be_read_is_unavailable(nvml, gpus, reason):
+    said = nvml(gpus, "")
+    assert said.startswith("SensorUnavailable")
+    assert reason in said
+
+
+def test_a_machine_without_the_driver_says_so(tmp_path):
+    assert run_with_fake_nvml(tmp_path, tmp_path / "none", OPEN + "print('a real GPU')").startswith(
+        ("SensorUnavailable no NVIDIA driver here", "SensorUnavailable the NVIDIA driver", "a real GPU")
+    )

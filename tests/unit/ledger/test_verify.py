@@ -1,0 +1,152 @@
+"""Each law is broken on purpose, one at a time, in a ledger that closes otherwise."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import replace
+
+import pytest
+
+from mlflow_green.ledger.memory import MemoryLedger
+from mlflow_green.ledger.verify import verify
+from mlflow_green.records import Batch, Domain
+from tests.testkit.ledger_samples import (
+    OWNER,
+    SetClock,
+    admit_what_fits,
+    energy,
+    request,
+    settle,
+    term,
+    void,
+    window,
+)
+
+
+class Edited:
+    """Real books of which one page was changed."""
+
+    def __init__(self, books, **pages):
+        self.books, self.pages = books, pages
+
+    def __getattr__(self, name):
+        return self.pages.get(name) or getattr(self.books, name)
+
+    def snapshot(self):
+        return nullcontext()
+
+
+def alive(_owner):
+    return True
+
+
+@pytest.fixture
+def books():
+    ledger = MemoryLedger(SetClock())
+    requests = (request("a", 10, term()), request("b", 20, term(), term("year", limit=900)), request("c", 5, term()))
+    a, b, c = (answer.hold for answer in ledger.commit(Batch(requests=requests, owner=OWNER), admit_what_fits).answers)
+    batch = Batch(
+        closings=(settle(a, 8), settle(b, 30), void(c)), windows=(window(1, 18), window(2, 20, last=4), window(5, 0))
+    )
+    ledger.commit(batch, admit_what_fits)
+    return ledger
+
+
+def findings(books, owner_alive=alive, **pages):
+    return verify(Edited(books, **pages), owner_alive)
+
+
+def journal_with(books, kind, **changes):
+    rows = list(books.journal())
+    index = next(n for n, row in enumerate(rows) if row.kind == kind)
+    rows[index] = replace(rows[index], **changes)
+    return lambda: tuple(rows)
+
+
+def test_sound_books_close(books):
+    assert findings(books) == ()
+
+
+def test_a_balance_that_is_not_the_sum_of_its_journal(books):
+    wrong = [replace(balance, spent=balance.spent + 1) for balance in books.balances()]
+    assert any("its journal sums to" in text for text in findings(books, balances=lambda: tuple(wrong)))
+
+
+def test_a_budget_without_a_balance(books):
+    assert any("does not exist" in text for text in findings(books, balances=lambda: books.balances()[:1]))
+
+
+def test_a_hold_closed_twice(books):
+    rows = (*books.journal(), replace(books.journal()[-1], journal_id=99, delta_held=0))
+    assert any("2 closing rows" in text for text in findings(books, journal=lambda: rows))
+
+
+def test_a_hold_that_was_not_released_whole(books):
+    assert any(
+        "holds 1 by its journal" in text
+        for text in findings(books, journal=journal_with(books, "settle", delta_held=-9))
+    )
+
+
+def test_a_balance_that_was_negative_on_the_way(books):
+    assert any("below zero" in text for text in findings(books, journal=journal_with(books, "hold", delta_held=-10)))
+
+
+def test_a_charge_that_the_entry_does_not_know(books):
+    assert any(
+        "its entry says" in text for text in findings(books, journal=journal_with(books, "settle", delta_spent=9))
+    )
+
+
+def test_a_settled_hold_without_an_entry(books):
+    assert any("0 entries" in text for text in findings(books, entries=lambda: books.entries()[:1]))
+
+
+def test_a_hold_posted_twice(books):
+    twice = (*books.entries(), replace(books.entries()[0], entry_id="again"))
+    assert any("posted 2 times" in text for text in findings(books, entries=lambda: twice))
+
+
+def test_shares_that_do_not_sum_to_what_was_attributed(books):
+    entries = list(books.entries())
+    entries[0] = replace(entries[0], energy={Domain.CPU: energy(7)}, energy_charged_microjoules=8)
+    texts = findings(books, entries=lambda: tuple(entries))
+    assert [text for text in texts if "sampler1, cpu" in text and "37 microjoules" in text and "38 microjoules" in text]
+
+
+def test_a_domain_that_no_window_knows(books):
+    entries = list(books.entries())
+    entries[0] = replace(entries[0], energy={**entries[0].energy, Domain.GPU: energy(4)})
+    assert any("sampler1, gpu" in text for text in findings(books, entries=lambda: tuple(entries)))
+
+
+def test_shares_are_not_judged_while_a_hold_of_that_host_is_open(books):
+    books.commit(Batch(windows=(window(6, 5),)), admit_what_fits)
+    assert len(findings(books)) == 1
+    books.commit(Batch(requests=(request("d", 1, term()),), owner=OWNER), admit_what_fits)
+    assert findings(books) == ()
+
+
+def test_an_uncoordinated_meter_makes_no_claim_about_sums(books):
+    hold = books.commit(Batch(requests=(request("d", 1, term()),), owner=OWNER), admit_what_fits).answers[0].hold
+    books.commit(Batch(closings=(settle(hold, 9, sampler_id=None),)), admit_what_fits)
+    assert findings(books) == ()
+
+
+def test_overlapping_windows(books):
+    windows = (*books.node_windows(), window(4, 0))
+    assert any("overlap" in text for text in findings(books, node_windows=lambda: windows))
+
+
+def test_an_open_hold_whose_owner_is_gone(books):
+    books.commit(Batch(requests=(request("d", 1, term()),), owner=OWNER), admit_what_fits)
+    (text,) = findings(books, owner_alive=lambda owner: owner != OWNER)
+    assert "process 42 on node1, is gone" in text
+
+
+def test_a_row_that_breaks_its_own_rules_is_a_finding_not_a_crash(books):
+    def broken():
+        return (replace(window(1, 1), attributed_microjoules=2),)
+
+    (text,) = findings(books, node_windows=broken)
+    assert "breaks its own rules" in text

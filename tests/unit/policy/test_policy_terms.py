@@ -1,0 +1,128 @@
+"""Which budgets a step falls under, and when their periods begin and end."""
+
+from datetime import UTC, datetime, timedelta
+from zoneinfo import ZoneInfo
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlflow_green.policy.document import Period, Reserve, parse_policy
+from mlflow_green.policy.terms import period_end, period_key, reserve_for, terms
+from mlflow_green.records import AlertRule, Mode, Unit
+
+POLICY = parse_policy(
+    b"""
+version: 1
+project: vision
+timezone: Asia/Tokyo
+site: {country: JPN}
+budgets:
+  - {name: mine, limit: [1 kWh, 2 kgCO2e], period: month, mode: hard, reserve: p50}
+  - {name: lab, scope: {org: lab}, limit: 9 kWh, period: total, reserve: max}
+  - {name: each, scope: {project: vision, user: "*"}, limit: 1 Wh, period: week}
+  - {name: other, scope: {project: genomics}, limit: 1 Wh, period: day}
+  - name: run
+    limit: 1 Wh
+    period: workflow
+    rules:
+      - {at: 50%, of: spent, do: notify, to: t}
+      - {at: 80%, do: notify, to: t}
+      - {at: 90%, of: forecast, do: notify, to: t}
+channels: {t: {email: a@b.example}}
+"""
+)
+NEW_YEAR_IN_TOKYO = datetime(2026, 12, 31, 15, 0, tzinfo=UTC)
+ZONES = st.sampled_from(
+    ["UTC", "Europe/Paris", "America/Sao_Paulo", "Asia/Beirut", "Pacific/Apia", "Asia/Kathmandu", "America/Havana"]
+)
+EPOCH = datetime(1990, 1, 1, tzinfo=UTC)
+MOMENTS = st.timedeltas(timedelta(), timedelta(days=45 * 365)).map(lambda since: EPOCH + since)
+DATED = [Period.DAY, Period.WEEK, Period.MONTH, Period.QUARTER, Period.YEAR]
+
+
+def found(**changes):
+    facts = {"project": "vision", "user": "ana", "org": "lab", "now": NEW_YEAR_IN_TOKYO, "workflow_run": "w1"} | changes
+    return {(term.budget, term.unit): term for term in terms(POLICY, **facts)}
+
+
+def test_a_step_falls_under_every_matching_budget_once_for_each_unit():
+    assert list(found()) == [
+        ("mine", Unit.ENERGY),
+        ("mine", Unit.CARBON),
+        ("lab", Unit.ENERGY),
+        ("each", Unit.ENERGY),
+        ("run", Unit.ENERGY),
+    ]
+
+
+def test_the_account_names_only_the_levels_of_the_scope():
+    accounts = {budget: term.account for (budget, _), term in found().items()}
+    assert accounts == {
+        "mine": "project:vision",
+        "lab": "org:lab",
+        "each": "project:vision/user:ana",
+        "run": "project:vision",
+    }
+
+
+def test_a_budget_for_each_user_is_another_bucket_for_another_user():
+    assert found(user="ben")["each", Unit.ENERGY].key != found()["each", Unit.ENERGY].key
+    assert found(user="ben")["mine", Unit.ENERGY].key == found()["mine", Unit.ENERGY].key
+
+
+def test_a_slash_in_a_name_is_not_a_level_of_the_account():
+    assert found(user="a/b")["each", Unit.ENERGY].account == "project:vision/user:a%2Fb"
+
+
+def test_an_organisation_that_is_not_known_is_the_one_that_the_budget_names():
+    assert found(org=None)["lab", Unit.ENERGY].account == "org:lab"
+    assert ("lab", Unit.ENERGY) not in found(org="another")
+
+
+def test_periods_follow_the_time_zone_of_the_policy():
+    periods = {budget: term.period for (budget, _), term in found().items()}
+    assert periods == {"mine": "2027-01", "lab": "total", "each": "2026-W53", "run": "workflow:w1"}
+
+
+def test_notify_rules_become_alerts_of_what_is_spent_or_committed():
+    assert found()["run", Unit.ENERGY].alerts == (
+        AlertRule(at_ratio=0.5, of_committed=False, to=("t",)),
+        AlertRule(at_ratio=0.8, of_committed=True, to=("t",)),
+    )
+    assert found()["run", Unit.ENERGY].mode is Mode.OBSERVE
+
+
+def test_the_most_cautious_budget_says_what_is_reserved():
+    assert reserve_for(POLICY, tuple(found().values())) is Reserve.MAX
+    assert reserve_for(POLICY, (found()["mine", Unit.ENERGY],)) is Reserve.P50
+    assert reserve_for(POLICY, ()) is Reserve.P95
+
+
+@pytest.mark.parametrize(
+    ("period", "key"),
+    [("day", "2026-11-21"), ("week", "2026-W47"), ("month", "2026-11"), ("quarter", "2026-Q4"), ("year", "2026")],
+)
+def test_each_period_has_its_name(period, key):
+    assert period_key(Period(period), datetime(2026, 11, 21, 9, tzinfo=UTC), UTC, "w") == key
+
+
+def test_a_day_is_23_hours_long_when_the_clocks_go_forward():
+    paris, before = ZoneInfo("Europe/Paris"), datetime(2026, 3, 28, 23, 30, tzinfo=UTC)
+    assert period_end(Period.DAY, before, paris) == datetime(2026, 3, 29, 22, 0, tzinfo=UTC)
+    assert period_end(Period.DAY, before - timedelta(hours=1), paris) == datetime(2026, 3, 28, 23, 0, tzinfo=UTC)
+
+
+def test_a_workflow_and_a_total_have_no_end_that_a_clock_brings():
+    assert period_end(Period.WORKFLOW, NEW_YEAR_IN_TOKYO, UTC) is None
+    assert period_end(Period.TOTAL, NEW_YEAR_IN_TOKYO, UTC) is None
+
+
+@given(st.sampled_from(DATED), MOMENTS, ZONES)
+def test_the_name_changes_exactly_when_the_period_ends(period, now, zone_name):
+    zone = ZoneInfo(zone_name)
+    end = period_end(period, now, zone)
+    key = period_key(period, now, zone, "w")
+    assert end > now
+    assert period_key(period, end - timedelta(microseconds=1), zone, "w") == key
+    assert period_key(period, end, zone, "w") != key

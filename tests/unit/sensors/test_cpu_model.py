@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import pytest
+
+from mlflow_green.sensors.load_model import CpuModel, cpu_model, normalised
+
+TABLE = {"amd epyc 7763": 280.0, "intel xeon platinum 8259cl": 210.0}
+
+
+def model(name: str | None, **changes: object) -> CpuModel:
+    return cpu_model(
+        **{"name": name, "threads": 8, "sockets": 1, "virtual": False, "rated_power_watts": TABLE, **changes}
+    )
+
+
+def test_a_known_cpu_has_its_rated_power_for_each_socket_within_forty_percent():
+    cpu = model("AMD EPYC 7763 64-Core Processor", sockets=2)
+    assert (cpu.power_watts_max_low, cpu.power_watts_max, cpu.power_watts_max_high) == pytest.approx((336, 560, 784))
+    assert "280 W" in cpu.source
+
+
+@pytest.mark.parametrize("name", ["AMD EPYC", "AMD EPYC 776", "AMD EPYC 7763P", None])
+def test_a_name_that_is_only_part_of_a_known_one_is_a_guess_with_a_wide_interval(name):
+    cpu = model(name, virtual=True)
+    assert (cpu.power_watts_max_low, cpu.power_watts_max, cpu.power_watts_max_high) == pytest.approx((32 / 3, 32, 96))
+    assert "guess" in cpu.source
+    assert cpu.error_ratio == pytest.approx(2.0)
+
+
+def test_a_virtual_machine_has_its_vcpus_share_of_a_known_cpu():
+    cpu = model("Intel(R) Xeon(R) Platinum 8259CL CPU @ 2.50GHz", virtual=True, threads=12, threads_of_model=48)
+    assert cpu.power_watts_max == pytest.approx(52.5)
+
+
+def test_a_virtual_machine_on_a_cpu_of_unknown_size_is_a_guess():
+    assert "share of the host CPU is unknown" in model("AMD EPYC 7763 64-Core Processor", virtual=True).source
+
+
+@pytest.mark.parametrize(
+    ("said", "meant"),
+    [
+        ("Intel(R) Core(TM) i7-8700K CPU @ 3.70GHz", "intel core i7-8700k"),
+        ("12th Gen Intel(R) Core(TM) i7-1260P", "intel core i7-1260p"),
+        ("AMD Ryzen 7 5800X 8-Core Processor", "amd ryzen 7 5800x"),
+        ("AMD Ryzen 7 PRO 4750U with Radeon Graphics", "amd ryzen 7 pro 4750u"),
+    ],
+)
+def test_names_are_compared_without_marks_frequency_and_cores(said, meant):
+    assert normalised(said) == meant
