@@ -6,6 +6,7 @@ pandas, numpy, alembic or codecarbon.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import platform
 import subprocess
@@ -29,6 +30,7 @@ from mlflow_green.recorder.ticket import Book, Ticket
 from mlflow_green.records import Domain, Outcome, Site, Step, StepSpec
 from mlflow_green.settings import Settings, load_settings
 from mlflow_green.spool import SpoolWriter
+from mlflow_green.units import parse_energy_microjoules
 
 if TYPE_CHECKING:
     from mlflow_green.ledger.sql import SqlLedger
@@ -253,22 +255,7 @@ class Session:
 
     def environment(self, ticket: Ticket) -> dict[str, str]:
         """What a job sees of its budget, and what lets its MLflow runs be found again."""
-        from mlflow_green.records import Unit
-        from mlflow_green.tracking.context import run_context
-        from mlflow_green.units import joules
-
-        environ = {"GREEN_JOB": ticket.step.label, "GREEN_HOLD_ID": ticket.hold_id}
-        decision = ticket.decision
-        if self.enforces and decision is not None and decision.tier is not None:
-            environ["GREEN_TIER"] = decision.tier
-        if Unit.ENERGY in ticket.granted:
-            environ["GREEN_GRANT_JOULES"] = f"{joules(ticket.granted[Unit.ENERGY]):.6f}"
-        if ticket.spec.checkpoint:
-            environ["GREEN_CHECKPOINT"] = str(Path(ticket.spec.checkpoint).absolute())
-        context = run_context(os.environ, ticket.hold_id, self.workflow_run)
-        if context is not None:
-            environ["MLFLOW_RUN_CONTEXT"] = context
-        return environ
+        return job_environment(ticket, self.workflow_run, acts=self.enforces)
 
     def cannot_enforce(self, problem: str) -> None:
         """The host program lacks what refusing and halting need: fatal under a hard budget, else said."""
@@ -292,7 +279,9 @@ class Session:
     def _finish_tracking(self, *, interrupted: bool) -> None:
         if self._tracking is None:
             return
-        status = "failed" if interrupted else "finished"
+        last = {(entry.step, entry.wildcards): entry for entry in self._ledger.entries(workflow_run=self.workflow_run)}
+        whole = all(entry.outcome is Outcome.SUCCEEDED for entry in last.values())
+        status = "finished" if whole and not interrupted else "failed"
         self._ledger.put(
             "mlflow",
             f"workflow:{self.workflow_run}:end",
@@ -436,3 +425,101 @@ def _start_tracking(
     arguments += ["--workflow-run", workflow_run, "--project", policy.project]
     arguments += ["--jobs", policy.tracking.jobs, "--name", str(workflow["name"])]
     return TrackingChild(arguments, wake=wake, say=say)
+
+
+# --- one command ----------------------------------------------------------------------------------
+
+
+def job_environment(ticket: Ticket, workflow_run: str, *, acts: bool) -> dict[str, str]:
+    """What a job or command sees of its budget, and what lets its MLflow runs be found again."""
+    from mlflow_green.records import Unit
+    from mlflow_green.tracking.context import run_context
+    from mlflow_green.units import joules
+
+    environ = {"GREEN_JOB": ticket.step.label, "GREEN_HOLD_ID": ticket.hold_id}
+    decision = ticket.decision
+    if acts and decision is not None and decision.tier is not None:
+        environ["GREEN_TIER"] = decision.tier
+    if Unit.ENERGY in ticket.granted:
+        environ["GREEN_GRANT_JOULES"] = f"{joules(ticket.granted[Unit.ENERGY]):.6f}"
+    if ticket.spec.checkpoint:
+        environ["GREEN_CHECKPOINT"] = str(Path(ticket.spec.checkpoint).absolute())
+    context = run_context(os.environ, ticket.hold_id, workflow_run)
+    if context is not None:
+        environ["MLFLOW_RUN_CONTEXT"] = context
+    return environ
+
+
+def run_command(
+    settings: Settings, argv: Sequence[str], *, project: str | None, step: str | None, energy: str | None
+) -> int:
+    """Run one command as a metered step; its exit code, 76 when halted, 77 when refused.
+
+    Without a hard budget only the spool is written, and the next command that opens the ledger posts it. Inside a
+    step that is metered already the command is part of that step.
+
+    Raises:
+        GreenError: the policy is wrong, or a hard budget cannot be kept.
+    """
+    import threading
+
+    from mlflow_green.recorder import run_command as command
+    from mlflow_green.recorder.late_hold import NoLedger
+
+    def say(text: str) -> None:
+        print(f"mlflow-green: {text}", file=sys.stderr, flush=True)  # noqa: T201 - it has no log of its own
+
+    if settings.disabled or os.environ.get("GREEN_HOLD_ID"):
+        return command.replace_process(argv, say)
+    policy = load_policy_for(settings)
+    clock, host, workflow_run = SystemClock(), platform.node(), uuid.uuid4().hex
+    enforces = any(budget.mode == "hard" for budget in policy.budgets)
+    ledger: SqlLedger | NoLedger = NoLedger()
+    if enforces:
+        ledger = open_ledger(settings, clock)
+        recover_into(ledger, settings, clock, say)
+    sampler = open_sampler(settings, clock)
+    book = Book(
+        project=project or policy.project,
+        user=user_name(),
+        host=host,
+        site=site_of(policy),
+        sampler_id=sampler.sampler_id if sampler.coordinated else None,
+        power_watts_max=sampler.power_watts_max,
+    )
+    owner = this_process(host)
+    spool: SpoolWriter | None = None
+    try:
+        spool = SpoolWriter(settings.spool_dir / f"{sampler.sampler_id}.jsonl")
+        spool.append(session_line(owner, book, leaves_orphans=not enforces))
+    except OSError as error:
+        text = f"cannot write {settings.spool_dir}: {error.strerror}; make it writable or free space"
+        if enforces:
+            raise LedgerUnavailable(f"{text}. A hard budget cannot be kept without it") from None
+        say(f"{text}. The command runs as usual, but what it uses is not recorded")
+        spool = None
+    name = step or Path(argv[0]).name
+    spec = policy.steps.get(name, StepSpec())
+    if energy is not None:
+        spec = dataclasses.replace(spec, energy_microjoules=parse_energy_microjoules(energy))
+    planner, answered = Planner(policy, book, workflow_run), threading.Event()
+    recorder = Recorder(
+        sampler=sampler,
+        bookkeeper=Bookkeeper(ledger, planner, book, owner, clock, wake=answered.set, say=say),
+        spool=spool,
+        enforcer=planner if enforces else None,
+        book=book,
+        clock=clock,
+        say=say,
+        keeps_spool=not enforces,
+    )
+    code = command.run_command(
+        recorder,
+        Ticket(step=Step(workflow_run=workflow_run, name=name), spec=spec),
+        argv,
+        environment=lambda ticket: job_environment(ticket, workflow_run, acts=planner.acts),
+        answered=answered,
+        say=say,
+    )
+    ledger.close()
+    return code

@@ -38,21 +38,24 @@ def balance(place: Place, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("step")
+@click.argument("step", required=False)
 @json_option
 @click.pass_obj
-def explain(place: Place, step: str, as_json: bool) -> None:
-    """Why a step got its latest answer. STEP is a rule, or a rule with wildcards: 'train[model=mlp]'."""
+def explain(place: Place, step: str | None, as_json: bool) -> None:
+    """Why a step got its answers; without STEP, every answer there was.
+
+    STEP is a rule, or a rule with wildcards, 'train[model=mlp]': then the latest answer of each step is shown.
+    """
     from mlflow_green.reports.explanation import explain_decision
     from mlflow_green.reports.export import decision_to_json
 
-    match = _STEP.match(step.strip())
-    if match is None:
+    match = _STEP.match(step.strip()) if step else None
+    if step and match is None:
         raise click.UsageError(f"{step!r} is not a step; write a rule such as train, or 'train[model=mlp]'")
     with opened(place, place.settings()) as books:
         decisions = books.decisions() if books else ()
         entries = books.entries() if books else ()
-    found = latest_decisions(decisions, match["name"], match["wildcards"])
+    found = latest_decisions(decisions, match["name"], match["wildcards"]) if match else list(decisions)
     by_hold = {entry.hold_id: entry for entry in entries if entry.hold_id}
     if as_json:
         print_json({"decisions": [{**decision_to_json(row), "outcome": _outcome(row, by_hold)} for row in found]})
@@ -63,7 +66,7 @@ def explain(place: Place, step: str, as_json: bool) -> None:
     elif books is None:
         click.echo(NO_HISTORY, err=True)
     else:
-        click.echo(_unknown_step(step, decisions), err=True)
+        click.echo(_unknown_step(step, decisions) if step else "No step has asked for anything yet.", err=True)
     sys.exit(exit_codes.OK if found else exit_codes.FOUND)
 
 

@@ -169,6 +169,7 @@ def _ledger(place: Place, settings: Settings, findings: Findings) -> None:
         findings.problems.append(f"{folder} is not writable, so nothing can be recorded; make it writable")
         return
     try:
+        place.doors.check_place(settings)
         with opened(place, settings) as books:
             waiting = books.count("mlflow") if books else None
     except GreenError as error:

@@ -38,6 +38,13 @@ class Doors:
 
         return open_reader(settings)
 
+    def check_place(self, settings: Settings) -> None:
+        """Raise ``LedgerUnavailable`` where a ledger could not be; opens and makes nothing."""
+        from mlflow_green.ledger.filesystem import refuse_network_file_system
+        from mlflow_green.ledger.sqlite import ledger_path
+
+        refuse_network_file_system(ledger_path(settings.ledger_url), settings.mountinfo_path)
+
     def load_policy(self, settings: Settings) -> Policy:
         from mlflow_green.bootstrap import load_policy_for
 

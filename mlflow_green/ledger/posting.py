@@ -328,13 +328,17 @@ class _Posting:
 
     # --- holding ---------------------------------------------------------------------------------
 
-    def answer(self, request: HoldRequest, opening: _Opening) -> Answer:
-        """The open hold of this key, or what ``choose`` says."""
+    def answer(self, request: HoldRequest, opening: _Opening, mates: Sequence[Answer] = ()) -> Answer:
+        """The open hold of this key, or what ``choose`` says.
+
+        ``mates`` are the members of its group that were answered before. To ``choose`` their holds look spent: they
+        end together with this step, so nothing is to be hoped from waiting for them.
+        """
         repeated = self.repeated(request)
         if repeated is not None:
             return repeated
         balances = self.balances_of(request)
-        decision = opening.choose(request, balances)
+        decision = opening.choose(request, [_as_spent(balance, mates) for balance in balances])
         if not decision.admitted:
             self.record(request, decision, balances, None)
             return Answer(decision=decision, hold=None)
@@ -522,11 +526,17 @@ def _answer_group(
     trial = posting.fork()
     answers: list[Answer] = []
     for member in members:
-        answers.append(trial.answer(member, opening))
+        answers.append(trial.answer(member, opening, answers))
         if answers[-1].hold is None:
             blocking = answers[-1].decision
             return posting, [_blocked(posting, other, member, blocking) for other in members]
     return trial, answers
+
+
+def _as_spent(balance: Balance, mates: Sequence[Answer]) -> Balance:
+    holds = [mate.hold for mate in mates if mate.hold and balance.term.key in {term.key for term in mate.hold.terms}]
+    held = min(balance.held, sum(hold.amounts.get(balance.term.unit, 0) for hold in holds))
+    return replace(balance, held=balance.held - held, spent=balance.spent + held) if held else balance
 
 
 def _blocked(posting: _Posting, request: HoldRequest, blocker: HoldRequest, blocking: Decision) -> Answer:

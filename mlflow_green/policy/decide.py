@@ -16,7 +16,7 @@ from mlflow_green.policy.document import Budget, Policy, Rule, Verb
 from mlflow_green.policy.forecast import ToAmounts, energy_only
 from mlflow_green.policy.terms import period_end
 from mlflow_green.records import Action, Balance, Decision, Estimate, HoldRequest, Mode, Step, Unit
-from mlflow_green.units import format_carbon, format_energy, format_money, microjoules, three_digits
+from mlflow_green.units import format_carbon, format_energy, format_money, microjoules
 
 UNKNOWN_STEP_SECONDS = 60
 _NO_ESTIMATE = Estimate(tier=None, amounts=None, source="no estimate")
@@ -337,7 +337,7 @@ def _refusal(question: _Question, label: str) -> str:
     tiers = len(question.estimates) > 1
     waited = question.waited.total_seconds()
     end = f"{label} is refused, even as its cheapest tier" if tiers else f"{label} is refused"
-    return f"{end}, after waiting {three_digits(waited / 60)} min" if waited > 0 else end
+    return f"{end}, after waiting {waited:.0f} s" if waited >= 1 else end
 
 
 def _fits(question: _Question, answer: _Answer, label: str) -> str:

@@ -18,6 +18,8 @@ from typing import Protocol
 from mlflow_green.clock import Clock
 from mlflow_green.errors import LedgerUnavailable
 from mlflow_green.ledger.ledger import Ledger
+from mlflow_green.recorder.late_hold import hold_late
+from mlflow_green.recorder.ticket import Book, Ticket, entry_of
 from mlflow_green.records import (
     Action,
     Answer,
@@ -34,8 +36,6 @@ from mlflow_green.records import (
     TopUp,
     Unit,
 )
-from mlflow_green.recorder.late_hold import hold_late
-from mlflow_green.recorder.ticket import Book, Ticket, entry_of
 
 _log = logging.getLogger(__name__)
 _READY_POLL_SECONDS = 0.1
@@ -247,7 +247,7 @@ class Bookkeeper:
             self._post(work)
         except LedgerUnavailable as error:
             self._ledger_failed(work, error)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - logged below; whatever it is, the rest must be posted
             parts = work.parts()
             if len(parts) > 1:
                 for part in parts:

@@ -7,8 +7,19 @@ from contextlib import suppress
 
 from mlflow_green.errors import HoldClosed
 from mlflow_green.ledger.ledger import Ledger
-from mlflow_green.records import Action, Answer, Balance, Batch, Committed, Decision, Hold, HoldRequest, Owner, PastUse
-from mlflow_green.records import Term
+from mlflow_green.records import (
+    Action,
+    Answer,
+    Balance,
+    Batch,
+    Committed,
+    Decision,
+    Hold,
+    HoldRequest,
+    Owner,
+    PastUse,
+    Term,
+)
 
 
 def hold_late(ledger: Ledger, requests: Iterable[HoldRequest], owner: Owner) -> None:
@@ -31,7 +42,7 @@ def admit_at_nothing(request: HoldRequest, _balances: Sequence[Balance] = ()) ->
 
 
 class NoLedger:
-    """Stands in for the ledger where only the spool is written: admits every step, without a hold, and keeps nothing."""
+    """Stands in for the ledger where only the spool is written: admits every step without a hold, keeps nothing."""
 
     def commit(self, batch: Batch, _choose: object) -> Committed:
         answers = tuple(Answer(decision=admit_at_nothing(request), hold=None) for request in batch.requests)

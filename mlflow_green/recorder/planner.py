@@ -13,9 +13,9 @@ from mlflow_green.policy.document import Policy, Verb
 from mlflow_green.policy.enforce import grace_seconds, halt_due, top_up_need
 from mlflow_green.policy.forecast import estimate
 from mlflow_green.policy.terms import reserve_for, terms
-from mlflow_green.records import Balance, Decision, HoldRequest, Mode, PastUse, Site, Term, Unit
 from mlflow_green.recorder.recorder import SAMPLING_PERIOD_SECONDS, Verdict
 from mlflow_green.recorder.ticket import Book, Ticket
+from mlflow_green.records import Balance, Decision, HoldRequest, Mode, PastUse, Site, Term, Unit
 
 
 class Planner:
@@ -134,4 +134,3 @@ class Planner:
 
     def _amounts(self, energy_microjoules: int) -> Mapping[Unit, int]:
         return hold_amounts(energy_microjoules, self.site)
-

@@ -10,7 +10,9 @@ import json
 import logging
 import math
 import threading
-from collections.abc import Callable, Sequence
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -19,9 +21,9 @@ from mlflow_green.clock import Clock
 from mlflow_green.metering.cpu_clock import CpuClock
 from mlflow_green.metering.sampler import Sampler, merge_windows
 from mlflow_green.metering.supervise import Ending
-from mlflow_green.records import Balance, Closing, ClosingKind, Fact, NodeWindow, Outcome, Tick, Unit
 from mlflow_green.recorder.bookkeeper import Bookkeeper
 from mlflow_green.recorder.ticket import Book, Ticket, entry_of
+from mlflow_green.records import Balance, Closing, ClosingKind, Fact, NodeWindow, Outcome, Unit
 from mlflow_green.spool import SpoolWriter, to_json
 
 _log = logging.getLogger(__name__)
@@ -32,6 +34,8 @@ _ENDING_PERIOD_SECONDS = 0.2
 _RECHECK_SECONDS = 5.0
 _POST_WINDOWS_SECONDS = 10.0
 _METRICS_BYTES_MAX = 1_000_000
+_TOP_UP_SECONDS_MAX = 10.0
+_UNWRITTEN_LINES_MAX = 10_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,9 +56,9 @@ class Enforcer(Protocol):
 
 
 class Recorder:
-    """Every method may be called from any thread and returns at once, except ``close``."""
+    """Every method may be called from any thread; all return at once but ``close``, and ``end`` of a halted step."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the parts that bootstrap wires
         self,
         *,
         sampler: Sampler,
@@ -64,20 +68,25 @@ class Recorder:
         book: Book,
         clock: Clock,
         say: Callable[[str], None],
+        keeps_spool: bool = False,
         period_seconds: float = SAMPLING_PERIOD_SECONDS,
     ) -> None:
+        """``keeps_spool``: the spool is the only record, and stays when the books are closed."""
         self._sampler = sampler
         self._bookkeeper = bookkeeper
         self._spool = spool
+        self._keeps_spool = keeps_spool
         self._spool_lock = threading.Lock()
+        self._unwritten: deque[Mapping[str, object]] = deque(maxlen=_UNWRITTEN_LINES_MAX)
         self._enforcer = enforcer
         self._book = book
         self._clock = clock
         self._say = say
         self._period_seconds = period_seconds
-        self._open: dict[str, Ticket] = {}  # begun and not yet posted, by hold id
+        self._open: dict[str, Ticket] = {}  # begun and not yet settled, by hold id
         self._asked: list[Ticket] = []
         self._endings: dict[str, Ending] = {}
+        self._halting = threading.Lock()
         self._windows: list[NodeWindow] = []
         self._cut = threading.Event()
         self._stopping = False
@@ -102,20 +111,23 @@ class Recorder:
         ticket.began_monotonic_seconds = self._clock.monotonic_seconds()
         ticket.began_at = self._clock.now()
         self._open[ticket.hold_id] = ticket
-        self._write({"kind": "begin", "hold_id": ticket.hold_id, "at": ticket.began_at.isoformat()})
+        self._write(begin_line(ticket))
         self._sampler.join(ticket.hold_id, cpu_clock)
 
     def wait_until_gone(self, ticket: Ticket) -> None:
         """Block until a halted step has no process left: one that lives on could write its output again."""
+        with self._halting:
+            ticket.is_leaving = True
         ending = self._endings.get(ticket.hold_id)
         if ending is not None:
             ending.wait()
 
     def end(self, ticket: Ticket) -> None:
-        """The step's processes have ended; its outcome is told separately."""
-        self._sampler.leave(ticket.hold_id)
+        """The step's main process has ended; its outcome is told separately. It cannot be halted any more."""
+        self.wait_until_gone(ticket)
         ticket.duration_seconds = self._clock.monotonic_seconds() - ticket.began_monotonic_seconds
         ticket.ended_at = self._clock.now()
+        self._sampler.leave(ticket.hold_id)
 
     def tell(self, ticket: Ticket, outcome: Outcome, metrics_path: Path | None = None) -> None:
         """Fix the outcome. Does no I/O: it is called under the host program's lock."""
@@ -130,27 +142,54 @@ class Recorder:
 
     def close(self, timeout_seconds: float) -> bool:
         """Close the books: last sample, unused holds voided, all posted. False if some is left in the spool."""
+        deadline_seconds = self._clock.monotonic_seconds() + timeout_seconds
         self._stopping = True
         self._cut.set()
         self._thread.join(timeout_seconds)
-        for ticket in self._open.values():
+        meters = not self._thread.is_alive()  # else a sensor does not answer, and nobody may read it beside that
+        if meters:
+            self._last_sample()
+        unused = [ticket for ticket in self._asked if ticket.began_at is None]
+        self._bookkeeper.void(unused, "the workflow ended before the step began")
+        left_seconds = max(1.0, deadline_seconds - self._clock.monotonic_seconds())
+        posted = self._bookkeeper.flush(left_seconds) and meters and not self._open
+        self._bookkeeper.stop(left_seconds if posted else 1.0)
+        if meters:
+            self._sampler.close()
+        self._close_spool(removes=posted and not self._keeps_spool)
+        return posted
+
+    def _last_sample(self) -> None:
+        """End, read and settle whatever has begun."""
+        for ticket in list(self._open.values()):
+            ticket.is_leaving = True
+        while self._endings and any(self._wait_longer(ending) for ending in self._endings.values()):
+            self._advance_endings()
+            time.sleep(_ENDING_PERIOD_SECONDS)
+        self._endings.clear()
+        for ticket in list(self._open.values()):
             if ticket.ended_at is None:
                 self.end(ticket)
             if ticket.outcome is None:
                 self.tell(ticket, Outcome.CANCELLED)
-        self._tick()
+        try:
+            self._tick()
+        except Exception:  # noqa: BLE001 - the host program's boundary: what is settled already must be posted
+            _log.exception("mlflow-green: the last sample failed; its steps are settled by the next run")
         self._bookkeeper.post(merge_windows(self._windows))
         self._windows.clear()
-        unused = [ticket for ticket in self._asked if ticket.began_at is None and not ticket.refused]
-        self._bookkeeper.void(unused, "the workflow ended before the step began")
-        posted = self._bookkeeper.flush(timeout_seconds)
-        self._bookkeeper.stop(timeout_seconds if posted else 1.0)
-        self._sampler.close()
-        if self._spool is not None:
+
+    def _wait_longer(self, ending: Ending) -> bool:
+        return self._clock.monotonic_seconds() < ending.give_up_seconds
+
+    def _close_spool(self, *, removes: bool) -> None:
+        with self._spool_lock:
+            if self._spool is None:
+                return
             self._spool.close()
-            if posted:
+            if removes:
                 self._spool.path.unlink(missing_ok=True)
-        return posted
+            self._spool = None
 
     # --- the ticker ------------------------------------------------------------------------------
 
@@ -167,52 +206,63 @@ class Recorder:
                 self._tick()
                 self._advance_endings()
                 self._housekeeping()
-            except Exception:
-                _log.exception("the meter met an unexpected error; it goes on with the next sample")
+            except Exception:  # noqa: BLE001 - a thread of the host program's process: it must not die unseen
+                _log.exception("mlflow-green: the meter met an unexpected error; it goes on with the next sample")
 
     def _tick(self) -> None:
         tick = self._sampler.tick()
         self._last_tick_seconds = self._clock.monotonic_seconds()
+        self._windows.extend(tick.windows)
         if tick.usages or tick.windows:
             self._write({"kind": "tick", "tick": to_json(tick)})
-        self._windows.extend(tick.windows)
         for hold_id, usage in tick.usages.items():
             ticket = self._open.get(hold_id)
-            if ticket is None:
-                continue
-            ticket.usage = usage
-            ticket.usage_final = hold_id in tick.final
-            if ticket.running:
-                self._enforce(ticket, tick)
+            if ticket is not None:
+                ticket.usage = usage
+                ticket.usage_final = hold_id in tick.final
         self._settle_ended()
+        for hold_id in tick.usages:
+            ticket = self._open.get(hold_id)
+            if ticket is not None and ticket.running:
+                self._enforce(ticket)
+        while self._sampler.notes:
+            self._say(self._sampler.notes.pop(0))
 
     def _settle_ended(self) -> None:
         for hold_id, ticket in list(self._open.items()):
             if ticket.usage_final and ticket.outcome is not None:
                 entry = entry_of(ticket, ticket.outcome, self._book, self._clock.now())
-                hold = ticket.hold
-                closing = Closing(kind=ClosingKind.SETTLE, hold_id=hold.hold_id if hold else None, entry=entry)
+                closing = Closing(kind=ClosingKind.SETTLE, hold_id=entry.hold_id, entry=entry)
                 self._write({"kind": "closing", "closing": to_json(closing)})
                 self._bookkeeper.settle(ticket, closing, self._quality(ticket))
                 del self._open[hold_id]
 
-    def _enforce(self, ticket: Ticket, _tick: Tick) -> None:
+    def _enforce(self, ticket: Ticket) -> None:
         if self._enforcer is None or ticket.hold is None or ticket.halt_reason:
             return
-        if self._enforcer.needs_balances or not self._bookkeeper.balances:
+        if self._enforcer.needs_balances:
             self._bookkeeper.read_balances()
+        waited_seconds = self._last_tick_seconds - ticket.top_up_asked_seconds
+        if ticket.top_up_pending and waited_seconds > _TOP_UP_SECONDS_MAX:
+            ticket.top_up_refused = True  # the ledger is slow: what was granted is all there is, until it answers
         verdict = self._enforcer.judge(ticket, self._bookkeeper.balances)
         if verdict.halt_reason:
-            self._endings[ticket.hold_id] = Ending(ticket.hold_id, verdict.grace_seconds)
-            ticket.halt_reason = verdict.halt_reason  # after its ending is there, for the job's thread waits for that
-            self._say(f"halting {ticket.step.label}: {verdict.halt_reason}")
+            self._halt(ticket, verdict.halt_reason, verdict.grace_seconds)
         elif verdict.top_up and not ticket.top_up_pending:
             self._bookkeeper.top_up(ticket, verdict.top_up)
+
+    def _halt(self, ticket: Ticket, reason: str, grace_seconds: float) -> None:
+        with self._halting:
+            if ticket.is_leaving:  # it has finished meanwhile, and what it made is whole
+                return
+            self._endings[ticket.hold_id] = Ending(ticket.hold_id, grace_seconds)
+            ticket.halt_reason = reason
+        self._say(f"halting {ticket.step.label}: {reason}")
 
     def _advance_endings(self) -> None:
         for hold_id, ending in list(self._endings.items()):
             ticket = self._open.get(hold_id)
-            gone = ending.advance()
+            gone = ending.advance() or not self._wait_longer(ending)
             if gone and (ticket is None or not ticket.running):
                 del self._endings[hold_id]
 
@@ -232,32 +282,56 @@ class Recorder:
         if path is None or ticket.outcome is not Outcome.SUCCEEDED:
             return []
         try:
-            if path.stat().st_size > _METRICS_BYTES_MAX:
-                raise ValueError(f"larger than {_METRICS_BYTES_MAX} bytes")  # noqa: TRY301 - one message for all causes
-            values = json.loads(path.read_text())
-            items = values.items()
-        except (OSError, ValueError, AttributeError) as error:
+            numbers = _numbers_in(path)
+        except (OSError, ValueError, RecursionError) as error:
             self._say(
                 f"{ticket.step.label}: no accuracy recorded, {path} is not a JSON object of numbers ({error}); "
                 'write e.g. {"mape": 2.1}'
             )
             return []
         return [
-            Fact(hold_id=ticket.hold_id, name=f"quality/{name}", value=float(value))
-            for name, value in items
-            if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+            Fact(hold_id=ticket.hold_id, name=f"quality/{name}", value=value)
+            for name, value in numbers.items()
+            if math.isfinite(value)
         ]
 
-    def _write(self, line: dict[str, object]) -> None:
+    def _write(self, line: Mapping[str, object]) -> None:
+        """Append to the spool, after what could not be written before."""
         with self._spool_lock:
             if self._spool is None:
                 return
+            was_well = not self._unwritten
+            self._unwritten.append(line)
             try:
-                self._spool.append(line)
+                while self._unwritten:
+                    self._spool.append(self._unwritten[0])
+                    self._unwritten.popleft()
             except OSError as error:
-                _log.debug("spool", exc_info=True)
-                self._say(
-                    f"cannot write {self._spool.path}: {error.strerror}; free space or make it writable. "
-                    "Until then a kill -9 would lose the readings since the last commit"
-                )
-                self._spool = None
+                if was_well:
+                    self._say(
+                        f"cannot write {self._spool.path}: {error.strerror}; free space or make it writable. "
+                        "Until then a kill -9 would lose the readings since the last commit"
+                    )
+
+
+def begin_line(ticket: Ticket) -> dict[str, object]:
+    """The spool's line for a step that starts: enough to charge it, should this process and the ledger be lost."""
+    return {
+        "kind": "begin",
+        "hold_id": ticket.hold_id,
+        "at": to_json(ticket.began_at),
+        "hold": to_json(ticket.hold),
+        "request": to_json(ticket.late_request),
+    }
+
+
+def _numbers_in(path: Path) -> dict[str, float]:
+    """The numbers of a JSON object; raises ``OSError``, ``ValueError`` or ``RecursionError``."""
+    if not path.is_file():
+        raise ValueError("there is no such file")
+    if path.stat().st_size > _METRICS_BYTES_MAX:
+        raise ValueError(f"larger than {_METRICS_BYTES_MAX} bytes")
+    values = json.loads(path.read_text(), parse_int=float)
+    if not isinstance(values, dict):
+        raise ValueError("not an object")  # noqa: TRY004 - wrong content, not a wrong type of ours
+    return {name: value for name, value in values.items() if isinstance(value, float)}

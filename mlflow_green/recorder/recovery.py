@@ -8,24 +8,25 @@ step was still found running, at most lease + grace otherwise.
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 
 from mlflow_green.clock import Clock
-from mlflow_green.errors import HoldClosed
+from mlflow_green.errors import LedgerError, LedgerUnavailable
 from mlflow_green.ledger.ledger import Ledger
 from mlflow_green.metering.sampler import merge_windows
 from mlflow_green.metering.supervise import end_processes, owner_alive, step_processes
+from mlflow_green.recorder.late_hold import admit_at_nothing, hold_late
+from mlflow_green.recorder.ticket import Book, build_entry
 from mlflow_green.records import (
-    Action,
-    Balance,
     Batch,
     Closing,
     ClosingKind,
-    Decision,
     Domain,
     Energy,
     Hold,
@@ -33,10 +34,11 @@ from mlflow_green.records import (
     NodeWindow,
     Outcome,
     Owner,
+    Site,
     Tick,
+    Unit,
     Usage,
 )
-from mlflow_green.recorder.ticket import Book, build_entry
 from mlflow_green.spool import from_json, read_spool, to_json
 from mlflow_green.units import microjoules
 
@@ -46,30 +48,64 @@ LEASE_SECONDS = 30.0
 GRACE_SECONDS = 30.0
 
 
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """A step that started: when, and under which hold or which promise of one."""
+
+    at: datetime
+    hold: Hold | None
+    request: HoldRequest | None
+
+
 @dataclass(slots=True)
 class SpoolSession:
     """What one meter's spool file says."""
 
     path: Path
-    owner: Owner | None = None
-    book: Book | None = None
-    last_seen_at: datetime | None = None
-    begun: dict[str, datetime] = field(default_factory=dict)
+    owner: Owner
+    book: Book
+    leaves_orphans: bool = False
+    last_read_at: datetime | None = None
+    last_alive_at: datetime | None = None
+    begun: dict[str, Begun] = field(default_factory=dict)
     usages: dict[str, Usage] = field(default_factory=dict)
+    final: set[str] = field(default_factory=set)
     windows: list[NodeWindow] = field(default_factory=list)
     closings: dict[str, Closing] = field(default_factory=dict)
-    requests: dict[str, HoldRequest] = field(default_factory=dict)
+
+    @property
+    def unfinished(self) -> tuple[str, ...]:
+        """Steps that began and were not settled, by hold id."""
+        return tuple(hold_id for hold_id in self.begun if hold_id not in self.closings)
 
 
-def session_line(owner: Owner, book: Book) -> dict[str, object]:
-    """The first line of a spool file."""
-    return {"kind": "session", "owner": to_json(owner), "book": to_json(book)}
+def session_line(owner: Owner, book: Book, *, leaves_orphans: bool = False) -> dict[str, object]:
+    """The first line of a spool file.
+
+    ``leaves_orphans``: what it runs belongs to the user and is not ended when its meter is found dead.
+    """
+    return {"kind": "session", "owner": to_json(owner), "book": to_json(book), "leaves_orphans": leaves_orphans}
 
 
 def read_session(path: Path) -> SpoolSession:
-    """Read a spool file; lines that make no sense are logged and passed over."""
-    session = SpoolSession(path=path)
-    for line in read_spool(path):
+    """Read a spool file; lines that make no sense are logged and passed over.
+
+    Raises:
+        ValueError: its first line does not say whose it is.
+        FileNotFoundError: another process has posted it meanwhile.
+    """
+    lines = read_spool(path)
+    try:
+        first = next(lines)
+        session = SpoolSession(
+            path=path,
+            owner=from_json(Owner, first["owner"]),
+            book=from_json(Book, first["book"]),
+            leaves_orphans=bool(first.get("leaves_orphans")),
+        )
+    except (StopIteration, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} does not say which process wrote it") from error
+    for line in lines:
         try:
             _take_line(session, line)
         except (KeyError, TypeError, ValueError, AttributeError):
@@ -79,22 +115,24 @@ def read_session(path: Path) -> SpoolSession:
 
 def _take_line(session: SpoolSession, line: dict[str, object]) -> None:
     kind = line["kind"]
-    if kind == "session":
-        session.owner = from_json(Owner, line["owner"])
-        session.book = from_json(Book, line["book"])
-    elif kind == "begin":
-        session.begun[str(line["hold_id"])] = datetime.fromisoformat(str(line["at"]))
+    if kind == "begin":
+        session.begun[str(line["hold_id"])] = Begun(
+            at=datetime.fromisoformat(str(line["at"])),
+            hold=from_json(Hold, line["hold"]),
+            request=from_json(HoldRequest, line["request"]),
+        )
     elif kind == "tick":
         tick: Tick = from_json(Tick, line["tick"])
-        session.last_seen_at = tick.at
+        session.last_read_at = tick.at
         session.usages.update(tick.usages)
+        session.final |= tick.final
         session.windows.extend(tick.windows)
-    elif kind == "request":
-        session.requests[str(line["hold_id"])] = from_json(HoldRequest, line["request"])
+    elif kind == "alive":
+        session.last_alive_at = datetime.fromisoformat(str(line["at"]))
     elif kind == "closing":
         closing: Closing = from_json(Closing, line["closing"])
-        assert closing.entry is not None
-        session.closings[closing.entry.entry_id] = closing
+        if closing.entry is not None:
+            session.closings[closing.entry.entry_id] = closing
 
 
 def recover(
@@ -106,97 +144,141 @@ def recover(
     say: Callable[[str], None],
     posted_sequences: Callable[[str], dict[Domain, int]],
 ) -> int:
-    """Close what dead owners left open and post what their spools hold; the number of lost holds.
+    """Close what dead owners left open and post what their spools hold; the number of lost steps.
 
     ``posted_sequences`` gives the last posted tick of a sampler by domain. Raises ``LedgerUnavailable``; the
-    spool files stay until their content is committed, so that a later call does it.
+    spool files stay until their content is committed, so that a later call does it. Any number of processes
+    may do this at once, and be killed at it: every step of it changes nothing when it is done again.
     """
-    dead_holds = [hold for hold in ledger.open_holds() if not owner_alive(hold.owner, host)]
-    ran_on = {hold.hold_id for hold in dead_holds if step_processes(hold.hold_id)}
-    if ran_on:
-        say(f"ending {len(ran_on)} steps that outlived a killed Snakemake")
-    for hold_id in ran_on:
-        end_processes(hold_id, GRACE_SECONDS)
+    # Spools before holds: an owner that is dead now opens no hold any more, and none of its readings is missed.
+    sessions = [session for path in sorted(spool_dir.glob("*.jsonl")) if (session := _dead_session(path, host, say))]
+    for session in sessions:
+        promised = [begun.request for begun in session.begun.values() if begun.request]
+        hold_late(ledger, promised, session.owner)
+    dead = {hold.hold_id: hold for hold in ledger.open_holds() if not owner_alive(hold.owner, host)}
+    ran_on = _end_orphans(sessions, dead, say)
     lost = 0
-    for path in sorted(spool_dir.glob("*.jsonl")) if spool_dir.is_dir() else ():
-        session = read_session(path)
-        if session.owner is not None and owner_alive(session.owner, host):
+    for session in sessions:
+        mine = [dead.pop(hold_id) for hold_id, hold in list(dead.items()) if _belongs(hold, session, sessions)]
+        if session.leaves_orphans and _still_runs(session, clock.now()):
             continue
-        mine = [hold for hold in dead_holds if hold.owner == session.owner]
-        dead_holds = [hold for hold in dead_holds if hold.owner != session.owner]
-        lost += _post_session(ledger, session, mine, ran_on, clock.now(), posted_sequences)
-        path.unlink(missing_ok=True)
-    if dead_holds:  # their spool is gone: nothing was read, so the whole silence is charged
-        closings = [_lost(hold, SpoolSession(path=spool_dir), hold.hold_id in ran_on, clock.now()) for hold in dead_holds]
-        ledger.commit(Batch(closings=tuple(closings)), admit_all)
+        closings = _closings(session, mine, ran_on, clock.now())
+        if _post_session(ledger, session, closings, posted_sequences, say):
+            lost += sum(closing.kind is ClosingKind.LOST for closing in closings)
+    # Their spool is gone, and with it every reading: they are charged what they held.
+    closings = [
+        _lost(hold, hold.opened_at, None, still_ran=hold_id in ran_on, now=clock.now())
+        for hold_id, hold in dead.items()
+    ]
+    if closings:
+        ledger.commit(Batch(closings=tuple(closings)), admit_at_nothing)
         lost += len(closings)
     if lost:
         say(f"{lost} steps of a killed run were charged at their last reading plus the longest they may have run on")
     return lost
 
 
+def _dead_session(path: Path, host: str, say: Callable[[str], None]) -> SpoolSession | None:
+    """What the file says, if its owner is dead."""
+    try:
+        session = read_session(path)
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        _put_aside(path, str(error), say)
+        return None
+    return None if owner_alive(session.owner, host) else session
+
+
+def _put_aside(path: Path, problem: str, say: Callable[[str], None]) -> None:
+    aside = path.with_suffix(".unreadable")
+    with suppress(OSError):
+        path.rename(aside)
+    say(f"{problem}; it is kept as {aside} and not counted, please report it")
+
+
+def _end_orphans(sessions: Sequence[SpoolSession], dead: Mapping[str, Hold], say: Callable[[str], None]) -> set[str]:
+    """End what outlived a dead meter; the hold ids of what was found running."""
+    spared = {hold_id for session in sessions if session.leaves_orphans for hold_id in session.begun}
+    unfinished = {hold_id for session in sessions for hold_id in session.unfinished}
+    ran_on = {hold_id for hold_id in (unfinished | dead.keys()) - spared if step_processes(hold_id)}
+    if ran_on:
+        say(f"ending {len(ran_on)} steps that outlived a killed run")
+        end_processes(ran_on, GRACE_SECONDS)
+    return ran_on
+
+
+def _still_runs(session: SpoolSession, now: datetime) -> bool:
+    """Whether a step of the session runs on without a meter; says so in its spool."""
+    if not any(step_processes(hold_id) for hold_id in session.unfinished):
+        return False
+    with session.path.open("a") as file:
+        file.write(json.dumps({"kind": "alive", "at": now.isoformat()}) + "\n")
+    return True
+
+
+def _belongs(hold: Hold, session: SpoolSession, sessions: Sequence[SpoolSession]) -> bool:
+    """One process may have written several spools: a hold belongs to the one where it began, else to any."""
+    if hold.hold_id in session.begun:
+        return True
+    return hold.owner == session.owner and not any(hold.hold_id in other.begun for other in sessions)
+
+
+def _closings(session: SpoolSession, holds: Sequence[Hold], ran_on: set[str], now: datetime) -> list[Closing]:
+    """How everything that the session left behind is closed: settled if it got that far, void if it never began."""
+    closings = list(session.closings.values())
+    by_id = {hold.hold_id: hold for hold in holds}
+    for hold_id in session.unfinished:
+        begun = session.begun[hold_id]
+        hold = by_id.get(hold_id) or begun.hold  # a ledger that was deleted knows it no more
+        if hold is not None:
+            closings.append(_lost(hold, begun.at, session, still_ran=hold_id in ran_on, now=now))
+    for hold_id, hold in by_id.items():
+        if hold_id in ran_on and hold_id not in session.begun:
+            closings.append(_lost(hold, hold.opened_at, session, still_ran=True, now=now))
+        elif hold_id not in session.begun:
+            closings.append(Closing(kind=ClosingKind.VOID, hold_id=hold_id, entry=None, reason="never began"))
+    return closings
+
+
 def _post_session(
     ledger: Ledger,
     session: SpoolSession,
-    holds: Sequence[Hold],
-    ran_on: set[str],
-    now: datetime,
+    closings: Sequence[Closing],
     posted_sequences: Callable[[str], dict[Domain, int]],
-) -> int:
-    sampler_id = session.book.sampler_id if session.book else None
+    say: Callable[[str], None],
+) -> bool:
+    sampler_id = session.book.sampler_id
     posted = posted_sequences(sampler_id) if sampler_id else {}
     windows = [window for window in session.windows if window.sequence_first > posted.get(window.domain, -1)]
-    closings, lost = [], 0
-    for hold in holds:
-        if hold.hold_id in session.closings:
-            continue
-        if hold.hold_id not in session.begun and hold.hold_id not in ran_on:
-            closings.append(Closing(kind=ClosingKind.VOID, hold_id=hold.hold_id, entry=None, reason="never began"))
-        else:
-            closings.append(_lost(hold, session, hold.hold_id in ran_on, now))
-            lost += 1
-    written = [_with_hold(ledger, session, closing) for closing in session.closings.values()]
-    closings += [closing for closing in written if closing is not None]
-    ledger.commit(Batch(closings=tuple(closings), windows=merge_windows(windows)), admit_all)
-    return lost
-
-
-def _with_hold(ledger: Ledger, session: SpoolSession, closing: Closing) -> Closing | None:
-    """A step that was metered without asking the ledger gets its hold now, so that its budgets are charged."""
-    entry = closing.entry
-    assert entry is not None
-    request = session.requests.get(entry.entry_id)
-    if closing.hold_id is not None or request is None:
-        return closing
     try:
-        answer = ledger.commit(Batch(requests=(request,), owner=session.owner), admit_all).answers[0]
-    except HoldClosed:
-        return None  # an earlier attempt to post this file came this far
-    assert answer.hold is not None
-    hold_id = answer.hold.hold_id
-    return dataclasses.replace(closing, hold_id=hold_id, entry=dataclasses.replace(entry, hold_id=hold_id))
+        ledger.commit(Batch(closings=tuple(closings), windows=merge_windows(windows)), admit_at_nothing)
+    except LedgerUnavailable:
+        raise
+    except LedgerError as error:  # one impossible file must not keep every later run from starting
+        _put_aside(session.path, f"the ledger did not take {session.path}: {error}", say)
+        return False
+    session.path.unlink(missing_ok=True)
+    return True
 
 
-def admit_all(request: HoldRequest, _balances: Sequence[Balance]) -> Decision:
-    """For facts: what was spent is held at nothing and posted in full."""
-    return Decision(
-        action=Action.ADMIT,
-        would=Action.ADMIT,
-        tier=request.estimates[0].tier if request.estimates else None,
-        amounts={},
-        reason="metered without a hold",
-    )
-
-
-def _lost(hold: Hold, session: SpoolSession, still_ran: bool, now: datetime) -> Closing:
-    usage = session.usages.get(hold.hold_id)
-    began = session.begun.get(hold.hold_id, hold.opened_at)
-    last_read_at = max(began, session.last_seen_at) if usage and session.last_seen_at else began
-    silence_seconds = max(0.0, (now - last_read_at).total_seconds())
+def _lost(hold: Hold, began_at: datetime, session: SpoolSession | None, *, still_ran: bool, now: datetime) -> Closing:
+    """Close a hold at its last reading + P_max x the silence; no silence if it had ended before its meter died."""
+    usage = session.usages.get(hold.hold_id) if session else None
+    book = session.book if session else _unknown_book(hold)
+    last_read_at = max(began_at, session.last_read_at) if session and usage and session.last_read_at else began_at
+    silent_until = now
     if not still_ran:
-        silence_seconds = min(silence_seconds, LEASE_SECONDS + GRACE_SECONDS)
-    book = session.book or _unknown_book(hold)
+        last_alive_at = max(last_read_at, (session and session.last_alive_at) or last_read_at)
+        silent_until = min(now, last_alive_at + timedelta(seconds=LEASE_SECONDS + GRACE_SECONDS))
+    silence_seconds = max(0.0, (silent_until - last_read_at).total_seconds())
+    if session and hold.hold_id in session.final:
+        silence_seconds = 0.0
     unread_microjoules = microjoules(book.power_watts_max * silence_seconds)
+    reason = f"its owner died; {silence_seconds:.0f} s without a reading are charged at {book.power_watts_max:.0f} W"
+    if session is None:
+        unread_microjoules = hold.amounts.get(Unit.ENERGY, 0)
+        reason = "its owner died and its readings are gone; it is charged what it held"
     read_microjoules = usage.total.microjoules if usage and usage.total else 0
     entry = build_entry(
         entry_id=hold.hold_id,
@@ -206,10 +288,10 @@ def _lost(hold: Hold, session: SpoolSession, still_ran: bool, now: datetime) -> 
         tier=hold.tier,
         decision=hold.decision,
         would_decision=hold.would_decision,
-        reason=f"its owner died; {silence_seconds:.0f} s without a reading are charged at {book.power_watts_max:.0f} W",
+        reason=reason,
         outcome=Outcome.LOST,
-        started_at=began,
-        duration_seconds=max(0.0, (last_read_at - began).total_seconds()),
+        started_at=began_at,
+        duration_seconds=max(0.0, (last_read_at - began_at).total_seconds()),
         usage=_widened(usage, unread_microjoules) if usage else None,
         charged_microjoules=read_microjoules + unread_microjoules,
         book=dataclasses.replace(book, user=hold.user, project=hold.project),
@@ -233,8 +315,6 @@ def _widened(usage: Usage, unread_microjoules: int) -> Usage:
 
 
 def _unknown_book(hold: Hold) -> Book:
-    from mlflow_green.records import Site
-
     return Book(
         project=hold.project, user=hold.user, host=hold.owner.host, site=Site(), sampler_id=None, power_watts_max=0.0
     )

@@ -48,6 +48,7 @@ from mlflow_green.reports.wording import (
     interval_text,
     metric_title,
     outcome_text,
+    period_text,
     quality_metric,
 )
 
@@ -216,7 +217,7 @@ def _budget_row(balance: Balance) -> dict[str, Any]:
         "name": term.budget,
         "account": term.account,
         "unit": "CO2e" if term.unit is Unit.CARBON else term.unit.value,
-        "period": term.period,
+        "period": period_text(term.period),
         "mode": term.mode.value,
         "limit": amount_text(term.unit, term.limit),
         "spent": amount_text(term.unit, balance.spent),
@@ -228,7 +229,7 @@ def _budget_row(balance: Balance) -> dict[str, Any]:
 
 def _budget_chart(balance: Balance, levels: Sequence[Level]) -> dict[str, Any]:
     term = balance.term
-    title = f"{term.budget}, {'CO2e' if term.unit is Unit.CARBON else term.unit}, {term.period}"
+    title = f"{term.budget}, {'CO2e' if term.unit is Unit.CARBON else term.unit}, {period_text(term.period)}"
     alt = (
         f"Budget over time, {title}: {amount_text(term.unit, balance.spent)} spent and "
         f"{amount_text(term.unit, balance.held)} held of {amount_text(term.unit, term.limit)}"

@@ -38,6 +38,7 @@ from mlflow_green.reports.wording import (
     metric_title,
     number,
     outcome_text,
+    period_text,
     quality_metric,
     wildcard_values,
 )
@@ -200,7 +201,7 @@ def balance_table(balances: Sequence[Balance], before: Sequence[Balance] = (), *
     columns: list[_Column[Balance]] = [
         _Column(title="Budget", cell=lambda b: _budget_name(b, balances)),
         _Column(title="Unit", cell=lambda b: "CO2e" if b.term.unit is Unit.CARBON else b.term.unit.value),
-        _Column(title="Period", cell=lambda b: b.term.period, rank=2),
+        _Column(title="Period", cell=lambda b: period_text(b.term.period), rank=2),
         _Column(title="Mode", cell=lambda b: b.term.mode.value, rank=4),
         _Column(title="Limit", cell=lambda b: amount(b, b.term.limit), right=True),
     ]

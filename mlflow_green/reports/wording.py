@@ -45,6 +45,12 @@ def amount_text(unit: Unit, amount: int | None, currency: str | None = None) -> 
     return units.format_money(amount, currency)
 
 
+def period_text(period: str) -> str:
+    """A budget's period for people: ``2026-11``, or the start of a workflow run's id."""
+    kind, colon, run = period.partition(":")
+    return f"{kind} {run[:8]}" if colon else period
+
+
 def decision_text(entry: Entry) -> str:
     """What was decided; in a budget that only watches, what would have been."""
     if entry.would_decision != entry.decision:

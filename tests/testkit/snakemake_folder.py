@@ -15,7 +15,7 @@ from mlflow_green.bootstrap import open_ledger
 from mlflow_green.clock import SystemClock
 from mlflow_green.settings import load_settings
 
-LIMIT_SECONDS = 120
+LIMIT_SECONDS = 60
 
 
 @dataclass(frozen=True)

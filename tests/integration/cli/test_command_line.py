@@ -386,6 +386,15 @@ def test_doctor_names_a_ledger_that_cannot_be_used(green, place):
     assert "ledger.db" in json.loads(done.stdout)["problems"][0]
 
 
+def test_doctor_names_a_network_file_system_before_a_ledger_is_there(green, place, tmp_path):
+    mounts = tmp_path / "mountinfo"
+    mounts.write_text("1 0 0:1 / / rw - nfs4 server:/home rw\n")
+    place.environ = {"MLFLOW_GREEN_MOUNTINFO": str(mounts)}
+    done = green("doctor", "--json")
+    assert done.exit_code == 1
+    assert "nfs4" in json.loads(done.stdout)["problems"][0]
+
+
 def test_doctor_says_how_much_waits_for_mlflow(green, books):
     assert json.loads(green("doctor", "--json").stdout)["ledger"]["waiting_for_mlflow"] == books.count("mlflow") > 0
 

@@ -117,7 +117,7 @@ def test_a_step_that_has_waited_max_wait_is_refused():
     assert answer(policy, asks(30, waiting=timedelta(minutes=59)), spent=60, held=20).action is Action.WAIT
     decision = answer(policy, asks(30, waiting=timedelta(minutes=60)), spent=60, held=20)
     assert decision.action is Action.REFUSE
-    assert decision.reason.endswith("is refused, after waiting 60.0 min")
+    assert decision.reason.endswith("is refused, after waiting 3600 s")
 
 
 def test_without_budgets_a_step_is_admitted_and_holds_nothing():
