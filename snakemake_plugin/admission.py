@@ -44,6 +44,7 @@ class Admission:
         self._greedy = greedy
         self._warn = warn
         self._tickets: dict[JobKey, Ticket] = {}
+        self._keys: dict[int, tuple[Any, tuple[JobKey, ...]]] = {}  # by id of the job, which is kept alive here
 
     def ticket(self, job: Any) -> Ticket | None:
         """The latest ticket of a single job."""
@@ -68,7 +69,7 @@ class Admission:
 
     def _sort_out(self, jobs: Sequence[Any]) -> _Ready:
         ready = _Ready()
-        for job in sorted(jobs, key=_order):
+        for job in jobs:
             tickets = self._open_tickets(job)
             if tickets is None:
                 ready.unknown.append(job)
@@ -80,28 +81,46 @@ class Admission:
                 ready.waiting.append(job)
             else:
                 ready.pending.append(job)
+        for few in (ready.admitted, ready.refused, ready.waiting, ready.pending):
+            few.sort(key=_order)
         return ready
 
     def _open_tickets(self, job: Any) -> list[Ticket] | None:
         """The tickets that the job has not used yet; ``None`` if it must be asked for, a group as a whole."""
-        tickets = [self.ticket(part) for part in compat.members(job)]
-        found = [ticket for ticket in tickets if ticket is not None and ticket.began_at is None]
-        return found if len(found) == len(tickets) else None
+        found = []
+        for key in self._keys_of(job):
+            ticket = self._tickets.get(key)
+            if ticket is None or ticket.began_at is not None:
+                return None
+            found.append(ticket)
+        return found
+
+    def _keys_of(self, job: Any) -> tuple[JobKey, ...]:
+        """Of a job's members; remembered, for every ready job is looked at in every round."""
+        known = self._keys.get(id(job))
+        if known is None:
+            known = self._keys[id(job)] = (job, tuple(key_of(part) for part in compat.members(job)))
+        return known[1]
 
     def _ask_for_more(
         self, ready: _Ready, chosen: Sequence[Any], remaining: Any, free: Mapping[str, int], sizes: Any
     ) -> None:
         """Ask for what could start at once, and, while budgets are far from their thresholds, for some more."""
         cores_free = free.get("_cores", 1)
-        fitting = [job for job in ready.pending + ready.unknown if _cores(job) <= cores_free]
+        ahead = len(ready.admitted) - len(chosen) + len(ready.pending)
+        # Refilled by the half: one transaction for several jobs, and none of this work in most rounds.
+        room_ahead = LOOK_AHEAD - ahead if self._session.may_look_ahead and ahead <= LOOK_AHEAD // 2 else 0
+        if not ready.unknown or (cores_free <= 0 and not room_ahead):
+            return
+        unknown = sorted(ready.unknown, key=_order)
+        fitting = [job for job in ready.pending + unknown if _cores(job) <= cores_free]
         startable = {id(job) for job in self._greedy(fitting, remaining, free, sizes)}
-        asked = [job for job in ready.unknown if id(job) in startable]
-        if self._session.may_look_ahead:
-            ahead = len(ready.admitted) - len(chosen) + len(ready.pending) + len(asked)
-            others = [job for job in ready.unknown if id(job) not in startable]
-            asked += others[: max(0, LOOK_AHEAD - ahead)]
-        for job in asked[: max(0, WAITING_MAX - len(ready.waiting))]:
-            self._session.ask(self._new_tickets(job))
+        asked = [job for job in unknown if id(job) in startable]
+        others = [job for job in unknown if id(job) not in startable]
+        asked += others[: max(0, room_ahead - len(asked))]
+        asked = asked[: max(0, WAITING_MAX - len(ready.waiting))]
+        if asked:  # all at once: one transaction, and a refusal is known before anything beside it starts
+            self._session.ask([ticket for job in asked for ticket in self._new_tickets(job)])
 
     def _new_tickets(self, job: Any) -> list[Ticket]:
         parts = compat.members(job)

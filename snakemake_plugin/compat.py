@@ -6,14 +6,17 @@ what is missing: closed with a clear message under a hard budget, open with a wa
 
 from __future__ import annotations
 
+import gc
 import importlib
 import re
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from snakemake.exceptions import WorkflowError
+from snakemake.exceptions import SpawnedJobError
+from snakemake_interface_common.exceptions import ApiError
 from snakemake_interface_executor_plugins.executors.base import SubmittedJobInfo
 from snakemake_interface_executor_plugins.settings import ExecMode
 
@@ -179,6 +182,18 @@ def no_more_attempts(job: Any) -> None:
         one._attempt = max(one._attempt, (one.restart_times or 0) + 1)  # noqa: SLF001
 
 
+@contextmanager
+def garbage_collection_paused() -> Iterator[None]:
+    """For imports: the collector would go through Snakemake's whole DAG again and again, and find nothing."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
 def wrap(instance: Any, name: str, around: Callable[..., Any]) -> None:
     """Replace a method of one instance by ``around(original, *args, **kwargs)``."""
     original = getattr(instance, name)
@@ -190,5 +205,10 @@ def wrap(instance: Any, name: str, around: Callable[..., Any]) -> None:
 
 
 def workflow_error(message: str) -> Exception:
-    """An error that Snakemake prints without a traceback."""
-    return WorkflowError(message)
+    """An error that ends the workflow and that Snakemake prints as one message, without a traceback."""
+    return ApiError(message)
+
+
+def silent_failure() -> Exception:
+    """Fails a job without a message of its own: the one given to ``report_job_error`` is all that is printed."""
+    return SpawnedJobError()

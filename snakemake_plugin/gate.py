@@ -12,11 +12,11 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from mlflow_green.errors import StepHalted, UnsupportedHost
+from mlflow_green.errors import UnsupportedHost
 from mlflow_green.records import Outcome
 from snakemake_plugin import compat
 from snakemake_plugin.admission import Admission, Greedy
-from snakemake_plugin.job_identity import metrics_output
+from snakemake_plugin.job_identity import metrics_output, name_of
 
 if TYPE_CHECKING:
     from mlflow_green.bootstrap import Session, Ticket
@@ -47,7 +47,7 @@ class Gate:
         """The jobs that may start now.
 
         Raises:
-            WorkflowError: a hard budget can no longer be kept; Snakemake then ends the workflow.
+            ApiError: a hard budget can no longer be kept; Snakemake then ends the workflow.
         """
         try:
             if not self._attached:
@@ -111,7 +111,7 @@ class Gate:
         for job in jobs:
             refusal = None if self._passes_all else self._admission.refusal(job)
             if refusal is not None:
-                self._snakemake.fail_before_start(job, f"mlflow-green refused {job}: {refusal}\n")
+                self._snakemake.fail_before_start(job, f"mlflow-green refused {name_of(job)}: {refusal}\n")
                 continue
             if job.is_group():  # only now: while a group is scheduled, its members' text resources must be equal
                 for part in compat.members(job):
@@ -134,7 +134,7 @@ class Gate:
             halt_reason = ticket.halt_reason
             self._end(ticket)
             if halt_reason:
-                raise StepHalted(f"mlflow-green halted {ticket.step.label}: {halt_reason}") from None
+                raise compat.silent_failure() from None
 
     def _begin(self, job: Any) -> Ticket | None:
         ticket = self._admission.ticket(job)
@@ -192,7 +192,9 @@ class Gate:
         reasons = [ticket.halt_reason for ticket in tickets if ticket and ticket.halt_reason]
         if reasons:
             compat.no_more_attempts(job)
-            msg = f"mlflow-green halted it: {reasons[0]}\n"
+            msg = f"mlflow-green halted {name_of(job)}: {'; '.join(reasons)}\n"
+            if job.is_group():
+                self._logger.error(msg)  # a group's own error report drops the message
         original(job_info, msg=msg, **kwargs)
 
     # --- the end -----------------------------------------------------------------------------------------
@@ -217,7 +219,8 @@ class Gate:
             return
         self._closed = True
         try:
-            summary = self._session.close(interrupted=interrupted)
+            with compat.garbage_collection_paused():
+                summary = self._session.close(interrupted=interrupted)
         except Exception:  # noqa: BLE001 - the host program's boundary
             _log.exception("the books were not closed; the next run, or 'mlflow-green balance', posts what is left")
             return

@@ -24,6 +24,13 @@ def step_of(job: Any, workflow_run: str, attempt: int) -> Step:
     return Step(workflow_run=workflow_run, name=job.rule.name, wildcards=wildcards, attempt=attempt)
 
 
+def name_of(job: Any) -> str:
+    """A job or a group as people know it."""
+    if job.is_group():
+        return "the group " + ", ".join(sorted(step_of(part, "", 1).label for part in job.jobs))
+    return step_of(job, "", 1).label
+
+
 def declared(job: Any) -> Mapping[str, object] | None:
     """What ``params: green=`` says, as a plain mapping; ``None`` where the rule has no such parameter.
 

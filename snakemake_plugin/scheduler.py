@@ -22,7 +22,8 @@ class Scheduler(SchedulerBase):
     def __post_init__(self) -> None:
         self._snakemake = compat.SnakemakeInternals(self.dag)
         self._greedy = GreedyScheduler(self.dag, GreedySettings(), self.logger)
-        self._gate = self._open_gate() if self._snakemake.is_main and len(self.dag) else None
+        with compat.garbage_collection_paused():
+            self._gate = self._open_gate() if self._snakemake.is_main and len(self.dag) else None
 
     def select_jobs(
         self, selectable_jobs: Any, remaining_jobs: Any, available_resources: Any, input_sizes: Any

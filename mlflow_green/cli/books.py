@@ -101,7 +101,7 @@ def ledger() -> None:
 def verify(place: Place, as_json: bool) -> None:
     """Check that the books close; exit status 1 if they do not."""
     with opened(place, place.settings()) as books:
-        findings = place.doors.verify(books) if books else ()
+        findings = place.doors.verify(place.settings(), books) if books else ()
         entries = len(books.entries()) if books else 0
     if as_json:
         print_json({"ok": not findings, "entries": entries, "findings": list(findings)})

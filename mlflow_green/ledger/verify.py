@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from itertools import pairwise
 from typing import Protocol
@@ -23,10 +23,13 @@ class Books(Ledger, LedgerReader, Protocol):
         ...
 
 
-def verify(books: Books, owner_alive: Callable[[Owner], bool]) -> tuple[str, ...]:
+def verify(
+    books: Books, owner_alive: Callable[[Owner], bool], running_samplers: Collection[str] = ()
+) -> tuple[str, ...]:
     """What does not close, one sentence each; empty when everything does.
 
-    ``owner_alive`` says whether the process that answers for an open hold still runs.
+    ``owner_alive`` says whether the process that answers for an open hold still runs. ``running_samplers`` have not
+    posted all that they read, so their shares cannot sum up yet.
     """
     with books.snapshot():
         try:
@@ -39,7 +42,7 @@ def verify(books: Books, owner_alive: Callable[[Owner], bool]) -> tuple[str, ...
         *_hold_findings(journal, holds),
         *_entry_findings(journal, entries, holds),
         *_window_findings(windows),
-        *_share_findings(windows, entries, holds),
+        *_share_findings(windows, entries, holds, running_samplers),
         *_owner_findings(holds, owner_alive),
     )
 
@@ -163,12 +166,15 @@ def _window_name(window: NodeWindow) -> str:
 
 
 def _share_findings(
-    windows: Iterable[NodeWindow], entries: Iterable[Entry], open_holds: Iterable[Hold]
+    windows: Iterable[NodeWindow],
+    entries: Iterable[Entry],
+    open_holds: Iterable[Hold],
+    running_samplers: Collection[str],
 ) -> Iterator[str]:
     """What a sampler attributed is what its entries sum to, once no hold of its host is open any more."""
     busy = {(hold.owner.host, hold.owner.boot_id) for hold in open_holds}
     attributed: Counter[tuple[str, Domain]] = Counter()
-    unfinished: set[str] = set()
+    unfinished: set[str] = set(running_samplers)
     for window in windows:
         attributed[window.sampler_id, window.domain] += window.attributed_microjoules
         if (window.host, window.boot_id) in busy:

@@ -29,6 +29,7 @@ from mlflow_green.records import (
     ClosingKind,
     Decision,
     Fact,
+    Hold,
     HoldRequest,
     NodeWindow,
     Outcome,
@@ -42,8 +43,12 @@ _READY_POLL_SECONDS = 0.1
 
 
 class Planner(Protocol):
-    """Turns a ticket into a request, and decides about it. ``enforces`` says whether any budget is hard."""
+    """Turns a ticket into a request, and decides about it.
 
+    ``limits`` says whether there is any budget, ``enforces`` whether any is hard.
+    """
+
+    limits: bool
     enforces: bool
 
     def settled(self, steps: Iterable[str]) -> None: ...
@@ -203,8 +208,8 @@ class Bookkeeper:
                 self._do(work)
             except Exception:  # noqa: BLE001 - a thread of the host program's process: it must not die unseen
                 _log.exception("mlflow-green: the ledger thread met an unexpected error")
-                self._is_all_posted = False
-                self._answer_without_ledger(work.asks, "an unexpected error; the log has its traceback")
+                self._unposted.take_over(work)
+                self._do_without_ledger(work, "an unexpected error; the log has its traceback")
             for event in work.flushed:
                 event.set()
             if work.stop:
@@ -228,6 +233,9 @@ class Bookkeeper:
         self._delayed = []
         if work.asks and not self._ready():
             self._delayed, work.asks = work.asks, []
+        if not self._planner.limits:
+            self._admit_freely(work.asks)
+            work.asks = []
         if self._is_down and not self._planner.enforces:  # nobody waits again for a ledger that did not answer
             self._answer_without_ledger(work.asks, "it did not answer before")
             work.asks = []
@@ -304,6 +312,30 @@ class Bookkeeper:
         if any(ticket.decision and ticket.decision.action is not Action.WAIT for ticket in tickets):
             self._wake()
         return refusals
+
+    def _admit_freely(self, tickets: Sequence[Ticket]) -> None:
+        """Where no budget applies nothing is reserved: the ledger hears of a step when it is settled."""
+        now = self._clock.now()
+        for ticket in tickets:
+            request = self._planner.bare_request(ticket, now)
+            decision = self._planner.choose(request, ())
+            ticket.hold = Hold(
+                hold_id=ticket.ticket_id,
+                step=request.step,
+                project=request.project,
+                user=request.user,
+                spec=request.spec,
+                tier=decision.tier,
+                decision=decision.action,
+                would_decision=decision.would,
+                amounts={},
+                terms=(),
+                owner=self._owner,
+                opened_at=now,
+            )
+            ticket.decision = decision
+        if tickets:
+            self._wake()
 
     def _keep_waiting(self, ticket: Ticket, decision: Decision, now: datetime) -> None:
         if ticket.waiting_since is None:

@@ -15,7 +15,7 @@ from mlflow_green.policy.forecast import estimate
 from mlflow_green.policy.terms import reserve_for, terms
 from mlflow_green.recorder.recorder import SAMPLING_PERIOD_SECONDS, Verdict
 from mlflow_green.recorder.ticket import Book, Ticket
-from mlflow_green.records import Balance, Decision, HoldRequest, Mode, PastUse, Site, Term, Unit
+from mlflow_green.records import Balance, Decision, Estimate, HoldRequest, Mode, PastUse, Site, Term, Unit
 
 
 class Planner:
@@ -32,6 +32,7 @@ class Planner:
         modes = {budget.mode for budget in policy.budgets}
         self.enforces = Mode.HARD in modes
         self.acts = bool(modes - {Mode.OBSERVE})
+        self.limits = bool(policy.budgets)
         self.needs_balances = any(budget.rules_that(Verb.HALT) for budget in policy.budgets)
         self.tight = False
         self._first_threshold = min(
@@ -74,13 +75,14 @@ class Planner:
         return dataclasses.replace(bare, estimates=estimates, waiting_since=ticket.waiting_since, group=ticket.group)
 
     def bare_request(self, ticket: Ticket, now: datetime) -> HoldRequest:
-        """Who pays for a step, without an estimate: for one that runs without a hold."""
+        """Who pays for a step, without an estimate of what: for one that runs without a hold."""
+        dearest = ticket.spec.tiers[0].name if ticket.spec.tiers else None
         return HoldRequest(
             step=ticket.step,
             project=self._book.project,
             user=self._book.user,
             spec=ticket.spec,
-            estimates=(),
+            estimates=(Estimate(tier=dearest, amounts=None, source="not asked"),),
             terms=self.terms(now),
             requested_at=now,
         )

@@ -187,6 +187,8 @@ class Recorder:
             if self._spool is None:
                 return
             self._spool.close()
+            if self._unwritten and not removes:
+                self._say(f"{len(self._unwritten)} readings that did not fit into {self._spool.path} are lost")
             if removes:
                 self._spool.path.unlink(missing_ok=True)
             self._spool = None

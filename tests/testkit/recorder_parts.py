@@ -19,6 +19,7 @@ class SimplePlanner:
     """Every step needs ``amount`` of one budget."""
 
     def __init__(self, *, enforces: bool, amount: int = 10, limit: int = 100) -> None:
+        self.limits = True
         self.enforces = enforces
         self.amount = amount
         self.term = term(limit=limit, mode=Mode.HARD if enforces else Mode.OBSERVE)
@@ -59,8 +60,6 @@ def ticket(name: str, **more) -> Ticket:
 def bookkeeper(
     ledger: MemoryLedger, planner: SimplePlanner, said: list[str], ready: Callable[[], bool] = lambda: True
 ) -> Bookkeeper:
-    keeper = Bookkeeper(
-        ledger, planner, BOOK, OWNER, SystemClock(), wake=lambda: None, say=said.append, ready=ready
-    )
+    keeper = Bookkeeper(ledger, planner, BOOK, OWNER, SystemClock(), wake=lambda: None, say=said.append, ready=ready)
     keeper.start()
     return keeper

@@ -32,8 +32,8 @@ SWEEP = "results/sweep.json"
 MLP_LONG = "metrics/mlp_long.json"
 CHECKPOINT = "checkpoints/mlp_long.joblib"
 # Two steps come only with the second run, as if somebody had added them meanwhile. The longer MLP has nothing but its
-# author's optimistic guess to go by, so it overruns. Of the leaderboard nothing is known, so it holds all that is left, and
-# the longer MLP waits until it settles.
+# author's optimistic guess to go by, so it overruns. Of the leaderboard nothing is known, so it holds all that is
+# left, and the longer MLP waits until it settles.
 FIRST_TARGETS = (*(f"metrics/{model}.json" for model in MODELS), SWEEP)
 
 # The second budget, in parts of what the first run spent on the four models (without the sweep). With the MLP at half
@@ -41,7 +41,7 @@ FIRST_TARGETS = (*(f"metrics/{model}.json" for model in MODELS), SWEEP)
 LIMIT_RATIO = 1.25
 # Between what the MLP would commit in full and at half size: it is downgraded whichever training is asked first.
 DOWNGRADE_AT_PERCENT = 35
-# What the third run's budget is raised by, in the same parts: the longer MLP, even at 1.5 times what it used when halted.
+# What the third run's budget is raised by, in the same parts: the longer MLP, at 1.5 times what it used when halted.
 RAISE_RATIO = 1.25
 # Longer than any step here runs: what waits is answered in the same run.
 MAX_WAIT = "10 min"
@@ -89,7 +89,7 @@ def demonstrate(folder: Path) -> None:
     limit = round(LIMIT_RATIO * needed)
     say(
         "2  A hard budget",
-        f"{milliwatt_hours(limit)} for the project. Somebody has added a leaderboard and a longer MLP: too little for all.",
+        f"{milliwatt_hours(limit)} for the project; a leaderboard and a longer MLP are new: too little for all.",
     )
     write_policy(folder, limit_microjoules=limit)
     run_pipeline(folder, "run2", "all", "--forceall", "--keep-going", must_succeed=False)

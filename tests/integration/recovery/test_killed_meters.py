@@ -15,8 +15,8 @@ import pytest
 
 from mlflow_green.clock import boot_id
 from mlflow_green.metering.supervise import step_processes
-from mlflow_green.records import Batch, Mode, Outcome, Owner
 from mlflow_green.recorder.late_hold import admit_at_nothing
+from mlflow_green.records import Batch, Mode, Outcome, Owner
 from tests.testkit.books import SpooledEnergy, findings, ledger_in, processes_left, spool_lines
 from tests.testkit.ledger_samples import request, term
 
@@ -71,7 +71,9 @@ def killed_run(folder: Path, *, group: bool = True, ticks: int = 1) -> str:
     (os.killpg if group else os.kill)(process.pid, signal.SIGKILL)
     process.wait()
     process.stdout.close()
-    (hold_id,) = (line["hold_id"] for line in spool_lines(folder) if line["kind"] == "begin" and line["sampler"] not in before)
+    (hold_id,) = (
+        line["hold_id"] for line in spool_lines(folder) if line["kind"] == "begin" and line["sampler"] not in before
+    )
     return hold_id
 
 
@@ -169,7 +171,9 @@ def test_a_hold_that_never_began_is_void(folder: Path) -> None:
     (session,) = (line for line in spool_lines(folder) if line["kind"] == "session")
     owner = Owner(**session["owner"])
     ledger = ledger_in(folder)
-    ledger.commit(Batch(requests=(request("never", 5, term(limit=10**15, mode=Mode.HARD)),), owner=owner), admit_at_nothing)
+    ledger.commit(
+        Batch(requests=(request("never", 5, term(limit=10**15, mode=Mode.HARD)),), owner=owner), admit_at_nothing
+    )
     ledger.close()
     green(folder, "balance")
     ledger = closed_ledger(folder)

@@ -112,16 +112,41 @@ SCRIPT = """
     open(snakemake.output[0], "w").write(snakemake.params.tier + "\\n")
 """
 
-RULES = """
-    by_shell by_script by_wrapper by_run by_shadow by_checkpoint downstream pipe_in pipe_out by_local flaky by_benchmark
-""".split()
+RULES = [
+    "by_shell",
+    "by_script",
+    "by_wrapper",
+    "by_run",
+    "by_shadow",
+    "by_checkpoint",
+    "downstream",
+    "pipe_in",
+    "pipe_out",
+    "by_local",
+    "flaky",
+    "by_benchmark",
+]
 STEPS = "steps:\n" + "".join(f'  {rule}: {{tiers: "full:1,half:0.25", energy: 2 Wh}}\n' for rule in RULES)
 # Each step needs 2 Wh as full and 0.5 Wh as half; only 1.2 Wh can be held: all run as half, also a pipe's two.
 HARD = """\
 budgets:
   - {name: room, limit: 1.2 Wh, period: total, mode: hard, reserve: declared}
 """
-KINDS = "shell script wrapper run shadow checkpoint down1 down2 pipe_in pipe_out local flaky bench".split()
+KINDS = [
+    "shell",
+    "script",
+    "wrapper",
+    "run",
+    "shadow",
+    "checkpoint",
+    "down1",
+    "down2",
+    "pipe_in",
+    "pipe_out",
+    "local",
+    "flaky",
+    "bench",
+]
 OPTIONS = ("-c2", "--keep-going", "--retries", "2", "-q", "host")
 
 
@@ -195,7 +220,7 @@ def test_a_granted_tier_reaches_the_environment_of_every_kind(downgraded, kind):
 def test_a_granted_tier_reaches_the_parameters_of_every_kind(downgraded):
     words = {name: text.decode().split() for name, text in outputs(downgraded).items()}
     words["many"] = words.pop("many/1.txt") + words.pop("many/2.txt")
-    assert {name: set(found) - {"1", "2"} for name, found in words.items()} == dict.fromkeys(words, {"half"})
+    assert {name: set(found) - {"1", "2"} for name, found in words.items()} == {name: {"half"} for name in words}
     assert words["pipe"] == ["half", "half"]
 
 

@@ -157,7 +157,10 @@ def test_a_refusal_is_told_where_the_shell_command_cannot_be_shown(short):
 
 def test_a_group_is_refused_as_one_and_its_message_is_seen(short):
     folder, run = short
-    assert "lab: energy 5.00 Wh needed" in run.output.partition("mlflow-green refused JobGroup")[2].partition("\n")[0]
+    assert (
+        "lab: energy 5.00 Wh needed"
+        in run.output.partition("mlflow-green refused the group pipe_in, pipe_out: ")[2].partition("\n")[0]
+    )
     assert not folder.exists("out/piped")
     assert not folder.exists("out/fifo")
 
@@ -175,7 +178,8 @@ def test_a_step_that_overruns_its_grant_is_halted_and_leaves_no_output(short, st
     assert entry.outcome is Outcome.HALTED
     assert entry.energy_charged_microjoules == entry.total.microjoules > 0
     assert not folder.exists(f"out/{step}")
-    assert f"mlflow-green halted {step}: lab: {step} used energy" in run.output
+    assert f"message: mlflow-green halted {step}: lab: {step} used energy" in run.output
+    assert "Traceback" not in run.output
 
 
 def test_no_process_of_a_halted_job_is_left(short):

@@ -167,3 +167,31 @@ def test_the_entry_of_a_refused_step_is_posted_before_the_flush_returns(ledger, 
     assert keeper.flush(SECONDS)
     assert step.refused
     assert [entry.outcome for entry in ledger.entries()] == [Outcome.REFUSED]
+
+
+def test_where_no_budget_applies_a_step_starts_without_the_ledger_and_is_posted_in_the_end(ledger, said) -> None:
+    planner = SimplePlanner(enforces=False)
+    planner.limits = False
+    keeper, step = bookkeeper(ledger, planner, said), ticket("train")
+    ledger.problem = down()
+    keeper.ask([step])
+    keeper.flush(SECONDS)
+    assert step.admitted
+    ledger.problem = None
+    settle(keeper, step, 7)
+    assert keeper.flush(SECONDS)
+    assert [entry.energy_charged_microjoules for entry in ledger.entries()] == [7]
+    assert verify(ledger, lambda owner: True) == ()
+
+
+def test_a_planner_that_fails_loses_no_question_and_no_fact(ledger, said) -> None:
+    planner = SimplePlanner(enforces=True)
+    keeper, first, second = bookkeeper(ledger, planner, said), ticket("first"), ticket("second")
+    keeper.ask([first])
+    keeper.flush(SECONDS)
+    planner.amount = None  # breaks every request
+    keeper.ask([second])
+    settle(keeper, first, 7)
+    keeper.flush(SECONDS)
+    assert second.refused
+    assert spent(ledger) == 7

@@ -1,0 +1,184 @@
+"""Workflows that do unusual things: nested, no cores to spare, temporary files made twice, wide, quiet."""
+
+import sys
+
+import pytest
+
+from mlflow_green.records import Action, Outcome
+from mlflow_green.units import microjoules
+from tests.testkit.snakemake_folder import SnakemakeFolder
+
+HARD = """
+    budgets:
+      - {name: lab, limit: 10 Wh, period: total, mode: hard, reserve: declared}
+"""
+
+
+def test_a_snakemake_inside_a_metered_job_holds_nothing_of_its_own(tmp_path):
+    inner = 'rule inner:\n    output: "inner"\n    run:\n        open(output[0], "w").write(resources.get("green_tier", "none"))\n'
+    outer = f"""
+        rule outer:
+            output: "outer"
+            shell: "{sys.executable} -m snakemake -c1 --nolock --scheduler green -s inner.smk; cat inner > {{output}}"
+    """
+    steps = 'steps:\n  outer: {tiers: "full:1,half:0.5", energy: 16 Wh}\n'
+    folder = SnakemakeFolder(tmp_path / "wf", outer, HARD)
+    folder.policy(HARD)
+    folder.write("green.yaml", folder.read("green.yaml") + steps)
+    folder.write("inner.smk", inner)
+    run = folder.run("-c1")
+    assert run.returncode == 0, run.output
+    assert [(entry.step, entry.tier) for entry in folder.entries()] == [("outer", "half")]
+    assert folder.read("outer") == "none"
+
+
+def test_a_step_that_runs_twice_in_one_workflow_is_held_and_posted_twice(tmp_path):
+    """A checkpoint shows that a temporary file, gone by now, is needed once more."""
+    folder = SnakemakeFolder(
+        tmp_path / "wf",
+        """
+        rule all:
+            input: "end"
+
+        rule early:
+            output: temp("early")
+            shell: "echo early > {output}"
+
+        rule middle:
+            input: "early"
+            output: "middle"
+            shell: "cp {input} {output}"
+
+        checkpoint split:
+            input: "middle"
+            output: "split"
+            shell: "cp {input} {output}"
+
+        def more(wc):
+            checkpoints.split.get()
+            return ["split", "early"]
+
+        rule end:
+            input: more
+            output: "end"
+            shell: "cat {input} > {output}"
+        """,
+        HARD,
+    )
+    run = folder.run("-c2")
+    assert run.returncode == 0, run.output
+    assert [entry.attempt for entry in folder.entries() if entry.step == "early"] == [1, 2]
+    assert folder.open_holds() == ()
+
+
+@pytest.mark.parametrize("policy", ["", HARD], ids=["observe", "hard"])
+def test_one_core_idle_rules_resources_and_quiet_all(tmp_path, policy):
+    """Many jobs that want a scarce resource must not keep the others from the cores."""
+    folder = SnakemakeFolder(
+        tmp_path / "wf",
+        """
+        rule all:
+            input: expand("scarce{i}", i=range(20)), expand("free{i}", i=range(4)), "idle"
+
+        rule scarce:
+            output: "scarce{i}"
+            priority: 5
+            resources: licence=1
+            shell: "sleep 0.3; touch {output}"
+
+        rule free:
+            output: "free{i}"
+            shell: "touch {output}"
+
+        rule idle:
+            output: "idle"
+            threads: 0
+            shell: "touch {output}"
+
+        """,
+        policy + ("    steps:\n      scarce: {energy: 1 mWh}\n      free: {energy: 1 mWh}\n" if policy else ""),
+    )
+    run = folder.run("-c2", "--resources", "licence=1", "--quiet", "all")
+    assert run.returncode == 0, run.output
+    assert {entry.outcome for entry in folder.entries()} == {Outcome.SUCCEEDED}
+    assert len(folder.entries()) == 26
+    last = {}
+    for entry in folder.entries():
+        last[entry.step] = max(entry.ended_at, last.get(entry.step, entry.ended_at))
+    assert last["free"] < last["scarce"]
+
+
+def test_a_tier_is_chosen_by_its_energy_ratio_to_what_was_measured(tmp_path):
+    folder = SnakemakeFolder(
+        tmp_path / "wf",
+        """
+        rule train:
+            output: "model"
+            params:
+                green=lambda wc, resources: dict(tiers="full:1,half:0.5,tiny:0.05"),
+                epochs=lambda wc, resources: {"full": 40, "half": 20, "tiny": 2}[resources.get("green_tier", "full")],
+            shell: "for i in $(seq {params.epochs}); do head -c 20000000 /dev/zero | sha1sum; done > {output}"
+        """,
+        "",
+    )
+    assert folder.run("-c1").returncode == 0
+    full = folder.entry("train").total.microjoules
+    limit_watt_hours = 0.75 * 1.3 * full / microjoules(3600)
+    folder.policy(f"budgets:\n  - {{name: lab, limit: {limit_watt_hours:.12f} Wh, period: total, mode: hard}}\n")
+    run = folder.run("-c1", "--forceall")
+    assert run.returncode == 0, run.output
+    again = [entry for entry in folder.entries() if entry.decision is Action.DOWNGRADE]
+    assert [entry.tier for entry in again] == ["half"]
+    assert len(folder.read("model").splitlines()) == 20
+    assert again[0].total.microjoules < full
+
+
+def test_a_retry_may_get_another_tier_than_the_attempt_before(tmp_path):
+    """The second attempt finds less room than the first: resources and parameters follow the new tier."""
+    folder = SnakemakeFolder(
+        tmp_path / "wf",
+        """
+        rule all:
+            input: "out/flaky", "out/other"
+
+        rule flaky:
+            output: "out/flaky"
+            priority: 9
+            retries: 1
+            params: tier=lambda wc, resources: resources.get("green_tier", "none")
+            shell: "echo {params.tier} $GREEN_TIER >> tiers; touch {output}; test -e again || (touch again; sleep 1; exit 1)"
+
+        rule other:
+            output: "out/other"
+            shell: "sleep 5; touch {output}"
+        """,
+        """
+        budgets:
+          - {name: lab, limit: 10 Wh, period: total, mode: hard, reserve: declared}
+        steps:
+          flaky: {tiers: "full:1,half:0.5", energy: 6 Wh}
+          other: {energy: 4 Wh}
+          all: {energy: 1 mWh}
+        """,
+    )
+    run = folder.run("-c2")
+    assert run.returncode == 0, run.output
+    assert folder.read("tiers").splitlines() == ["full full", "half half"]
+    assert [entry.attempt for entry in folder.entries() if entry.step == "flaky"] == [1, 2]
+
+
+def test_a_broken_declaration_is_said_and_the_job_runs(tmp_path):
+    folder = SnakemakeFolder(
+        tmp_path / "wf",
+        """
+        rule train:
+            output: "model"
+            params: green=lambda wc, resources: dict(energie="5 Wh")
+            shell: "touch {output}"
+        """,
+        "",
+    )
+    run = folder.run("-c1")
+    assert run.returncode == 0, run.output
+    assert "what rule train declares is ignored" in run.output
+    assert "energy" in run.output

@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlflow_green.errors import QuantityError
+from mlflow_green.units import (
+    format_carbon,
+    format_count,
+    format_energy,
+    format_energy_interval,
+    format_money,
+    microjoules,
+    parse_carbon_micrograms,
+    parse_energy_microjoules,
+    parse_money_micro_units,
+    parse_seconds,
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "amount"),
+    [("1 J", 10**6), ("5 Wh", 18 * 10**9), ("0.5 kWh", 18 * 10**11), ("1_000 mWh", 36 * 10**8), ("2e3 kJ", 2 * 10**12)],
+)
+def test_energies_are_read_exactly(text, amount) -> None:
+    assert parse_energy_microjoules(text) == amount
+
+
+def test_the_other_quantities_are_read_exactly() -> None:
+    assert parse_carbon_micrograms("1.5 kgCO2e") == 1_500_000_000
+    assert parse_money_micro_units("0.21 EUR") == (210_000, "EUR")
+    assert parse_seconds("24h") == 86_400
+
+
+@pytest.mark.parametrize("text", ["", "Wh", "5", "-1 Wh", "5 wh", "1 2 Wh", "nan Wh"])
+def test_what_is_no_energy_is_refused_with_the_text_in_the_message(text) -> None:
+    with pytest.raises(QuantityError, match=r"known units|number and a unit"):
+        parse_energy_microjoules(text)
+
+
+@given(st.integers(0, 10**12))
+def test_a_whole_number_of_watt_hours_survives_its_text(watt_hours) -> None:
+    assert parse_energy_microjoules(f"{watt_hours} Wh") == watt_hours * 3_600_000_000
+
+
+@given(st.integers(0, 10**15))
+def test_joules_of_a_whole_microjoule_come_back(amount) -> None:
+    assert abs(microjoules(amount / 1e6) - amount) <= max(1, amount * 2**-52)
+
+
+def test_people_read_three_digits_in_a_fitting_unit() -> None:
+    assert format_energy(15_120_000) == "4.20 mWh"
+    assert format_energy(18 * 10**11) == "500 Wh"
+    assert format_carbon(1_200_000) == "1.20 gCO2e"
+    assert format_energy_interval(15_120_000, 5_040_000, 45_360_000) == "4.20 mWh [1.40, 12.6]"
+    assert format_money(1_250_000, "EUR") == "1.25 EUR"
+    assert format_count(12_345) == "12.3 k"
+
+
+def test_what_is_missing_is_a_dash_and_never_a_zero() -> None:
+    assert {format_energy(None), format_carbon(None), format_money(None, "EUR"), format_count(None)} == {"-"}
+    assert format_energy(0) == "0 mWh"
