@@ -267,6 +267,10 @@ class Session:
     def close(self, *, interrupted: bool) -> str:
         """Post everything and return the closing table; the host program prints it."""
         posted = self._recorder.close(CLOSE_SECONDS)
+        if self._recorder.ledger_is_busy:  # its connection is in a transaction that does not end
+            if self._tracking is not None:
+                self._tracking.close(0.5)
+            return self._unposted_text()
         summary = ""
         try:
             summary = self._summary(posted=posted)
@@ -293,7 +297,8 @@ class Session:
     def _summary(self, *, posted: bool) -> str:
         from mlflow_green.reports.closing import closing_text
 
-        balances = self._ledger.balances(self._planner.terms(datetime.now().astimezone()))
+        terms = self._planner.terms(datetime.now().astimezone())
+        balances = self._ledger.balances(terms) if terms else ()  # asked for no term, it gives every old bucket
         text = closing_text(
             self._ledger.entries(workflow_run=self.workflow_run),
             balances,
@@ -301,11 +306,14 @@ class Session:
             has_place=self._planner.site.intensity is not None,
         )
         if not posted:
-            text += (
-                f"\nNot everything could be posted; it is kept in {self._settings.spool_dir} and the next run, "
-                "or 'mlflow-green balance', posts it."
-            )
+            text += f"\n{self._unposted_text()}"
         return text
+
+    def _unposted_text(self) -> str:
+        return (
+            f"Not everything could be posted; it is kept in {self._settings.spool_dir} and the next run, "
+            "or 'mlflow-green balance', posts it."
+        )
 
 
 def open_session(
@@ -521,5 +529,6 @@ def run_command(
         answered=answered,
         say=say,
     )
-    ledger.close()
+    if not recorder.ledger_is_busy:
+        ledger.close()
     return code

@@ -137,6 +137,11 @@ class Bookkeeper:
         self._thread.start()
 
     @property
+    def is_busy(self) -> bool:
+        """After ``stop``: whether the ledger thread is still inside a transaction, so that nobody else may use it."""
+        return self._thread.is_alive()
+
+    @property
     def has_waiting(self) -> bool:
         return bool(self._waiting)
 

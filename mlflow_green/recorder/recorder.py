@@ -159,6 +159,11 @@ class Recorder:
         self._close_spool(removes=posted and not self._keeps_spool)
         return posted
 
+    @property
+    def ledger_is_busy(self) -> bool:
+        """After ``close``: whether the ledger thread still waits for the ledger, so that nobody else may use it."""
+        return self._bookkeeper.is_busy
+
     def _last_sample(self) -> None:
         """End, read and settle whatever has begun."""
         for ticket in list(self._open.values()):

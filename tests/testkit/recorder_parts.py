@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable
 
 from mlflow_green.clock import SystemClock
@@ -37,13 +38,16 @@ class SimplePlanner:
 
 
 class FailingLedger(MemoryLedger):
-    """Raises ``problem`` at every commit while there is one."""
+    """Raises ``problem`` at every commit while there is one; commits wait while ``is_free`` is not set."""
 
     def __init__(self) -> None:
         super().__init__(SystemClock())
         self.problem: Exception | None = None
+        self.is_free = threading.Event()
+        self.is_free.set()
 
     def commit(self, batch, choose):
+        self.is_free.wait()
         if self.problem is not None:
             raise self.problem
         return super().commit(batch, choose)

@@ -1,4 +1,4 @@
-"""Workflows that do unusual things: nested, no cores to spare, temporary files made twice, wide, quiet."""
+"""Workflows that do unusual things: nested, short of a resource, quiet, retried under another tier."""
 
 import sys
 
@@ -32,48 +32,8 @@ def test_a_snakemake_inside_a_metered_job_holds_nothing_of_its_own(tmp_path):
     assert folder.read("outer") == "none"
 
 
-def test_a_step_that_runs_twice_in_one_workflow_is_held_and_posted_twice(tmp_path):
-    """A checkpoint shows that a temporary file, gone by now, is needed once more."""
-    folder = SnakemakeFolder(
-        tmp_path / "wf",
-        """
-        rule all:
-            input: "end"
-
-        rule early:
-            output: temp("early")
-            shell: "echo early > {output}"
-
-        rule middle:
-            input: "early"
-            output: "middle"
-            shell: "cp {input} {output}"
-
-        checkpoint split:
-            input: "middle"
-            output: "split"
-            shell: "cp {input} {output}"
-
-        def more(wc):
-            checkpoints.split.get()
-            return ["split", "early"]
-
-        rule end:
-            input: more
-            output: "end"
-            shell: "cat {input} > {output}"
-        """,
-        HARD,
-    )
-    run = folder.run("-c2")
-    assert run.returncode == 0, run.output
-    assert [entry.attempt for entry in folder.entries() if entry.step == "early"] == [1, 2]
-    assert folder.open_holds() == ()
-
-
 @pytest.mark.parametrize("policy", ["", HARD], ids=["observe", "hard"])
-def test_one_core_idle_rules_resources_and_quiet_all(tmp_path, policy):
-    """Many jobs that want a scarce resource must not keep the others from the cores."""
+def test_jobs_that_want_a_scarce_resource_keep_no_other_from_the_cores(tmp_path, policy):
     folder = SnakemakeFolder(
         tmp_path / "wf",
         """
@@ -84,7 +44,7 @@ def test_one_core_idle_rules_resources_and_quiet_all(tmp_path, policy):
             output: "scarce{i}"
             priority: 5
             resources: licence=1
-            shell: "sleep 0.3; touch {output}"
+            shell: "sleep 0.15; touch {output}"
 
         rule free:
             output: "free{i}"
@@ -150,7 +110,7 @@ def test_a_retry_may_get_another_tier_than_the_attempt_before(tmp_path):
 
         rule other:
             output: "out/other"
-            shell: "sleep 5; touch {output}"
+            shell: "sleep 3; touch {output}"
         """,
         """
         budgets:

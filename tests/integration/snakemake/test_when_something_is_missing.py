@@ -7,6 +7,7 @@ from textwrap import dedent
 import pytest
 from snakemake_interface_scheduler_plugins.registry import SchedulerPluginRegistry
 
+from mlflow_green.records import CpuClockName, Outcome
 from tests.testkit.snakemake_folder import SnakemakeFolder, processes_in
 
 SNAKEFILE = """
@@ -39,6 +40,16 @@ BREAKING_LATER = """
         ask(self, tickets)
 
     Session.ask = broken
+"""
+
+
+WITHOUT_PERF = """
+    from mlflow_green.metering.cpu_clock import PerfClock
+
+    def refused():
+        raise PermissionError("perf_event_paranoid is 3")
+
+    PerfClock.open_on_current_thread = refused
 """
 
 
@@ -91,6 +102,19 @@ def test_an_error_of_ours_under_a_hard_budget_ends_the_workflow(tmp_path):
     assert not folder.exists("out/last")
     assert folder.open_holds() == ()
     assert processes_in(folder.path) == []
+
+
+def test_a_killed_job_fails_also_where_its_processes_are_reaped_by_us(tmp_path):
+    """Whoever reaps Snakemake's children turns their failure into a success."""
+    folder = SnakemakeFolder(
+        tmp_path / "wf", 'rule killed:\n    output: "out"\n    shell: "echo part > {output}; kill -9 $$"', ""
+    )
+    folder.write("../site/sitecustomize.py", WITHOUT_PERF)
+    run = folder.run("-c1", PYTHONPATH=str(tmp_path / "site"))
+    assert run.returncode == 1, run.output
+    assert not folder.exists("out")
+    entry = folder.entry("killed")
+    assert (entry.outcome, entry.cpu_clock) == (Outcome.FAILED, CpuClockName.WAIT4)
 
 
 def test_switched_off_nothing_is_metered_and_nothing_written(tmp_path):

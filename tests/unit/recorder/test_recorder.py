@@ -126,6 +126,7 @@ def test_a_step_that_has_finished_is_not_halted_any_more() -> None:
     step = parts.begun("train")
     parts.recorder.end(step)
     parts.recorder._tick()
+    parts.recorder._halt(step, "judged before it ended", 0.0)
     assert step.halt_reason is None
 
 
@@ -138,3 +139,14 @@ def test_a_halted_step_is_halted_whatever_its_exit_says() -> None:
     assert parts.recorder.close(SECONDS)
     (entry,) = parts.ledger.entries()
     assert (entry.outcome, entry.reason) == (Outcome.HALTED, "over its grant")
+
+
+def test_a_ledger_that_does_not_answer_does_not_keep_the_host_from_ending(parts) -> None:
+    step = parts.begun("train")
+    parts.recorder.end(step)
+    parts.recorder.tell(step, Outcome.SUCCEEDED)
+    parts.ledger.is_free.clear()
+    assert not parts.recorder.close(0.1)
+    assert parts.recorder.ledger_is_busy
+    assert [line["kind"] for line in parts.spool.lines] == ["begin", "tick", "closing"]
+    parts.ledger.is_free.set()
