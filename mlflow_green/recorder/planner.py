@@ -34,7 +34,7 @@ class Planner:
         self.acts = bool(modes - {Mode.OBSERVE})
         self.limits = bool(policy.budgets)
         self.needs_balances = any(budget.rules_that(Verb.HALT) for budget in policy.budgets)
-        self.tight = False
+        self.tight = self.acts  # until the first decision has seen the balances
         self._first_threshold = min(
             (float(rule.at) for budget in policy.budgets if budget.mode is not Mode.OBSERVE for rule in budget.rules),
             default=1.0,
