@@ -11,7 +11,7 @@ import click
 from mlflow_green.cli import exit_codes
 from mlflow_green.cli.doors import Place
 from mlflow_green.cli.output import NO_HISTORY, console, json_option, opened, print_json, print_json_line
-from mlflow_green.records import DecisionRow, Entry
+from mlflow_green.records import Decision, DecisionRow, Entry, Step
 
 _STEP = re.compile(r"^(?P<name>[^\[\]]+)(?:\[(?P<wildcards>[^\[\]]*)\])?$")
 
@@ -53,9 +53,9 @@ def explain(place: Place, step: str | None, as_json: bool) -> None:
     if step and match is None:
         raise click.UsageError(f"{step!r} is not a step; write a rule such as train, or 'train[model=mlp]'")
     with opened(place, place.settings()) as books:
-        decisions = books.decisions() if books else ()
         entries = books.entries() if books else ()
-    found = latest_decisions(decisions, match["name"], match["wildcards"]) if match else list(decisions)
+        decisions = all_decisions(books.decisions(), entries) if books else []
+    found = latest_decisions(decisions, match["name"], match["wildcards"]) if match else decisions
     by_hold = {entry.hold_id: entry for entry in entries if entry.hold_id}
     if as_json:
         print_json({"decisions": [{**decision_to_json(row), "outcome": _outcome(row, by_hold)} for row in found]})
@@ -68,6 +68,21 @@ def explain(place: Place, step: str | None, as_json: bool) -> None:
     else:
         click.echo(_unknown_step(step, decisions) if step else "No step has asked for anything yet.", err=True)
     sys.exit(exit_codes.OK if found else exit_codes.FOUND)
+
+
+def all_decisions(decisions: Iterable[DecisionRow], entries: Iterable[Entry]) -> list[DecisionRow]:
+    """Every answer, oldest first: a step that fell under no budget asked nobody, so its entry speaks for it."""
+    rows = list(decisions)
+    asked = {row.hold_id for row in rows}
+    rows += [_unasked(entry) for entry in entries if entry.hold_id and entry.hold_id not in asked]
+    return sorted(rows, key=lambda row: row.at)
+
+
+def _unasked(entry: Entry) -> DecisionRow:
+    step = Step(workflow_run=entry.workflow_run, name=entry.step, wildcards=entry.wildcards, attempt=entry.attempt)
+    reason = f"{step.label} falls under no budget"
+    decision = Decision(action=entry.decision, would=entry.would_decision, tier=entry.tier, amounts={}, reason=reason)
+    return DecisionRow(at=entry.started_at, hold_id=entry.hold_id, step=step, decision=decision, balances=())
 
 
 def latest_decisions(decisions: Iterable[DecisionRow], name: str, wildcards: str | None) -> list[DecisionRow]:
