@@ -12,9 +12,11 @@ import platform
 import subprocess
 import sys
 import tempfile
+import threading
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -401,6 +403,8 @@ def _open(
         say=say,
     )
     recorder.start()
+    # The closing table is read at the end; its library is loaded while jobs run, and not while somebody waits.
+    threading.Thread(target=import_module, args=("mlflow_green.reports.closing",), daemon=True).start()
     return Session(
         settings=settings,
         policy=policy,
@@ -469,8 +473,6 @@ def run_command(
     Raises:
         GreenError: the policy is wrong, or a hard budget cannot be kept.
     """
-    import threading
-
     from mlflow_green.recorder import run_command as command
     from mlflow_green.recorder.late_hold import NoLedger
 

@@ -69,8 +69,10 @@ def read_spool(path: Path) -> Iterator[dict[str, object]]:
 
 def to_json(value: object) -> object:
     """A record of ``records.py`` as plain JSON values; ``from_json`` turns it back."""
+    if value is None or type(value) in {str, int, float, bool}:  # most of a record, and this is on every job's path
+        return value
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {name: to_json(getattr(value, name)) for name in _field_names(type(value))}
     if isinstance(value, Mapping):
         return {str(key): to_json(item) for key, item in value.items()}
     if isinstance(value, datetime):
@@ -102,6 +104,11 @@ def from_json(kind: Any, value: Any) -> Any:  # noqa: PLR0911 - one return a kin
     if isinstance(kind, type) and issubclass(kind, Enum):
         return kind(value)
     return value
+
+
+@cache
+def _field_names(kind: type) -> tuple[str, ...]:
+    return tuple(field.name for field in dataclasses.fields(kind))
 
 
 @cache

@@ -21,4 +21,6 @@ def test_a_step_with_a_decision_row_is_explained_once():
 
 
 def test_a_refused_step_has_no_hold_and_only_its_decision_row():
-    assert all_decisions([], [sample_entry("sweep", outcome=Outcome.REFUSED, decision=Action.REFUSE, energy=None)]) == []
+    assert (
+        all_decisions([], [sample_entry("sweep", outcome=Outcome.REFUSED, decision=Action.REFUSE, energy=None)]) == []
+    )
