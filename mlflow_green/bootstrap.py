@@ -7,6 +7,7 @@ pandas, numpy, alembic or codecarbon.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import platform
 import subprocess
@@ -15,21 +16,20 @@ import tempfile
 import threading
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
 from mlflow_green.clock import Clock, SystemClock, boot_id
-from mlflow_green.errors import GreenError, LedgerUnavailable, SettingsError, UnsupportedHost
-from mlflow_green.metering.cpu_clock import CpuClock, ProcessTreeClock, metered_popen, open_clock
+from mlflow_green.errors import GreenError, LedgerUnavailable, UnsupportedHost
 from mlflow_green.metering.supervise import this_process
 from mlflow_green.recorder.bookkeeper import Bookkeeper
 from mlflow_green.recorder.planner import Planner
 from mlflow_green.recorder.recorder import Recorder
 from mlflow_green.recorder.recovery import recover, session_line
 from mlflow_green.recorder.ticket import Book, Ticket
-from mlflow_green.records import Domain, Outcome, Site, Step, StepSpec
+from mlflow_green.records import Domain, Owner, Site, Step, StepSpec
+from mlflow_green.session import Session, inside_metered_step, job_environment
 from mlflow_green.settings import Settings, load_settings
 from mlflow_green.spool import SpoolWriter
 from mlflow_green.units import parse_energy_microjoules
@@ -43,9 +43,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Session", "Ticket", "open_session"]
 
-CLOSE_SECONDS = 30.0
-TRACKING_SECONDS = 15.0
-
+_log = logging.getLogger(__name__)
 
 # --- parts ----------------------------------------------------------------------------------------
 
@@ -147,7 +145,7 @@ def sync(settings: Settings) -> int:
             arguments = ["--ledger-url", settings.ledger_url, "--mountinfo", str(settings.mountinfo_path), "--once"]
             arguments += ["--workflow-run", "", "--project", policy.project, "--name", policy.project]
             subprocess.run(
-                [sys.executable, "-m", "mlflow_green.tracking.sink", *arguments, "--jobs", policy.tracking.jobs],
+                [sys.executable, "-P", "-m", "mlflow_green.tracking.sink", *arguments, "--jobs", policy.tracking.jobs],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 check=False,
@@ -168,154 +166,6 @@ def user_name() -> str:
 
 
 # --- one Snakemake execution ----------------------------------------------------------------------
-
-
-class Session:
-    """All that a host program needs for one workflow execution. Methods return at once, except ``close``."""
-
-    def __init__(  # noqa: PLR0913 - the parts that ``_open`` wires
-        self,
-        *,
-        settings: Settings,
-        policy: Policy,
-        ledger: SqlLedger,
-        planner: Planner,
-        recorder: Recorder,
-        tracking: TrackingChild | None,
-        workflow_run: str,
-        workflow: Mapping[str, object],
-        say: Callable[[str], None],
-    ) -> None:
-        self._settings = settings
-        self._policy = policy
-        self._ledger = ledger
-        self._planner = planner
-        self._recorder = recorder
-        self._tracking = tracking
-        self._workflow = workflow
-        self._say = say
-        self.workflow_run = workflow_run
-
-    @property
-    def enforces(self) -> bool:
-        """Whether any budget may change what runs; in observe nothing may."""
-        return self._planner.acts
-
-    @property
-    def fails_closed(self) -> bool:
-        """Whether a hard budget is at stake: what cannot be enforced must not run."""
-        return self._planner.enforces
-
-    @property
-    def may_look_ahead(self) -> bool:
-        """Whether jobs may be asked for before a core is free: not once a budget nears its first threshold."""
-        return not self._planner.tight
-
-    def spec(self, rule: str, declared: Mapping[str, object] | None) -> StepSpec:
-        """What is declared about a rule, in its ``green`` parameter or under ``steps:``. Raises ``PolicyError``."""
-        from mlflow_green.policy.document import parse_step_spec
-
-        if declared is not None:
-            return parse_step_spec(declared, where=f"rule {rule}, params: green")
-        return self._policy.steps.get(rule, StepSpec())
-
-    def ticket(self, step: Step, spec: StepSpec, group: str | None = None) -> Ticket:
-        return Ticket(step=step, spec=spec, group=group)
-
-    def ask(self, tickets: Sequence[Ticket]) -> None:
-        self._recorder.ask(tickets)
-
-    def void(self, tickets: Sequence[Ticket], reason: str) -> None:
-        """Release what these steps hold; they will not begin."""
-        self._recorder.void(tickets, reason)
-
-    def begin(self, ticket: Ticket) -> CpuClock:
-        """The step starts in the calling thread; what this thread forks from now on is metered."""
-        clock = open_clock()
-        self._recorder.begin(ticket, clock)
-        return clock
-
-    def end(self, ticket: Ticket) -> None:
-        """The step's own process has ended. Of a halted step, wait until none of its processes is left."""
-        if ticket.halt_reason:
-            self._recorder.wait_until_gone(ticket)
-        self._recorder.end(ticket)
-
-    def tell(self, ticket: Ticket, outcome: Outcome, metrics_path: Path | None = None) -> None:
-        self._recorder.tell(ticket, outcome, metrics_path)
-
-    def popen(self, ticket: Ticket, clock: CpuClock, *args: Any, **kwargs: Any) -> subprocess.Popen[Any]:
-        """``subprocess.Popen`` with the step's environment, reporting to its clock."""
-        environ = kwargs.get("env")
-        kwargs["env"] = {**(os.environ if environ is None else environ), **self.environment(ticket)}
-        if not isinstance(clock, ProcessTreeClock):
-            return subprocess.Popen(*args, **kwargs)
-        metered = metered_popen(lambda pid, used: clock.add_finished(pid, used.ru_utime + used.ru_stime))
-        process = metered(*args, **kwargs)
-        clock.add_root(process.pid)
-        return process
-
-    def environment(self, ticket: Ticket) -> dict[str, str]:
-        """What a job sees of its budget, and what lets its MLflow runs be found again."""
-        return job_environment(ticket, self.workflow_run, acts=self.enforces)
-
-    def cannot_enforce(self, problem: str) -> None:
-        """The host program lacks what refusing and halting need: fatal under a hard budget, else said."""
-        self.close(interrupted=True)
-        if self._planner.enforces:
-            raise UnsupportedHost(f"{problem}. A hard budget cannot be kept without it, so nothing was started")
-        self._say(f"{problem}. Nothing is metered in this run")
-
-    def close(self, *, interrupted: bool) -> str:
-        """Post everything and return the closing table; the host program prints it."""
-        posted = self._recorder.close(CLOSE_SECONDS)
-        if self._recorder.ledger_is_busy:  # its connection is in a transaction that does not end
-            if self._tracking is not None:
-                self._tracking.close(0.5)
-            return self._unposted_text()
-        summary = ""
-        try:
-            summary = self._summary(posted=posted)
-            self._finish_tracking(interrupted=interrupted)
-            self._ledger.close()
-        except LedgerUnavailable as error:
-            self._say(str(error))
-        return summary
-
-    def _finish_tracking(self, *, interrupted: bool) -> None:
-        if self._tracking is None:
-            return
-        last = {(entry.step, entry.wildcards): entry for entry in self._ledger.entries(workflow_run=self.workflow_run)}
-        whole = all(entry.outcome is Outcome.SUCCEEDED for entry in last.values())
-        status = "finished" if whole and not interrupted else "failed"
-        self._ledger.put(
-            "mlflow",
-            f"workflow:{self.workflow_run}:end",
-            {"workflow": {**self._workflow, "status": status, "report_path": None}},
-        )
-        if not self._tracking.close(0.5 if interrupted else TRACKING_SECONDS):
-            self._say("MLflow is still being written; 'mlflow-green sync' writes whatever is left")
-
-    def _summary(self, *, posted: bool) -> str:
-        from mlflow_green.reports.closing import closing_text
-
-        terms = self._planner.terms(datetime.now().astimezone())
-        balances = self._ledger.balances(terms) if terms else ()  # asked for no term, it gives every old bucket
-        text = closing_text(
-            self._ledger.entries(workflow_run=self.workflow_run),
-            balances,
-            has_policy=self._settings.policy_path is not None,
-            has_place=self._planner.site.intensity is not None,
-        )
-        if not posted:
-            text += f"\n{self._unposted_text()}"
-        return text
-
-    def _unposted_text(self) -> str:
-        return (
-            f"Not everything could be posted; it is kept in {self._settings.spool_dir} and the next run, "
-            "or 'mlflow-green balance', posts it."
-        )
 
 
 def open_session(
@@ -341,7 +191,7 @@ def open_session(
     settings = load_settings(cwd, environ, policy_path=Path(policy) if policy else None)
     if settings.disabled:
         return None
-    if environ.get("GREEN_HOLD_ID"):
+    if inside_metered_step(environ):
         say("this Snakemake runs inside a metered step, which pays for all of it")
         return None
     rules = load_policy_for(settings)
@@ -353,12 +203,54 @@ def open_session(
         if host_problem:
             raise UnsupportedHost(host_problem)  # noqa: TRY301 - one place decides what a missing part means
         return _open(settings, rules, name=name, wake=wake, say=say)
-    except (UnsupportedHost, LedgerUnavailable, SettingsError, OSError) as error:
-        if any(budget.mode == "hard" for budget in rules.budgets):
+    except Exception as error:
+        if is_hard(rules):
             text = f"{error}. A hard budget cannot be kept without it, so nothing was started"
-            raise type(error)(text) if isinstance(error, GreenError) else LedgerUnavailable(text) from None
+            raise type(error)(text) if isinstance(error, GreenError) else LedgerUnavailable(text) from error
+        if not isinstance(error, GreenError | OSError):
+            _log.exception("mlflow-green met an unexpected error")
         say(f"{error}. Jobs run as usual, but nothing is metered in this run")
         return None
+
+
+def is_hard(policy: Policy) -> bool:
+    """Whether any budget must be kept: then what cannot be enforced must not run."""
+    return any(budget.mode == "hard" for budget in policy.budgets)
+
+
+class Meter(NamedTuple):
+    """What measures, and whose measurements they are."""
+
+    sampler: Sampler
+    book: Book
+    owner: Owner
+
+
+def open_meter(settings: Settings, policy: Policy, clock: Clock, project: str) -> Meter:
+    """The sampler of this process.
+
+    Raises:
+        UnsupportedHost: there is a hard budget, and nothing here can be metered or estimated.
+    """
+    sampler, host = open_sampler(settings, clock), platform.node()
+    if is_hard(policy) and not sampler.power_watts_max:
+        raise UnsupportedHost("nothing can be metered or estimated on this machine; 'mlflow-green doctor' says why")
+    book = Book(
+        project=project,
+        user=user_name(),
+        host=host,
+        site=site_of(policy),
+        sampler_id=sampler.sampler_id if sampler.coordinated else None,
+        power_watts_max=sampler.power_watts_max,
+    )
+    return Meter(sampler, book, this_process(host))
+
+
+def open_spool(settings: Settings, meter: Meter, *, leaves_orphans: bool = False) -> SpoolWriter:
+    """The file that keeps what this meter reads. Raises ``OSError``."""
+    spool = SpoolWriter(settings.spool_dir / f"{meter.sampler.sampler_id}.jsonl")
+    spool.append(session_line(meter.owner, meter.book, leaves_orphans=leaves_orphans))
+    return spool
 
 
 def _open(
@@ -368,21 +260,9 @@ def _open(
     ledger = open_ledger(settings, clock)
     recover_into(ledger, settings, clock, say)
     workflow_run = uuid.uuid4().hex
-    site = site_of(policy)
-    sampler = open_sampler(settings, clock)
-    host = platform.node()
-    book = Book(
-        project=policy.project,
-        user=user_name(),
-        host=host,
-        site=site,
-        sampler_id=sampler.sampler_id if sampler.coordinated else None,
-        power_watts_max=sampler.power_watts_max,
-    )
-    owner = this_process(host)
-    spool = SpoolWriter(settings.spool_dir / f"{sampler.sampler_id}.jsonl")
-    spool.append(session_line(owner, book))
-    planner = Planner(policy, book, workflow_run)
+    meter = open_meter(settings, policy, clock, policy.project)
+    spool = open_spool(settings, meter)
+    planner = Planner(policy, meter.book, workflow_run)
     workflow: dict[str, object] = {
         "workflow_run": workflow_run,
         "project": policy.project,
@@ -391,14 +271,21 @@ def _open(
     }
     tracking = _start_tracking(settings, policy, ledger, workflow, wake=wake, say=say)
     bookkeeper = Bookkeeper(
-        ledger, planner, book, owner, clock, wake=wake, say=say, ready=tracking.ready if tracking else lambda: True
+        ledger,
+        planner,
+        meter.book,
+        meter.owner,
+        clock,
+        wake=wake,
+        say=say,
+        ready=tracking.ready if tracking else lambda: True,
     )
     recorder = Recorder(
-        sampler=sampler,
+        sampler=meter.sampler,
         bookkeeper=bookkeeper,
         spool=spool,
         enforcer=planner if planner.enforces else None,
-        book=book,
+        book=meter.book,
         clock=clock,
         say=say,
     )
@@ -442,26 +329,6 @@ def _start_tracking(
 # --- one command ----------------------------------------------------------------------------------
 
 
-def job_environment(ticket: Ticket, workflow_run: str, *, acts: bool) -> dict[str, str]:
-    """What a job or command sees of its budget, and what lets its MLflow runs be found again."""
-    from mlflow_green.records import Unit
-    from mlflow_green.tracking.context import run_context
-    from mlflow_green.units import joules
-
-    environ = {"GREEN_JOB": ticket.step.label, "GREEN_HOLD_ID": ticket.hold_id}
-    decision = ticket.decision
-    if acts and decision is not None and decision.tier is not None:
-        environ["GREEN_TIER"] = decision.tier
-    if Unit.ENERGY in ticket.granted:
-        environ["GREEN_GRANT_JOULES"] = f"{joules(ticket.granted[Unit.ENERGY]):.6f}"
-    if ticket.spec.checkpoint:
-        environ["GREEN_CHECKPOINT"] = str(Path(ticket.spec.checkpoint).absolute())
-    context = run_context(os.environ, ticket.hold_id, workflow_run)
-    if context is not None:
-        environ["MLFLOW_RUN_CONTEXT"] = context
-    return environ
-
-
 def run_command(
     settings: Settings, argv: Sequence[str], *, project: str | None, step: str | None, energy: str | None
 ) -> int:
@@ -479,46 +346,34 @@ def run_command(
     def say(text: str) -> None:
         print(f"mlflow-green: {text}", file=sys.stderr, flush=True)  # noqa: T201 - it has no log of its own
 
-    if settings.disabled or os.environ.get("GREEN_HOLD_ID"):
+    if settings.disabled or inside_metered_step(os.environ):
         return command.replace_process(argv, say)
     policy = load_policy_for(settings)
-    clock, host, workflow_run = SystemClock(), platform.node(), uuid.uuid4().hex
-    enforces = any(budget.mode == "hard" for budget in policy.budgets)
+    clock, workflow_run, enforces = SystemClock(), uuid.uuid4().hex, is_hard(policy)
     ledger: SqlLedger | NoLedger = NoLedger()
     if enforces:
         ledger = open_ledger(settings, clock)
         recover_into(ledger, settings, clock, say)
-    sampler = open_sampler(settings, clock)
-    book = Book(
-        project=project or policy.project,
-        user=user_name(),
-        host=host,
-        site=site_of(policy),
-        sampler_id=sampler.sampler_id if sampler.coordinated else None,
-        power_watts_max=sampler.power_watts_max,
-    )
-    owner = this_process(host)
+    meter = open_meter(settings, policy, clock, project or policy.project)
     spool: SpoolWriter | None = None
     try:
-        spool = SpoolWriter(settings.spool_dir / f"{sampler.sampler_id}.jsonl")
-        spool.append(session_line(owner, book, leaves_orphans=not enforces))
+        spool = open_spool(settings, meter, leaves_orphans=not enforces)
     except OSError as error:
         text = f"cannot write {settings.spool_dir}: {error.strerror}; make it writable or free space"
         if enforces:
             raise LedgerUnavailable(f"{text}. A hard budget cannot be kept without it") from None
         say(f"{text}. The command runs as usual, but what it uses is not recorded")
-        spool = None
     name = step or Path(argv[0]).name
     spec = policy.steps.get(name, StepSpec())
     if energy is not None:
         spec = dataclasses.replace(spec, energy_microjoules=parse_energy_microjoules(energy))
-    planner, answered = Planner(policy, book, workflow_run), threading.Event()
+    planner, answered = Planner(policy, meter.book, workflow_run), threading.Event()
     recorder = Recorder(
-        sampler=sampler,
-        bookkeeper=Bookkeeper(ledger, planner, book, owner, clock, wake=answered.set, say=say),
+        sampler=meter.sampler,
+        bookkeeper=Bookkeeper(ledger, planner, meter.book, meter.owner, clock, wake=answered.set, say=say),
         spool=spool,
         enforcer=planner if enforces else None,
-        book=book,
+        book=meter.book,
         clock=clock,
         say=say,
         keeps_spool=not enforces,

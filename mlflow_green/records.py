@@ -406,12 +406,16 @@ class Decision:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Owner:
-    """The process that answers for a hold; alive while pid and start time still match under this boot."""
+    """The process that answers for a hold; alive while pid and start time still match under this boot.
+
+    ``spool_dir`` is the absolute folder that its readings are in; ``None`` in rows that older versions wrote.
+    """
 
     host: str
     boot_id: str
     pid: int
     started_ticks: int
+    spool_dir: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -555,7 +559,7 @@ class Answer:
 class Committed:
     """What a transaction did: answers and top-ups in the order of the batch, alerts that were crossed.
 
-    ``generation`` grows with every change of a balance; a waiting step is asked again only then.
+    ``generation`` grows with every change of a balance, so an unchanged one means that nothing moved.
     """
 
     answers: tuple[Answer, ...]

@@ -53,13 +53,18 @@ def load_settings(
     state_dir = (policy.parent if policy else cwd) / STATE_NAME
     url = ledger_url or environ.get("MLFLOW_GREEN_LEDGER") or f"sqlite:///{state_dir / 'ledger.db'}"
     return Settings(
-        disabled=environ.get("MLFLOW_GREEN_DISABLE", "").lower() in {"1", "true", "yes"},
+        disabled=is_disabled(environ),
         policy_path=policy,
         state_dir=state_dir,
         ledger_url=url,
         powercap_root=_path(environ, "MLFLOW_GREEN_POWERCAP_ROOT") or Path("/sys/class/powercap"),
         mountinfo_path=_path(environ, "MLFLOW_GREEN_MOUNTINFO") or Path("/proc/self/mountinfo"),
     )
+
+
+def is_disabled(environ: Mapping[str, str]) -> bool:
+    """Whether ``MLFLOW_GREEN_DISABLE`` switches everything off: 1, true or yes, in any case."""
+    return environ.get("MLFLOW_GREEN_DISABLE", "").lower() in {"1", "true", "yes"}
 
 
 def find_upward(start: Path, name: str) -> Path | None:

@@ -23,6 +23,9 @@ NANOSECONDS_PER_SECOND = 1_000_000_000
 MILLIWATTS_PER_WATT = 1_000
 MICROWATTS_PER_WATT = 1_000_000
 MICROJOULES_PER_MILLIJOULE = 1_000
+MILLISECONDS_PER_SECOND = 1_000
+METRES_PER_KILOMETRE = 1_000
+BYTES_PER_GIB = 2**30
 SECONDS = {"s": 1, "min": 60, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 
 ENERGY_MICROJOULES = {
@@ -109,10 +112,6 @@ def watt_hours(energy_microjoules: int) -> float:
     return energy_microjoules / MICROJOULES_PER_WATT_HOUR
 
 
-def kilowatt_hours(energy_microjoules: int) -> float:
-    return energy_microjoules / MICROJOULES_PER_KWH
-
-
 def grams(carbon_micrograms: int) -> float:
     return carbon_micrograms / MICROGRAMS_PER_GRAM
 
@@ -120,6 +119,15 @@ def grams(carbon_micrograms: int) -> float:
 def micrograms(carbon_grams: float) -> int:
     """Grams to the nearest microgram, half to even."""
     return round(Fraction(carbon_grams) * MICROGRAMS_PER_GRAM)
+
+
+def milliseconds(seconds: float) -> int:
+    """Seconds to the nearest millisecond, half to even; MLflow counts time since 1970 in these."""
+    return round(Fraction(seconds) * MILLISECONDS_PER_SECOND)
+
+
+def gibibytes(size_bytes: int) -> float:
+    return size_bytes / BYTES_PER_GIB
 
 
 def format_energy(energy_microjoules: int | None) -> str:
@@ -149,6 +157,27 @@ def format_money(cost_micro_units: int | None, currency: str | None) -> str:
     amount = cost_micro_units / MICRO_UNITS_PER_UNIT
     text = f"{amount:.2f}" if amount >= 1 else three_digits(amount)
     return f"{text} {currency}" if currency else text
+
+
+def format_amount(unit: str, amount: int | None, currency: str | None = None) -> str:
+    """An amount of a budget as people read it; ``unit`` is ``"energy"``, ``"carbon"`` or ``"money"``."""
+    if unit == "energy":
+        return format_energy(amount)
+    if unit == "carbon":
+        return format_carbon(amount)
+    return format_money(amount, currency)
+
+
+def format_hours(hours: float) -> str:
+    """A time as people read it: ``"2.50 h"``, below one hour ``"12.0 min"``."""
+    minutes = hours * SECONDS["h"] / SECONDS["min"]
+    return f"{three_digits(hours)} h" if hours >= 1 else f"{three_digits(minutes)} min"
+
+
+def format_kilometres(kilometres: float) -> str:
+    """A distance as people read it: ``"2.50 km"``, below one kilometre ``"12.0 m"``."""
+    metres = kilometres * METRES_PER_KILOMETRE
+    return f"{three_digits(kilometres)} km" if kilometres >= 1 else f"{three_digits(metres)} m"
 
 
 def format_count(count: float | None) -> str:

@@ -1,6 +1,7 @@
 """The gate of the main Snakemake process: every job passes here before it starts, and is metered to its end.
 
-Runs under Snakemake's locks in places, so nothing here does I/O except in the job's own thread and at shutdown.
+Runs under Snakemake's locks in places, so nothing here does I/O except in the job's own thread, at shutdown, and once
+where a private name of Snakemake is missing: the session is then given up at the first selection.
 """
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ class Gate:
 
     def _set_tier(self, job: Any) -> None:
         ticket = self._admission.ticket(job)
-        if self._session.enforces and ticket is not None and ticket.decision is not None:
+        if self._session.acts and ticket is not None and ticket.decision is not None:
             compat.set_tier(job, ticket.decision.tier)
 
     # --- hooks into the local executor ------------------------------------------------------------------
@@ -92,7 +93,7 @@ class Gate:
         if missing:
             self._passes_all = True
             self._closed = True
-            text = f"this Snakemake lacks {', '.join(missing)}; install 'snakemake>=9.20,<9.28'"
+            text = f"this Snakemake lacks {', '.join(missing)}; install 'snakemake>=9.20,<10'"
             self._session.cannot_enforce(text)
             return
         executor = self._snakemake.executor
@@ -139,6 +140,8 @@ class Gate:
     def _begin(self, job: Any) -> Ticket | None:
         ticket = self._admission.ticket(job)
         if ticket is None or ticket.began_at is not None:
+            if self._session.fails_closed:
+                raise UnsupportedHost(f"{job} was not admitted, and a hard budget must be kept; please report this")
             return None
         try:
             self._thread.clock = self._session.begin(ticket)

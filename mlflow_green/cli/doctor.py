@@ -18,11 +18,13 @@ from mlflow_green.cli.output import console, json_option, opened, print_json
 from mlflow_green.errors import GreenError
 from mlflow_green.records import Device
 from mlflow_green.settings import Settings
+from mlflow_green.units import gibibytes
 
 if TYPE_CHECKING:
     from mlflow_green.policy.document import Policy
 
 HOSTS = ("mlflow", "snakemake")
+CPUINFO = Path("/proc/cpuinfo")
 
 
 @dataclass(slots=True)
@@ -43,6 +45,7 @@ def doctor(place: Place, as_json: bool) -> None:
     findings = Findings(data={"version": __version__, "disabled": settings.disabled})
     if settings.disabled:
         findings.problems.append("MLFLOW_GREEN_DISABLE switches everything off; unset it to meter")
+    _machine(findings)
     _energy(place, settings, findings)
     _hosts(findings)
     _policy(place, settings, findings)
@@ -64,6 +67,28 @@ def _print(findings: Findings) -> None:
         out.print(Text(title, "bold red" if title == "Problems" and findings.problems else "bold"))
         for line in lines:
             out.print(Padding(Text(line), (0, 0, 0, 2), expand=False))
+
+
+def _machine(findings: Findings) -> None:
+    import psutil
+
+    cores_physical, cores_logical = psutil.cpu_count(logical=False), psutil.cpu_count()
+    memory_gib = round(gibibytes(psutil.virtual_memory().total), 1)
+    name = cpu_name(CPUINFO.read_text(encoding="utf-8", errors="replace")) if CPUINFO.is_file() else None
+    cores = f"{cores_physical or 'unknown'} physical, {cores_logical or 'unknown'} logical"
+    findings.sections["Machine"] = [name or "the CPU does not say its name", f"cores: {cores}", f"{memory_gib:g} GiB"]
+    findings.data["machine"] = {
+        "cpu_name": name,
+        "cores_physical": cores_physical,
+        "cores_logical": cores_logical,
+        "memory_gib": memory_gib,
+    }
+
+
+def cpu_name(cpuinfo: str) -> str | None:
+    """What the CPU calls itself in the text of ``/proc/cpuinfo``; ``None`` where it says nothing (many ARM CPUs)."""
+    fields = (line.partition(":") for line in cpuinfo.splitlines())
+    return next((value.strip() for key, _, value in fields if key.strip() == "model name"), None)
 
 
 def _energy(place: Place, settings: Settings, findings: Findings) -> None:

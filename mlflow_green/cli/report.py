@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 REPORT_NAME = "report.html"
 JOBS_SHOWN_MAX = 100
 LAST = "last"
+STORE_NAMES = ("mlflow.db", "mlruns")  # where MLflow writes when it is told nothing
 
 
 @click.command()
@@ -55,7 +56,7 @@ def report(place: Place, html_path: Path | None, workflow_run: str | None, as_js
             return
         _show(books, workflow_run)
     click.echo(f"Report: {path}")
-    click.echo(f"MLflow: {ui_command(place.environ)}")
+    click.echo(f"MLflow: {ui_command(place.environ, (place.cwd, settings.state_dir.parent))}")
 
 
 def _latest_run(entries: tuple[Entry, ...]) -> str | None:
@@ -89,12 +90,24 @@ def _show(books: Books, workflow_run: str | None) -> None:
         out.print()
 
 
-def ui_command(environ: Mapping[str, str]) -> str:
-    """What opens the MLflow UI on the runs of this environment."""
+def ui_command(environ: Mapping[str, str], folders: Sequence[Path]) -> str:
+    """What opens the MLflow UI on the runs of this environment; the first of ``folders`` is the working directory.
+
+    Without ``MLFLOW_TRACKING_URI`` MLflow's store lies in the folder in which the workflow was started, and ``mlflow
+    ui`` looks for it, or makes an empty one, in its own.
+    """
     uri = environ.get("MLFLOW_TRACKING_URI", "")
     if uri.startswith(("http://", "https://")):
         return f"open {uri}"
-    return f"mlflow ui --backend-store-uri {shlex.quote(uri)}" if uri else "mlflow ui"
+    if uri:
+        return f"mlflow ui --backend-store-uri {shlex.quote(uri)}"
+    folder = next((folder for folder in folders if any((folder / name).exists() for name in STORE_NAMES)), None)
+    if folder is None:
+        return (
+            "no store in this folder and MLFLOW_TRACKING_URI is not set; "
+            "start 'mlflow ui' in the folder in which the workflow was started"
+        )
+    return "mlflow ui" if folder == folders[0] else f"cd {shlex.quote(str(folder))} && mlflow ui"
 
 
 @click.command()

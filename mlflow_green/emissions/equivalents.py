@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mlflow_green.units import MICROGRAMS_PER_GRAM, MICROJOULES_PER_WATT_HOUR
+from mlflow_green.units import grams, watt_hours
 
 CAR_G_CO2_PER_KM = 108.1
 CAR_SOURCE = "mean of new cars registered in Europe in 2022, WLTP, European Environment Agency"
@@ -12,9 +12,9 @@ LAMP_SOURCE = "an LED lamp that draws 10 W"
 
 def car_km(carbon_micrograms: int) -> float:
     """Kilometres driven by an average new car (``CAR_SOURCE``; tailpipe CO2 only), >= 0."""
-    return carbon_micrograms / MICROGRAMS_PER_GRAM / CAR_G_CO2_PER_KM
+    return grams(carbon_micrograms) / CAR_G_CO2_PER_KM
 
 
 def lamp_hours(energy_microjoules: int) -> float:
     """Hours that the same energy lights ``LAMP_SOURCE``, >= 0."""
-    return energy_microjoules / MICROJOULES_PER_WATT_HOUR / LAMP_WATTS
+    return watt_hours(energy_microjoules) / LAMP_WATTS

@@ -32,17 +32,24 @@ def cost_micro_units(energy_microjoules: int, site: Site) -> int | None:
     return _per_kwh(energy_microjoules, site, site.price_per_kwh, MICRO_UNITS_PER_UNIT)
 
 
-def hold_amounts(energy_microjoules: int, site: Site) -> Mapping[Unit, int]:
-    """What to reserve for a step, in every unit that the site knows; carbon at the upper intensity.
+def charged_amounts(energy_microjoules: int, site: Site) -> Mapping[Unit, int]:
+    """What a step that used this is charged, in every unit that the site knows; carbon at the mean intensity.
 
     Energy budgets count component energy, without overhead and PUE.
     """
-    amounts = {Unit.ENERGY: energy_microjoules}
+    amounts = {
+        Unit.ENERGY: energy_microjoules,
+        Unit.CARBON: operational_micrograms(energy_microjoules, site),
+        Unit.MONEY: cost_micro_units(energy_microjoules, site),
+    }
+    return {unit: amount for unit, amount in amounts.items() if amount is not None}
+
+
+def hold_amounts(energy_microjoules: int, site: Site) -> Mapping[Unit, int]:
+    """What to reserve for a step, as ``charged_amounts`` but with carbon at the upper intensity."""
+    amounts = dict(charged_amounts(energy_microjoules, site))
     if site.intensity is not None:
         amounts[Unit.CARBON] = _per_kwh(energy_microjoules, site, site.intensity.g_per_kwh_high, MICROGRAMS_PER_GRAM)
-    cost = cost_micro_units(energy_microjoules, site)
-    if cost is not None:
-        amounts[Unit.MONEY] = cost
     return amounts
 
 

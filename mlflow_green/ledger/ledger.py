@@ -12,6 +12,7 @@ from mlflow_green.records import (
     Committed,
     Decision,
     DecisionRow,
+    Domain,
     Entry,
     Fact,
     Hold,
@@ -37,7 +38,8 @@ class Ledger(Protocol):
         """Do the whole batch in one transaction; when it returns, it survives kill -9.
 
         Idempotent: a hold that is already closed is not closed again, a window that was posted is not
-        posted again, and a request whose key has an open hold gets that hold. A request whose key
+        posted again, and a request whose key has an open hold gets that hold. A hold that was closed as lost
+        and whose readings turn up later is charged the difference by an ``adjust`` row, once. A request whose key
         belongs to a closed hold raises ``HoldClosed`` before anything is written. Every entry that
         is posted also puts one ``mlflow`` row (payload ``{"entry_id": ...}``) into the outbox.
         """
@@ -51,6 +53,10 @@ class Ledger(Protocol):
 
     def history(self, project: str, step: str) -> tuple[PastUse, ...]:
         """Metered energy of earlier successful and halted executions of a step, oldest first, at most 200."""
+        ...
+
+    def last_sequences(self, sampler_id: str) -> dict[Domain, int]:
+        """The last tick that was posted of a sampler, by domain; empty when none was."""
         ...
 
     def close(self) -> None: ...

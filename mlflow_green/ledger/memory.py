@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -30,6 +31,7 @@ from mlflow_green.records import (
     Batch,
     Committed,
     DecisionRow,
+    Domain,
     Entry,
     Fact,
     Hold,
@@ -96,6 +98,13 @@ class MemoryLedger:
         uses = (past_use(entry) for entry in self._entries.values() if (entry.project, entry.step) == (project, step))
         return tuple(use for use in uses if use is not None)[-HISTORY_LENGTH_MAX:]
 
+    def last_sequences(self, sampler_id: str) -> dict[Domain, int]:
+        last: dict[Domain, int] = {}
+        for window in self._windows.values():
+            if window.sampler_id == sampler_id:
+                last[window.domain] = max(window.sequence_last, last.get(window.domain, window.sequence_last))
+        return last
+
     def close(self) -> None:
         """There is nothing to release."""
 
@@ -151,7 +160,15 @@ class MemoryLedger:
             entry_ids=frozenset(self._entries),
             window_keys=frozenset(self._windows),
             last_decisions={row.step.key: (row.decision.action, row.decision.reason) for row in self._decisions},
+            lost_charges=self._lost_charges(),
         )
+
+    def _lost_charges(self) -> Mapping[tuple[str, TermKey], int]:
+        charges: Counter[tuple[str, TermKey]] = Counter()
+        for row in self._journal:
+            if row.hold_id is not None and self._holds[row.hold_id].state is HoldState.LOST:
+                charges[row.hold_id, (row.budget, row.account, row.unit.value, row.period)] += row.delta_spent
+        return charges
 
     def _apply(self, effects: Effects) -> tuple[str, ...]:
         """Write the effects; returns the alerts that were not told before."""

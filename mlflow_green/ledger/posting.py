@@ -38,7 +38,7 @@ from mlflow_green.records import (
     TopUp,
     Unit,
 )
-from mlflow_green.units import format_carbon, format_energy
+from mlflow_green.units import format_carbon, format_energy, format_money
 
 TermKey = tuple[str, str, str, str]
 WindowKey = tuple[str, str, int]
@@ -75,7 +75,8 @@ class Standing:
     """What a batch touches, as the books have it: nothing else may be missing, more may be there.
 
     ``entry_ids`` and ``window_keys`` are those of the batch that were posted before. ``last_decisions``
-    maps a step's key to the action and reason that it was answered last.
+    maps a step's key to the action and reason that it was answered last. ``lost_charges`` is what each lost hold of
+    the batch's closings was charged so far, corrections included.
     """
 
     balances: Mapping[TermKey, Balance] = field(default_factory=dict)
@@ -83,6 +84,7 @@ class Standing:
     entry_ids: frozenset[str] = frozenset()
     window_keys: frozenset[WindowKey] = frozenset()
     last_decisions: Mapping[str, tuple[Action, str]] = field(default_factory=dict)
+    lost_charges: Mapping[tuple[str, TermKey], int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,6 +190,7 @@ class _Posting:
     id_by_step: dict[str, str]
     entry_ids: set[str]
     last_decisions: dict[str, tuple[Action, str]]
+    lost_charges: dict[tuple[str, TermKey], int]
     opened: list[str] = field(default_factory=list)
     changed: list[str] = field(default_factory=list)
     guarded: set[TermKey] = field(default_factory=set)
@@ -204,6 +207,7 @@ class _Posting:
             id_by_step={booked.hold.step.key: hold_id for hold_id, booked in standing.holds.items()},
             entry_ids=set(standing.entry_ids),
             last_decisions=dict(standing.last_decisions),
+            lost_charges=dict(standing.lost_charges),
         )
 
     def fork(self) -> _Posting:
@@ -215,6 +219,7 @@ class _Posting:
             id_by_step=dict(self.id_by_step),
             entry_ids=set(self.entry_ids),
             last_decisions=dict(self.last_decisions),
+            lost_charges=dict(self.lost_charges),
             opened=list(self.opened),
             changed=list(self.changed),
             guarded=set(self.guarded),
@@ -259,7 +264,7 @@ class _Posting:
     # --- closing ---------------------------------------------------------------------------------
 
     def close(self, closing: Closing) -> None:
-        """Release the hold and charge its entry; a hold that is closed already stays as it is."""
+        """Release the hold and charge its entry; a hold that is closed already stays as it is, unless it was lost."""
         if (closing.entry is None) != (closing.kind is ClosingKind.VOID):
             raise LedgerError(f"a void has no entry and every other closing has one: {closing!r}")
         booked = self.holds.get(closing.hold_id) if closing.hold_id else None
@@ -268,6 +273,8 @@ class _Posting:
             self._post_once(closing.entry)
         elif booked.state is HoldState.HELD:
             self._close_open(booked.hold, closing)
+        elif booked.state is HoldState.LOST and closing.entry is not None:
+            self._correct_lost(booked.hold, closing.kind, closing.entry)
 
     def _close_open(self, hold: Hold, closing: Closing) -> None:
         charged: Mapping[Unit, int] = closing.entry.charged if closing.entry else {}
@@ -280,10 +287,33 @@ class _Posting:
                 delta_spent=charged.get(term.unit, 0),
                 reason=closing.reason,
             )
+            if closing.kind is ClosingKind.LOST:
+                self.lost_charges[hold.hold_id, term.key] = charged.get(term.unit, 0)
         self._change(BookedHold(hold=hold, state=CLOSED_STATE[closing.kind]))
         if closing.entry is not None and closing.entry.entry_id in self.entry_ids:
             raise LedgerError(f"entry {closing.entry.entry_id} of open hold {hold.hold_id} was posted before")
         self._post_once(closing.entry)
+
+    def _correct_lost(self, hold: Hold, kind: ClosingKind, late: Entry) -> None:
+        """The readings of a hold that was given up have turned up: charge the difference, once.
+
+        A settled entry is the truth. A second loss only tells how much was metered at least: two recoveries that
+        race charge different silences, and the first of them counts.
+        """
+        if late.total is None:
+            return
+        for term in hold.terms:
+            key = (hold.hold_id, term.key)
+            due = late.charged.get(term.unit)
+            if due is None:
+                continue
+            before = self.lost_charges.get(key, 0)
+            if kind is ClosingKind.LOST:
+                due = max(before, due * late.total.microjoules // max(1, late.energy_charged_microjoules))
+            if due != before:
+                reason = f"its readings were posted after it was closed as {HoldState.LOST.value}"
+                self.move(term, hold.hold_id, "adjust", delta_spent=due - before, reason=reason)
+                self.lost_charges[key] = due
 
     def _post_once(self, entry: Entry | None) -> None:
         if entry is not None and entry.entry_id not in self.entry_ids:
@@ -618,4 +648,4 @@ def format_amount(unit: Unit, amount: int) -> str:
         return format_energy(amount)
     if unit is Unit.CARBON:
         return format_carbon(amount)
-    return f"{amount} micro-units"
+    return format_money(amount, None)

@@ -86,6 +86,7 @@ def hold_row(booked: BookedHold) -> Row:
             "boot_id": hold.owner.boot_id,
             "pid": hold.owner.pid,
             "started_ticks": hold.owner.started_ticks,
+            "spool_dir": hold.owner.spool_dir,
         },
         "opened_at": hold.opened_at,
     }

@@ -30,6 +30,7 @@ from mlflow_green.records import (
     Batch,
     Committed,
     DecisionRow,
+    Domain,
     Entry,
     Fact,
     Hold,
@@ -188,6 +189,12 @@ class SqlLedger:
             )
             for name, wildcards, tier, energy_microjoules, outcome in reversed(newest_first)
         )
+
+    def last_sequences(self, sampler_id: str) -> dict[Domain, int]:
+        columns = schema.node_windows.c
+        query = select(columns.domain, func.max(columns.sequence_last)).where(columns.sampler_id == sampler_id)
+        with self._reading() as connection:
+            return {Domain(domain): last for domain, last in connection.execute(query.group_by(columns.domain))}
 
     def close(self) -> None:
         """Release the file; may be called again."""

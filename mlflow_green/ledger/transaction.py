@@ -57,6 +57,19 @@ _SELECT_LAST_DECISIONS = select(
         .group_by(schema.decisions.c.step_key)
     )
 )
+_SELECT_CHARGES = (
+    select(
+        schema.journal.c.hold_id,
+        _BUCKETS.budget,
+        _BUCKETS.account,
+        _BUCKETS.unit,
+        _BUCKETS.period,
+        func.sum(schema.journal.c.delta_spent),
+    )
+    .join_from(schema.journal, schema.buckets)
+    .where(schema.journal.c.hold_id.in_(bindparam("hold_ids", expanding=True)))
+    .group_by(schema.journal.c.hold_id, _BUCKETS.bucket_id)
+)
 _SELECT_DEDUPS = select(schema.outbox.c.dedup).where(schema.outbox.c.dedup.in_(bindparam("dedups", expanding=True)))
 # The guard is a plain UPDATE whose row count is checked: after WITH ... UPDATE pysqlite reports -1.
 _UPDATE_BUCKET = (
@@ -105,12 +118,14 @@ def load(connection: Connection, batch: Batch) -> Loaded:
     terms = [term for request in batch.requests for term in request.terms]
     terms += [term for booked in holds.values() for term in booked.hold.terms]
     balances, bucket_ids = load_buckets(connection, terms)
+    lost = [hold_id for hold_id in closed if hold_id in holds and holds[hold_id].state is HoldState.LOST]
     standing = Standing(
         balances=balances,
         holds=holds,
         entry_ids=_posted_entries(connection, [c.entry for c in batch.closings if c.entry]),
         window_keys=_posted_windows(connection, batch.windows),
         last_decisions=_last_decisions(connection, step_keys),
+        lost_charges=_lost_charges(connection, lost),
     )
     return Loaded(standing=standing, bucket_ids=bucket_ids)
 
@@ -163,6 +178,15 @@ def _last_decisions(connection: Connection, step_keys: Sequence[str]) -> dict[st
         return {}
     found = connection.execute(_SELECT_LAST_DECISIONS, {"step_keys": list(step_keys)})
     return {key: (Action(action), reason) for key, action, reason in found}
+
+
+def _lost_charges(connection: Connection, hold_ids: Sequence[str]) -> dict[tuple[str, TermKey], int]:
+    if not hold_ids:
+        return {}
+    found = connection.execute(_SELECT_CHARGES, {"hold_ids": list(hold_ids)})
+    return {
+        (hold_id, (budget, account, unit, period)): spent for hold_id, budget, account, unit, period, spent in found
+    }
 
 
 def write(

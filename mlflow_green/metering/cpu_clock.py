@@ -22,7 +22,7 @@ from resource import struct_rusage
 from typing import Any, Protocol
 
 from mlflow_green.records import CpuClockName
-from mlflow_green.sensors.proc_stat import PROC_ROOT, read_host_cpu
+from mlflow_green.sensors.proc_stat import PROC_ROOT
 from mlflow_green.units import NANOSECONDS_PER_SECOND
 
 _log = logging.getLogger(__name__)
@@ -49,11 +49,6 @@ def open_clock(proc_root: Path = PROC_ROOT) -> PerfClock | ProcessTreeClock:
         return PerfClock.open_on_current_thread()
     except OSError:
         return ProcessTreeClock(proc_root)
-
-
-def host_busy_seconds(proc_root: Path = PROC_ROOT) -> float:
-    """CPU seconds that the whole host has been busy since boot. Raises ``SensorRetry``."""
-    return read_host_cpu(proc_root).busy_seconds
 
 
 # --- the kernel's task clock ----------------------------------------------------------------------

@@ -1,14 +1,15 @@
 """From successive readings of one counter to energy: wraps, resets, gaps. Pure.
 
 A gap is filled with the device's mean power so far, and the next counter value puts that right: over time, what is
-emitted is what the counter counted. Only a reset loses energy for good, and its interval says so.
+emitted is what the counter counted. Only a reset, or a counter that was not read yet, loses energy for good, and the
+interval says so.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from mlflow_green.records import Device, Energy, Reading
+from mlflow_green.records import Device, Energy, Method, Reading
 from mlflow_green.units import microjoules
 
 # A wrap or a reset? Nothing draws more than this times its stated maximum for a whole window.
@@ -33,36 +34,35 @@ class DeviceEnergy:
 class Track:
     """What must be remembered of a device between two windows.
 
-    ``last`` is the last valid reading and ``until_seconds`` the end of the last window, on the monotonic clock.
+    ``last`` is the last valid reading and ``until_seconds`` the end of the last window, on the monotonic clock
+    (``None`` before the first look at the device).
     ``known_microjoules`` in ``known_seconds`` give the mean power so far. ``ahead_microjoules`` were emitted for gaps
     and the counter has not confirmed them yet.
     """
 
     device: Device
     last: Reading | None = None
-    until_seconds: float = 0.0
+    until_seconds: float | None = None
     known_microjoules: int = 0
     known_seconds: float = 0.0
     ahead_microjoules: int = 0
 
 
 def advance(track: Track, reading: Reading) -> tuple[Track, DeviceEnergy | None]:
-    """Close the window that ends with ``reading``; ``None`` while nothing can be said of it.
-
-    That is so before the second valid reading, which then brings the energy of the whole time since the first.
-    """
-    if reading.energy_microjoules is None:
-        return _uncovered(track, reading.monotonic_seconds)
-    if track.last is None:
-        return replace(track, last=reading, until_seconds=reading.monotonic_seconds), None
-    if reading.monotonic_seconds <= track.until_seconds:
+    """Close the window that ends with ``reading``; ``None`` at the first look, and where no time has passed."""
+    now_seconds, is_valid = reading.monotonic_seconds, reading.energy_microjoules is not None
+    if track.until_seconds is None:
+        return replace(track, last=reading if is_valid else None, until_seconds=now_seconds), None
+    seconds = now_seconds - track.until_seconds
+    if seconds <= 0:
         return track, None
-    gained = counter_gain_microjoules(track.device, track.last, reading)
-    if gained is None:
-        after, window = _uncovered(track, reading.monotonic_seconds)
-        until_seconds = reading.monotonic_seconds
-        return replace(after, last=reading, until_seconds=until_seconds, ahead_microjoules=0), window
-    return _covered(track, track.last, reading, gained)
+    if not is_valid:
+        return _uncovered(track, now_seconds, seconds)
+    gained = None if track.last is None else counter_gain_microjoules(track.device, track.last, reading)
+    if track.last is None or gained is None:
+        after, window = _uncovered(track, now_seconds, seconds)
+        return replace(after, last=reading, ahead_microjoules=0), window
+    return _covered(track, track.last, reading, gained, seconds)
 
 
 def counter_gain_microjoules(device: Device, before: Reading, after: Reading) -> int | None:
@@ -86,10 +86,9 @@ def counter_gain_microjoules(device: Device, before: Reading, after: Reading) ->
     return wrapped if 0 <= wrapped <= possible else None
 
 
-def _covered(track: Track, last: Reading, reading: Reading, gained: int) -> tuple[Track, DeviceEnergy]:
+def _covered(track: Track, last: Reading, reading: Reading, gained: int, seconds: float) -> tuple[Track, DeviceEnergy]:
     low, high = _interval(track.device, last, reading, gained)
     emitted = max(0, gained - track.ahead_microjoules)
-    seconds = reading.monotonic_seconds - track.until_seconds
     window = DeviceEnergy(
         device=track.device,
         energy=Energy(
@@ -113,19 +112,23 @@ def _covered(track: Track, last: Reading, reading: Reading, gained: int) -> tupl
     return after, window
 
 
-def _uncovered(track: Track, now_seconds: float) -> tuple[Track, DeviceEnergy | None]:
-    """Time without a valid read: mean power so far, anything from 0 to P_max."""
-    seconds = now_seconds - track.until_seconds
-    if track.known_seconds <= 0 or seconds <= 0:
-        return track, None
-    point = round(track.known_microjoules * seconds / track.known_seconds)
+def _uncovered(track: Track, now_seconds: float, seconds: float) -> tuple[Track, DeviceEnergy]:
+    """Time without a valid read: estimated as mean power so far, anything from 0 to P_max.
+
+    Before any power is known the point is half of P_max x time. Zero would make a broken sensor free, P_max would
+    charge an idle machine as a busy one; the middle of the interval is the value that can be least wrong.
+    """
+    most = microjoules(track.device.power_watts_max * seconds)
+    point = most // 2
+    if track.known_seconds > 0:
+        point = round(track.known_microjoules * seconds / track.known_seconds)
     window = DeviceEnergy(
         device=track.device,
         energy=Energy(
             microjoules=point,
             low_microjoules=0,
-            high_microjoules=max(point, microjoules(track.device.power_watts_max * seconds)),
-            method=track.device.method,
+            high_microjoules=max(point, most),
+            method=Method.ESTIMATED,
         ),
         idle_microjoules=None,
         seconds=seconds,

@@ -113,13 +113,6 @@ class Sampler:
         """The most that all devices together can show, in watts; 0 where nothing is metered."""
         return sum(track.device.power_watts_max for track in self._tracks.values())
 
-    @property
-    def interval_note(self) -> str:
-        """Where the interval of each domain comes from, in words."""
-        devices = [track.device for track in self._tracks.values()]
-        notes = {f"{device.domain} {device.method}, {device.error_source}": None for device in devices}
-        return "; ".join(notes) or "nothing is metered on this host"
-
     def join(self, consumer_id: str, cpu_clock: CpuClock) -> None:
         """Meter this consumer from now on; the sampler owns the clock.
 
@@ -205,8 +198,19 @@ class Sampler:
             reason = str(error) if isinstance(error, SensorError) else repr(error)
         self._sensors.remove(sensor)
         self._lost.append(sensor)
-        self.notes.append(f"the sensor {sensor.name} is lost, its energy is estimated from now on: {reason}")
+        self.notes.append(f"the sensor {sensor.name} is lost{self._instead_of(sensor)}: {reason}")
         return ()
+
+    def _instead_of(self, sensor: Sensor) -> str:
+        """What a lost sensor's energy is from now on, in words."""
+        tracks = [self._tracks[device.name] for device in sensor.devices()]
+        if any(track.known_seconds > 0 for track in tracks):
+            return "; from now on its energy is estimated from its mean power so far"
+        power_watts_max = sum(track.device.power_watts_max for track in tracks)
+        return (
+            " before its second reading; from now on its energy is taken as half of its greatest power, "
+            f"anything from 0 to {power_watts_max:g} W"
+        )
 
     def _host_cpu(self) -> HostCpu | None:
         try:
@@ -258,7 +262,8 @@ class Sampler:
         quiet = self._quiet_power_watts[domain]
         if busy_seconds is not None and now.host_cpu is not None:
             busy_ratio = max(busy_seconds, sum(used.values())) / (now.host_cpu.threads * seconds)
-            if busy_ratio < QUIET_BUSY_RATIO:
+            was_read = all(part.covered_seconds > 0 for part in parts)  # an estimate teaches nothing
+            if was_read and busy_ratio < QUIET_BUSY_RATIO:
                 quiet.append(joules(energy.microjoules) / seconds)
         own = [part.idle_microjoules for part in parts if part.idle_microjoules is not None]
         idle = idle_microjoules(

@@ -31,14 +31,33 @@ def start_ticks(pid: int, proc_root: Path = PROC) -> int | None:
     return int(fields[_STAT_START])
 
 
-def this_process(host: str) -> Owner:
-    """This process as an owner of holds."""
+def this_process(host: str, spool_dir: Path | None = None) -> Owner:
+    """This process as an owner of holds, whose readings are in ``spool_dir``."""
     pid = os.getpid()
-    return Owner(host=host, boot_id=boot_id(), pid=pid, started_ticks=start_ticks(pid) or 0)
+    return Owner(
+        host=host,
+        boot_id=boot_id(),
+        pid=pid,
+        started_ticks=start_ticks(pid) or 0,
+        spool_dir=str(spool_dir.resolve()) if spool_dir else None,
+    )
 
 
 def owner_alive(owner: Owner, host: str, proc_root: Path = PROC) -> bool:
-    """Whether the owner still runs. An owner on another host counts as alive: nothing here proves its death."""
+    """Whether the owner may still run; what cannot be seen from here counts as alive.
+
+    ============== ============ ==================================================================
+    host name      boot id
+    ============== ============ ==================================================================
+    ours           ours         alive if its pid is there and started when it says
+    ours           another      dead: this machine was started again since
+    another        ours         alive: another container of this kernel, whose pids are not ours
+    another        another      alive: another machine
+    ============== ============ ==================================================================
+
+    A dead one that counts as alive keeps its room until somebody closes its hold on its own host; a live one that
+    counted as dead would be charged for a loss.
+    """
     if owner.host != host:
         return True
     return owner.boot_id == boot_id() and start_ticks(owner.pid, proc_root) == owner.started_ticks

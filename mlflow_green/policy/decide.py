@@ -15,8 +15,8 @@ from fractions import Fraction
 from mlflow_green.policy.document import Budget, Policy, Rule, Verb
 from mlflow_green.policy.forecast import ToAmounts, energy_only
 from mlflow_green.policy.terms import period_end
-from mlflow_green.records import Action, Balance, Decision, Estimate, HoldRequest, Mode, Step, Unit
-from mlflow_green.units import format_carbon, format_energy, format_money, microjoules
+from mlflow_green.records import Action, Balance, Decision, Estimate, HoldRequest, Mode, Unit
+from mlflow_green.units import format_amount, microjoules
 
 UNKNOWN_STEP_SECONDS = 60
 _NO_ESTIMATE = Estimate(tier=None, amounts=None, source="no estimate")
@@ -377,38 +377,3 @@ def _percent(part: int, whole: int) -> str:
 
 def _amount(view: _View, amount: int) -> str:
     return format_amount(view.balance.term.unit, max(0, amount), view.budget.currency)
-
-
-def format_amount(unit: Unit, amount: int, currency: str = "") -> str:
-    """An amount in its unit's integer scale as people read it."""
-    if unit is Unit.ENERGY:
-        return format_energy(amount)
-    if unit is Unit.CARBON:
-        return format_carbon(amount)
-    return format_money(amount, currency or "of money")
-
-
-def explain(step: Step, decision: Decision, balances: Sequence[Balance], policy: Policy | None = None) -> str:
-    """A decision as it was taken, for people: what, why, from which estimate, and every balance that it saw."""
-    lines = [f"{step.label}: {decision.action}" + (f" as tier {decision.tier}" if decision.tier else "")]
-    lines.append(f"  because   {decision.reason}")
-    if decision.would is not decision.action:
-        lines.append(f"  would     {decision.would}, had every budget been hard")
-    if decision.estimate_source:
-        lines.append(f"  estimate  {decision.estimate_source}")
-    currencies = {budget.name: budget.currency for budget in policy.budgets} if policy else {}
-    lines += [f"  balance   {_balance_line(balance, decision, currencies)}" for balance in balances]
-    lines.append(f"  policy    sha256 {decision.policy_sha256[:12]}")
-    return "\n".join(lines)
-
-
-def _balance_line(balance: Balance, decision: Decision, currencies: Mapping[str, str]) -> str:
-    term = balance.term
-
-    def text(amount: int) -> str:
-        return format_amount(term.unit, amount, currencies.get(term.budget, ""))
-
-    held = decision.amounts.get(term.unit)
-    adds = f", this step holds {text(held)}" if held is not None and decision.admitted else ""
-    numbers = f"{text(balance.spent)} spent + {text(balance.held)} held of {text(term.limit)}"
-    return f"{term.budget} ({term.mode}, {term.account}, {term.period}) {term.unit}: {numbers}{adds}"

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from mlflow_green.policy.decide import format_amount
 from mlflow_green.policy.document import GRACE_SECONDS, Budget, Policy, Verb
 from mlflow_green.policy.forecast import ToAmounts, energy_only
 from mlflow_green.records import Balance, Hold, Mode, Unit, Usage
-from mlflow_green.units import microjoules
+from mlflow_green.units import format_amount, microjoules
 
 TOP_UP_PERCENT = 80
 TOP_UP_PERIODS = 3
@@ -30,22 +29,26 @@ def halt_due(
     amounts_used: Mapping[Unit, tuple[int, int, int]],
     balances: Sequence[Balance],
     granted: Mapping[Unit, int],
+    *,
+    amounts_charged: Mapping[Unit, tuple[int, int, int]],
 ) -> str | None:
     """Why a running step must be ended, in a sentence; ``None`` if it may go on.
 
-    Only hard budgets halt. ``amounts_used`` is (low, point, high) of each unit; the budget's ``enforce`` picks the end
-    that counts. ``granted`` is the hold with all its top-ups: call this after a top-up was asked for, so that being
-    over it means that more was refused. ``balances`` are those of the hold's terms.
+    Only hard budgets halt. ``amounts_used`` is (low, point, high) of each unit, converted as holds are, to compare with
+    ``granted``; ``amounts_charged`` is the same use as it would be charged now, to add to what is spent. The budget's
+    ``enforce`` picks the end that counts. ``granted`` is the hold with all its top-ups: call this after a top-up was
+    asked for, so that being over it means that more was refused. ``balances`` are those of the hold's terms.
     """
     for balance in balances:
         if balance.term.mode is not Mode.HARD:
             continue
         budget, unit = policy.budget(balance.term.budget), balance.term.unit
-        interval = amounts_used.get(unit)
-        if interval is None:
+        if unit not in amounts_used or unit not in amounts_charged:
             continue
-        used = getattr(Interval(*interval), budget.enforce)
-        reason = _over_grant(budget, unit, used, granted) or _over_threshold(budget, balance, used)
+        used, charged = (
+            getattr(Interval(*amounts[unit]), budget.enforce) for amounts in (amounts_used, amounts_charged)
+        )
+        reason = _over_grant(budget, unit, used, granted) or _over_threshold(budget, balance, charged)
         if reason:
             return f"{budget.name}: {hold.step.label} {reason}, after {usage.duration_seconds:.0f} s; it is halted"
     return None
@@ -59,9 +62,9 @@ def _over_grant(budget: Budget, unit: Unit, used: int, granted: Mapping[Unit, in
     return f"used {unit} {text} ({budget.enforce}) of {format_amount(unit, grant, budget.currency)} granted"
 
 
-def _over_threshold(budget: Budget, balance: Balance, used: int) -> str | None:
+def _over_threshold(budget: Budget, balance: Balance, charged: int) -> str | None:
     unit, limit = balance.term.unit, balance.term.limit
-    total = balance.spent + used
+    total = balance.spent + charged
     for rule in budget.rules_that(Verb.HALT):
         if total >= rule.threshold(limit):
             text = format_amount(unit, total, budget.currency)

@@ -6,7 +6,6 @@ their ticket later. One transaction a round, with everything queued meanwhile, k
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import queue
 import threading
@@ -34,6 +33,7 @@ from mlflow_green.records import (
     NodeWindow,
     Outcome,
     Owner,
+    Term,
     TopUp,
     Unit,
 )
@@ -72,7 +72,7 @@ class _Work:
     top_ups: list[tuple[Ticket, TopUp]] = field(default_factory=list)
     flushed: list[threading.Event] = field(default_factory=list)
     recheck: bool = False
-    read_balances: bool = False
+    terms: dict[tuple[str, str, str, str], Term] = field(default_factory=dict)
     stop: bool = False
 
     @property
@@ -87,13 +87,20 @@ class _Work:
         self.facts[:0] = older.facts
 
     def parts(self) -> list[_Work]:
-        """The same work in the smallest pieces that make sense alone, in the same order."""
+        """The same work in the smallest pieces that make sense alone, in the same order.
+
+        A charge stays with the hold that it needs: posted before it, no budget would ever pay.
+        """
         groups: dict[object, list[Ticket]] = {}
         for ticket in self.asks:
             groups.setdefault(ticket.group or ticket.ticket_id, []).append(ticket)
+        promised = {request.hold_id for request in self.late}
         return [
-            *(_Work(late=[request]) for request in self.late),
-            *(_Work(closings=[closing]) for closing in self.closings),
+            *(
+                _Work(late=[request], closings=[c for c in self.closings if c.hold_id == request.hold_id])
+                for request in self.late
+            ),
+            *(_Work(closings=[closing]) for closing in self.closings if closing.hold_id not in promised),
             *(_Work(windows=[window]) for window in self.windows),
             *(_Work(facts=[fact]) for fact in self.facts),
             *(_Work(top_ups=[top_up]) for top_up in self.top_ups),
@@ -130,7 +137,7 @@ class Bookkeeper:
         self._waiting: list[Ticket] = []
         self._is_down = False
         self._is_all_posted = True
-        self.balances: tuple[Balance, ...] = ()
+        self._balances: dict[tuple[str, str, str, str], Balance] = {}
         self._thread = threading.Thread(target=self._run, name="green-ledger", daemon=True)
 
     def start(self) -> None:
@@ -145,9 +152,17 @@ class Bookkeeper:
     def has_waiting(self) -> bool:
         return bool(self._waiting)
 
+    @property
+    def balances(self) -> tuple[Balance, ...]:
+        """What was read last of the terms that somebody asked for."""
+        return tuple(self._balances.values())
+
     def ask(self, tickets: Sequence[Ticket]) -> None:
         asked = list(tickets)
-        self._inbox.put(lambda work: work.asks.extend(asked))
+        if not self._planner.limits and self._ready():
+            self._admit_freely(asked)  # whatever the ledger is busy with
+        else:
+            self._inbox.put(lambda work: work.asks.extend(asked))
 
     def settle(self, ticket: Ticket, closing: Closing, facts: Sequence[Fact] = ()) -> None:
         """Post what a step used; one that ran without a hold gets its hold first."""
@@ -190,9 +205,9 @@ class Bookkeeper:
         """Ask again for the steps that wait: time has passed, or another process may have settled."""
         self._inbox.put(lambda work: setattr(work, "recheck", True))
 
-    def read_balances(self) -> None:
-        """Refresh ``balances``, soon."""
-        self._inbox.put(lambda work: setattr(work, "read_balances", True))
+    def read_balances(self, terms: Sequence[Term]) -> None:
+        """Refresh the ``balances`` of these terms, soon."""
+        self._inbox.put(lambda work: work.terms.update({term.key: term for term in terms}))
 
     def flush(self, timeout_seconds: float) -> bool:
         """Wait until all that was put in so far is committed; False if that took too long or anything failed."""
@@ -248,9 +263,10 @@ class Bookkeeper:
         self._unposted = _Work()
         if work.writes:
             self._commit(work)
-        if work.read_balances:
+        if work.terms:
             try:
-                self.balances = self._ledger.balances()
+                read = self._ledger.balances(tuple(work.terms.values()))
+                self._balances.update({balance.term.key: balance for balance in read})
             except LedgerUnavailable:
                 _log.debug("balances could not be read", exc_info=True)
 
@@ -350,8 +366,7 @@ class Bookkeeper:
         self._waiting.append(ticket)
 
     def _promise_hold(self, ticket: Ticket, now: datetime) -> None:
-        request = self._planner.bare_request(ticket, now)
-        ticket.late_request = dataclasses.replace(request, hold_id=ticket.ticket_id)
+        ticket.late_request = self._planner.bare_request(ticket, now)
 
     def _ledger_failed(self, work: _Work, error: LedgerUnavailable) -> None:
         """Keep what was spent for the next transaction; answer what was asked."""
@@ -365,7 +380,7 @@ class Bookkeeper:
     def _reject(self, work: _Work, error: Exception) -> None:
         """Give up one piece of work that the ledger says is impossible. Its spool file stays."""
         self._say(f"the ledger did not take a record: {error}")
-        self._is_all_posted = self._is_all_posted and bool(work.asks or work.top_ups or work.late)
+        self._is_all_posted = self._is_all_posted and bool(work.asks or work.top_ups)
         self._do_without_ledger(work, str(error))
 
     def _do_without_ledger(self, work: _Work, cause: str) -> None:

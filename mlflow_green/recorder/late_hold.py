@@ -14,6 +14,7 @@ from mlflow_green.records import (
     Batch,
     Committed,
     Decision,
+    Domain,
     Hold,
     HoldRequest,
     Owner,
@@ -56,6 +57,9 @@ class NoLedger:
 
     def history(self, _project: str, _step: str) -> tuple[PastUse, ...]:
         return ()
+
+    def last_sequences(self, _sampler_id: str) -> dict[Domain, int]:
+        return {}
 
     def close(self) -> None:
         """There is nothing to release."""

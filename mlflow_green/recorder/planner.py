@@ -6,16 +6,16 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 
-from mlflow_green.emissions.operational import hold_amounts
+from mlflow_green.emissions.operational import charged_amounts, hold_amounts
 from mlflow_green.ledger.ledger import Ledger
 from mlflow_green.policy.decide import decide
 from mlflow_green.policy.document import Policy, Verb
-from mlflow_green.policy.enforce import grace_seconds, halt_due, top_up_need
-from mlflow_green.policy.forecast import estimate
+from mlflow_green.policy.enforce import Interval, grace_seconds, halt_due, top_up_need
+from mlflow_green.policy.forecast import ToAmounts, estimate
 from mlflow_green.policy.terms import reserve_for, terms
 from mlflow_green.recorder.recorder import SAMPLING_PERIOD_SECONDS, Verdict
 from mlflow_green.recorder.ticket import Book, Ticket
-from mlflow_green.records import Balance, Decision, Estimate, HoldRequest, Mode, PastUse, Site, Term, Unit
+from mlflow_green.records import Balance, Decision, Energy, Estimate, HoldRequest, Mode, PastUse, Site, Term, Unit
 
 
 class Planner:
@@ -85,6 +85,7 @@ class Planner:
             estimates=(Estimate(tier=dearest, amounts=None, source="not asked"),),
             terms=self.terms(now),
             requested_at=now,
+            hold_id=ticket.ticket_id,  # what is metered under one id stays under it
         )
 
     def _past(self, step: str, ledger: Ledger) -> tuple[PastUse, ...]:
@@ -112,20 +113,18 @@ class Planner:
         usage, hold = ticket.usage, ticket.hold
         if usage is None or hold is None or usage.total is None:
             return Verdict()
-        total = usage.total
-        ends = (total.low_microjoules, total.microjoules, total.high_microjoules)
-        low, point, high = (self._amounts(end) for end in ends)
-        used = {unit: (low[unit], point[unit], high[unit]) for unit in point}
+        used = _intervals(usage.total, self._amounts)
+        charged = _intervals(usage.total, lambda amount: charged_amounts(amount, self.site))
         # A bucket that is newer than the last look at the balances still has its grant to watch.
         known = {balance.term.key: balance for balance in balances}
         own = [known.get(term.key, Balance(term=term, spent=0, held=0)) for term in hold.terms]
         # Being over the grant halts only once more was asked for and refused.
         grant = ticket.granted if ticket.top_up_refused else {}
-        reason = halt_due(self._policy, hold, usage, used, own, grant)
+        reason = halt_due(self._policy, hold, usage, used, own, grant, amounts_charged=charged)
         if reason is not None:
             return Verdict(halt_reason=reason, grace_seconds=grace_seconds(self._policy, hold))
         need = top_up_need(
-            used=point,
+            used={unit: interval.point for unit, interval in used.items()},
             granted=ticket.granted,
             expected=hold.amounts,
             power_watts_max=self._book.power_watts_max,
@@ -136,3 +135,9 @@ class Planner:
 
     def _amounts(self, energy_microjoules: int) -> Mapping[Unit, int]:
         return hold_amounts(energy_microjoules, self.site)
+
+
+def _intervals(energy: Energy, to_amounts: ToAmounts) -> Mapping[Unit, Interval]:
+    """An energy with its interval, in every unit that ``to_amounts`` knows."""
+    low, point, high = map(to_amounts, (energy.low_microjoules, energy.microjoules, energy.high_microjoules))
+    return {unit: Interval(low[unit], point[unit], high[unit]) for unit in point}

@@ -248,7 +248,7 @@ class Recorder:
         if self._enforcer is None or ticket.hold is None or ticket.halt_reason:
             return
         if self._enforcer.needs_balances:
-            self._bookkeeper.read_balances()
+            self._bookkeeper.read_balances(ticket.hold.terms)
         waited_seconds = self._last_tick_seconds - ticket.top_up_asked_seconds
         if ticket.top_up_pending and waited_seconds > _TOP_UP_SECONDS_MAX:
             ticket.top_up_refused = True  # the ledger is slow: what was granted is all there is, until it answers

@@ -10,8 +10,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -142,20 +143,24 @@ def recover(
     host: str,
     clock: Clock,
     say: Callable[[str], None],
-    posted_sequences: Callable[[str], dict[Domain, int]],
+    posted_sequences: Callable[[str], dict[Domain, int]] | None = None,
 ) -> int:
     """Close what dead owners left open and post what their spools hold; the number of lost steps.
 
-    ``posted_sequences`` gives the last posted tick of a sampler by domain. Raises ``LedgerUnavailable``; the
-    spool files stay until their content is committed, so that a later call does it. Any number of processes
-    may do this at once, and be killed at it: every step of it changes nothing when it is done again.
+    ``posted_sequences`` gives the last posted tick of a sampler by domain; the ledger knows it too. Raises
+    ``LedgerUnavailable``; the spool files stay until their content is committed, so that a later call does it. Any
+    number of processes may do this at once, and be killed at it: every step of it changes nothing when it is done
+    again. Other projects may use the same ledger: a hold whose readings are in another spool folder is left to the
+    next run there.
     """
+    posted_sequences = posted_sequences or ledger.last_sequences
     # Spools before holds: an owner that is dead now opens no hold any more, and none of its readings is missed.
     sessions = [session for path in sorted(spool_dir.glob("*.jsonl")) if (session := _dead_session(path, host, say))]
     for session in sessions:
         promised = [begun.request for begun in session.begun.values() if begun.request]
-        hold_late(ledger, promised, session.owner)
-    dead = {hold.hold_id: hold for hold in ledger.open_holds() if not owner_alive(hold.owner, host)}
+        with _said(say, f"the holds of {session.path}"):
+            hold_late(ledger, promised, session.owner)
+    dead = _dead_holds(ledger, spool_dir, host, sessions)
     ran_on = _end_orphans(sessions, dead, say)
     lost = 0
     for session in sessions:
@@ -166,16 +171,58 @@ def recover(
         if _post_session(ledger, session, closings, posted_sequences, say):
             lost += sum(closing.kind is ClosingKind.LOST for closing in closings)
     # Their spool is gone, and with it every reading: they are charged what they held.
-    closings = [
-        _lost(hold, hold.opened_at, None, still_ran=hold_id in ran_on, now=clock.now())
-        for hold_id, hold in dead.items()
-    ]
-    if closings:
-        ledger.commit(Batch(closings=tuple(closings)), admit_at_nothing)
-        lost += len(closings)
+    for hold_id, hold in dead.items():
+        closing = _lost(hold, hold.opened_at, None, still_ran=hold_id in ran_on, now=clock.now())
+        with _said(say, f"hold {hold_id} of {hold.step.label}, whose owner died"):
+            ledger.commit(Batch(closings=(closing,)), admit_at_nothing)
+            lost += 1
     if lost:
         say(f"{lost} steps of a killed run were charged at their last reading plus the longest they may have run on")
     return lost
+
+
+@contextmanager
+def _said(say: Callable[[str], None], subject: str) -> Iterator[None]:
+    """What the ledger does not take is said and passed over: it must not keep every later run from starting."""
+    try:
+        yield
+    except LedgerUnavailable:
+        raise
+    except LedgerError as error:
+        say(f"the ledger did not take {subject}: {error}; please report it")
+
+
+def _dead_holds(ledger: Ledger, spool_dir: Path, host: str, sessions: Sequence[SpoolSession]) -> dict[str, Hold]:
+    """Open holds of dead owners, but for those whose readings wait in another project's spool folder."""
+    dead = [hold for hold in ledger.open_holds() if not owner_alive(hold.owner, host)]
+    here = {session.owner for session in sessions}
+    begun = {hold_id for session in sessions for hold_id in session.begun}
+    elsewhere = {owner for owner in {hold.owner for hold in dead} - here if _is_spooled_elsewhere(owner, spool_dir)}
+    return {hold.hold_id: hold for hold in dead if hold.owner not in elsewhere or hold.hold_id in begun}
+
+
+def _is_spooled_elsewhere(owner: Owner, spool_dir: Path) -> bool:
+    if owner.spool_dir is None or owner.spool_dir == str(spool_dir.resolve()):
+        return False
+    folder = Path(owner.spool_dir)
+    try:
+        names = os.listdir(folder)  # noqa: PTH208 - a glob would not tell a folder that is gone from a closed one
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:  # it is there, and nothing here proves that the readings are not
+        return True
+    return any(_may_be_spool_of(owner, folder / name) for name in names if name.endswith(".jsonl"))
+
+
+def _may_be_spool_of(owner: Owner, path: Path) -> bool:
+    try:
+        return bool(from_json(Owner, next(read_spool(path))["owner"]) == owner)
+    except FileNotFoundError:  # posted meanwhile
+        return False
+    except OSError:
+        return True
+    except (StopIteration, KeyError, TypeError, ValueError, AttributeError):
+        return False
 
 
 def _dead_session(path: Path, host: str, say: Callable[[str], None]) -> SpoolSession | None:
@@ -296,6 +343,12 @@ def _lost(hold: Hold, began_at: datetime, session: SpoolSession | None, *, still
         charged_microjoules=read_microjoules + unread_microjoules,
         book=dataclasses.replace(book, user=hold.user, project=hold.project),
     )
+    if session is None:
+        entry = dataclasses.replace(
+            entry,
+            operational_micrograms_co2e=hold.amounts.get(Unit.CARBON),
+            cost_micro_units=hold.amounts.get(Unit.MONEY),
+        )
     return Closing(kind=ClosingKind.LOST, hold_id=hold.hold_id, entry=entry, reason=entry.reason)
 
 

@@ -87,12 +87,13 @@ def _run(
         signals.hand_to(process)
         status = process.wait()
         code = status if status >= 0 else SIGNALLED - status
+    halted = ticket.halt_reason is not None  # before its end: a later halt finds it finished, and what it made whole
     recorder.end(ticket)
     if problem is not None:
         code = _cannot_start(argv, problem, say)
     outcome = Outcome.CANCELLED if signals.received else Outcome.SUCCEEDED if code == 0 else Outcome.FAILED
-    recorder.tell(ticket, Outcome.FAILED if ticket.halt_reason else outcome)
-    return HALTED if ticket.halt_reason else code
+    recorder.tell(ticket, Outcome.FAILED if halted else outcome)
+    return HALTED if ticket.outcome is Outcome.HALTED else code
 
 
 def _start(argv: Sequence[str], environ: Mapping[str, str], clock: CpuClock) -> subprocess.Popen[Any]:
@@ -119,7 +120,7 @@ def _closing_line(ticket: Ticket, argv: Sequence[str], code: int) -> str:
     if total is not None:
         interval = format_energy_interval(total.microjoules, total.low_microjoules, total.high_microjoules)
         energy = f"energy {interval} {total.method}"
-    ending = f"halted: {ticket.halt_reason}" if ticket.halt_reason else f"{name} exited with {code}"
+    ending = f"halted: {ticket.halt_reason}" if ticket.outcome is Outcome.HALTED else f"{name} exited with {code}"
     return f"{energy}, {ticket.duration_seconds or 0.0:.1f} s, {ending}"
 
 

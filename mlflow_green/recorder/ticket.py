@@ -145,7 +145,8 @@ def build_entry(  # noqa: PLR0913 - an entry has many parts, and every one is na
 ) -> Entry:
     """Join what is known about a step into its entry; pure. Carbon and money follow the charged energy."""
     site = book.site
-    started = usage is not None
+    # A step that was killed before its first reading is charged all the same; one that was refused is not.
+    counts = usage is not None or charged_microjoules > 0
     return Entry(
         entry_id=entry_id,
         hold_id=hold_id,
@@ -168,15 +169,15 @@ def build_entry(  # noqa: PLR0913 - an entry has many parts, and every one is na
         energy=usage.energy if usage else {},
         energy_charged_microjoules=charged_microjoules,
         boundary=Boundary.COMPONENT,
-        sampler_id=book.sampler_id if started else None,
+        sampler_id=book.sampler_id if usage else None,
         cpu_seconds=usage.cpu_seconds if usage else None,
         cpu_clock=usage.cpu_clock if usage else None,
         coverage_ratio=usage.coverage_ratio if usage else None,
         carbon_intensity_g_per_kwh=site.intensity.g_per_kwh if site.intensity else None,
         intensity_source=site.intensity.source if site.intensity else None,
         pue=site.pue,
-        operational_micrograms_co2e=operational_micrograms(charged_microjoules, site) if started else None,
+        operational_micrograms_co2e=operational_micrograms(charged_microjoules, site) if counts else None,
         embodied_micrograms_co2e=None,
-        cost_micro_units=cost_micro_units(charged_microjoules, site) if started else None,
-        currency=site.currency if started else None,
+        cost_micro_units=cost_micro_units(charged_microjoules, site) if counts else None,
+        currency=site.currency if counts else None,
     )

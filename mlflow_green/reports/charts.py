@@ -16,7 +16,7 @@ from mlflow_green import units
 from mlflow_green.records import Unit
 from mlflow_green.reports.pareto import Goal, pareto_front
 from mlflow_green.reports.totals import Variant
-from mlflow_green.reports.wording import amount_text, energy_text
+from mlflow_green.reports.wording import energy_text
 
 CHARACTER_WIDTH = 6.8  # of the 12 px text, on average, to keep labels apart
 LABEL_HEIGHT = 15
@@ -76,7 +76,7 @@ def budget_chart(levels: Sequence[Level], unit: Unit, limit: int | None, *, widt
     base = f"L{frame.right:.1f},{frame.bottom} L{_LEFT},{frame.bottom} Z"
     factor = _factor(unit, peak)
     parts = [
-        *_y_axis(frame, [(tick, amount_text(unit, round(tick))) for tick in _linear_ticks(0, top, factor)], y),
+        *_y_axis(frame, [(tick, units.format_amount(unit, round(tick))) for tick in _linear_ticks(0, top, factor)], y),
         *_time_axis(frame, start, end, x),
         f'<path class="held" d="M{committed} {base}"/>',
         f'<path class="spent" d="M{spent} {base}"/>',
@@ -84,11 +84,13 @@ def budget_chart(levels: Sequence[Level], unit: Unit, limit: int | None, *, widt
     ]
     if limit is not None and limit_shown:
         parts.append(f'<path class="limit" d="M{_LEFT},{y(limit):.1f} H{frame.right}"/>')
-        parts.append(_label(_LEFT + 6, y(limit) - 6, f"limit {amount_text(unit, limit)}", "limit-label"))
+        parts.append(_label(_LEFT + 6, y(limit) - 6, f"limit {units.format_amount(unit, limit)}", "limit-label"))
     elif limit is not None:
-        parts.append(_label(_LEFT + 6, _TOP - 8, f"limit {amount_text(unit, limit)}, above this chart", "limit-label"))
+        parts.append(
+            _label(_LEFT + 6, _TOP - 8, f"limit {units.format_amount(unit, limit)}, above this chart", "limit-label")
+        )
     last = levels[-1]
-    words = f"spent {amount_text(unit, last.spent)}, held {amount_text(unit, last.held)}"
+    words = f"spent {units.format_amount(unit, last.spent)}, held {units.format_amount(unit, last.held)}"
     parts.append(_label(frame.right - 4, min(y(last.spent + last.held) - 6, frame.bottom - 8), words, "end"))
     return _svg(frame, title, parts)
 
@@ -236,7 +238,7 @@ def _factor(unit: Unit, amount: int) -> float:
         Unit.ENERGY: units.ENERGY_MICROJOULES,
         Unit.CARBON: units.CARBON_MICROGRAMS,
     }
-    name = amount_text(unit, amount).rpartition(" ")[2]
+    name = units.format_amount(unit, amount).rpartition(" ")[2]
     return tables.get(unit, {}).get(name, units.MICRO_UNITS_PER_UNIT)
 
 

@@ -6,9 +6,10 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
+from mlflow_green import units
 from mlflow_green.records import DecisionRow, Entry
 from mlflow_green.reports.tables import balance_table
-from mlflow_green.reports.wording import amount_text, energy_text
+from mlflow_green.reports.wording import energy_text
 
 _INDENT = 2
 _SHA_DIGITS = 12
@@ -28,9 +29,11 @@ def explain_decision(console: Console, row: DecisionRow, entry: Entry | None) ->
     if decision.estimate_source:
         lines.append(("estimate", decision.estimate_source))
     if decision.amounts:
-        lines.append(("holds", ", ".join(amount_text(unit, amount) for unit, amount in decision.amounts.items())))
+        lines.append(
+            ("holds", ", ".join(units.format_amount(unit, amount) for unit, amount in decision.amounts.items()))
+        )
     if decision.budget and decision.unit:
-        needed, available = (amount_text(decision.unit, each) for each in (decision.needed, decision.available))
+        needed, available = (units.format_amount(decision.unit, each) for each in (decision.needed, decision.available))
         lines.append(("budget", f"{decision.budget} ({decision.unit}): needed {needed}, available {available}"))
     if decision.policy_sha256:
         lines.append(("policy", decision.policy_sha256[:_SHA_DIGITS]))

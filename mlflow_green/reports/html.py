@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mlflow_green import units
+from mlflow_green.emissions import equivalents
 from mlflow_green.ledger.ledger import LedgerReader
 from mlflow_green.records import (
     Action,
@@ -42,7 +43,6 @@ from mlflow_green.reports.wording import (
     QUALITY,
     WITHOUT_RESULT,
     Facts,
-    amount_text,
     decision_text,
     energy_text,
     interval_text,
@@ -121,6 +121,7 @@ def render_report(
         workflow_run=workflow_run,
         span=_span(entries),
         cards=_cards(entries),
+        likeness=_likeness(entries),
         budgets=_budgets(source.journal(), source.balances()),
         rules=_rule_rows(entries),
         node=_node_rows(entries, source),
@@ -185,6 +186,19 @@ def _carbon_card(entries: Sequence[Entry]) -> Card:
     return Card(title="Carbon, operational", value=units.format_carbon(carbon), note=note)
 
 
+def _likeness(entries: Sequence[Entry]) -> str | None:
+    """What energy and carbon are like, in one line with its sources; ``None`` where nothing was metered."""
+    total, carbon = metered(entries), carbon_micrograms(entries)
+    if total is None:
+        return None
+    hours = units.format_hours(equivalents.lamp_hours(total.microjoules))
+    likeness = f"The energy is about that of {hours} of {equivalents.LAMP_SOURCE}"
+    if carbon is None:
+        return f"{likeness}."
+    distance = units.format_kilometres(equivalents.car_km(carbon))
+    return f"{likeness}; the carbon is about that of {distance} in an average new car ({equivalents.CAR_SOURCE})."
+
+
 def _costs(entries: Sequence[Entry]) -> str:
     by_currency: Counter[str] = Counter()
     for entry in entries:
@@ -219,10 +233,10 @@ def _budget_row(balance: Balance) -> dict[str, Any]:
         "unit": "CO2e" if term.unit is Unit.CARBON else term.unit.value,
         "period": period_text(term.period),
         "mode": term.mode.value,
-        "limit": amount_text(term.unit, term.limit),
-        "spent": amount_text(term.unit, balance.spent),
-        "held": amount_text(term.unit, balance.held),
-        "available": amount_text(term.unit, balance.available),
+        "limit": units.format_amount(term.unit, term.limit),
+        "spent": units.format_amount(term.unit, balance.spent),
+        "held": units.format_amount(term.unit, balance.held),
+        "available": units.format_amount(term.unit, balance.available),
         "over": balance.available < 0,
     }
 
@@ -231,8 +245,8 @@ def _budget_chart(balance: Balance, levels: Sequence[Level]) -> dict[str, Any]:
     term = balance.term
     title = f"{term.budget}, {'CO2e' if term.unit is Unit.CARBON else term.unit}, {period_text(term.period)}"
     alt = (
-        f"Budget over time, {title}: {amount_text(term.unit, balance.spent)} spent and "
-        f"{amount_text(term.unit, balance.held)} held of {amount_text(term.unit, term.limit)}"
+        f"Budget over time, {title}: {units.format_amount(term.unit, balance.spent)} spent and "
+        f"{units.format_amount(term.unit, balance.held)} held of {units.format_amount(term.unit, term.limit)}"
     )
     return {
         "title": title,

@@ -30,7 +30,6 @@ from mlflow_green.reports.totals import (
 from mlflow_green.reports.wording import (
     MISSING,
     Facts,
-    amount_text,
     carbon_text,
     decision_text,
     facts_of,
@@ -193,7 +192,7 @@ def balance_table(balances: Sequence[Balance], before: Sequence[Balance] = (), *
     bar_width = 20 if width >= _WIDE else 10
 
     def amount(balance: Balance, value: int) -> str:
-        return amount_text(balance.term.unit, value).removesuffix("CO2e")
+        return units.format_amount(balance.term.unit, value).removesuffix("CO2e")
 
     def available(balance: Balance) -> Text:
         return Text(amount(balance, balance.available), "bold red" if balance.available < 0 else "")

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from mlflow_green import units
-from mlflow_green.records import Energy, Entry, Method, Outcome, Unit
+from mlflow_green.records import Energy, Entry, Method, Outcome
 
 Facts = Mapping[str, Mapping[str, float | str]]
 """Hold id to fact name to value, as ``LedgerReader.facts`` tells them."""
@@ -34,15 +34,6 @@ def energy_text(energy: Energy | None) -> str:
 def carbon_text(carbon_micrograms: int | None) -> str:
     """Carbon without its "CO2e", for a column whose head says it: ``"1.20 g"``."""
     return units.format_carbon(carbon_micrograms).removesuffix("CO2e")
-
-
-def amount_text(unit: Unit, amount: int | None, currency: str | None = None) -> str:
-    """An amount of a budget in the words of its unit."""
-    if unit is Unit.ENERGY:
-        return units.format_energy(amount)
-    if unit is Unit.CARBON:
-        return units.format_carbon(amount)
-    return units.format_money(amount, currency)
 
 
 def period_text(period: str) -> str:

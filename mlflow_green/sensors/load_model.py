@@ -150,20 +150,15 @@ def cpu_model(
     sockets: int,
     virtual: bool,
     rated_power_watts: Mapping[str, float],
-    threads_of_model: int | None = None,
 ) -> CpuModel:
     """Power at full load of ``sockets`` CPUs called ``name``.
 
-    A CPU of the table has its rated power. In a virtual machine that is shared out by vCPU where the model's own
-    threads are known; where they are not, and for a CPU outside the table, 4 W a thread is a guess and its interval
-    says so.
+    A CPU of the table has its rated power. In a virtual machine, whose share of that is unknown, and for a CPU outside
+    the table, 4 W a thread is a guess and its interval says so.
     """
     rated = rated_power_watts.get(normalised(name)) if name else None
     if rated is not None and not virtual:
         return _known(name, threads, rated * sockets, f"{name} is rated at {rated:g} W")
-    if rated is not None and threads_of_model:
-        part = min(1.0, threads / threads_of_model)
-        return _known(name, threads, rated * part, f"{threads} of {threads_of_model} threads of {name} ({rated:g} W)")
     return _guessed(
         name, threads, "its share of the host CPU is unknown" if rated else "not in the table of rated powers"
     )

@@ -15,12 +15,11 @@ PROC_ROOT = Path("/proc")
 class HostCpu:
     """CPU seconds since boot, summed over ``threads`` hardware threads, in ticks of usually 10 ms.
 
-    ``busy_seconds`` is user + nice + system + irq + softirq; guest time is inside user already. ``steal_seconds``
-    is what a hypervisor gave to others: neither used here nor idle.
+    ``busy_seconds`` is user + nice + system + irq + softirq; guest time is inside user already, and
+    steal is not in it: that is what a hypervisor gave to others, neither used here nor idle.
     """
 
     busy_seconds: float
-    steal_seconds: float
     threads: int
 
 
@@ -32,12 +31,11 @@ def read_host_cpu(proc_root: Path = PROC_ROOT) -> HostCpu:
     """
     try:
         lines = (proc_root / "stat").read_text().splitlines()
-        user, nice, system, _idle, _iowait, irq, softirq, steal = (int(ticks) for ticks in lines[0].split()[1:9])
+        user, nice, system, _idle, _iowait, irq, softirq = (int(ticks) for ticks in lines[0].split()[1:8])
     except (OSError, ValueError, IndexError) as error:
         raise SensorRetry(f"{proc_root / 'stat'} cannot be read: {error}") from error
     ticks_per_second = os.sysconf("SC_CLK_TCK")
     return HostCpu(
         busy_seconds=(user + nice + system + irq + softirq) / ticks_per_second,
-        steal_seconds=steal / ticks_per_second,
         threads=max(1, sum(line.startswith("cpu") for line in lines) - 1),
     )

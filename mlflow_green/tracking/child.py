@@ -26,7 +26,8 @@ class TrackingChild:
         self._answered = threading.Event()
         self.last_line = ""
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "mlflow_green.tracking.sink", *arguments],
+            # -P: the working folder is the user's, and a file there must not pass for a module of ours
+            [sys.executable, "-P", "-m", "mlflow_green.tracking.sink", *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -13,6 +13,9 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from mlflow_green.settings import is_disabled
+from mlflow_green.units import milliseconds
+
 _logger = logging.getLogger(__name__)
 _MARK = "_mlflow_green_wrapped"
 
@@ -35,7 +38,7 @@ class GreenRunContext:
 
 def install() -> None:
     """Wrap ``mlflow.models.Model.log`` as soon as MLflow has loaded it, once."""
-    if _disabled():
+    if is_disabled(os.environ):
         return
     try:
         from mlflow.utils.import_hooks import register_post_import_hook
@@ -66,7 +69,7 @@ def _wrap_model_log(module: Any) -> None:
 def _record_complexity(model_info: Any, kwargs: Mapping[str, Any]) -> None:
     try:
         model = kwargs.get("sk_model")
-        if model is not None and not _disabled():
+        if model is not None and not is_disabled(os.environ):
             _log_complexity(model, model_info)
     except Exception as error:  # the user's model is logged; our numbers are not worth an exception
         _logger.warning("mlflow-green could not log the model's complexity: %s", error)
@@ -87,7 +90,7 @@ def _log_complexity(model: Any, model_info: Any) -> None:
     if model_info.run_id is None:  # logged outside a run: there is nothing to put a metric on
         client.set_logged_model_tags(model_info.model_id, {name: str(value) for name, value in values.items()})
         return
-    now_milliseconds = time.time_ns() // 1_000_000
+    now_milliseconds = milliseconds(time.time())
     client.log_batch(
         model_info.run_id,
         metrics=[
@@ -110,7 +113,3 @@ def _size_bytes(client: Any, model_id: str) -> int | None:
             else:
                 total += file.file_size
     return total
-
-
-def _disabled() -> bool:
-    return os.environ.get("MLFLOW_GREEN_DISABLE", "").lower() in {"1", "true", "yes"}

@@ -42,6 +42,7 @@ from mlflow_green.tracking.run_metrics import (
     workflow_metrics,
     workflow_note,
 )
+from mlflow_green.units import milliseconds
 
 DEFAULT_EXPERIMENT_ID = "0"
 TABLE_PATH = "green/jobs.json"
@@ -104,7 +105,7 @@ class RunWriter:
         values = {name: value for name, value in entry_metrics(entry, facts).items() if run.metrics.get(name) != value}
         self._log(run.run_id, values, entry_tags(entry) | {PARENT_TAG: parent_id}, entry.ended_at)
         if run.running:  # its process has ended: MLflow does not notice a SIGTERM or a kill -9
-            self._client.set_terminated(run.run_id, _STATUS[entry.outcome], _milliseconds(entry.ended_at))
+            self._client.set_terminated(run.run_id, _STATUS[entry.outcome], milliseconds(entry.ended_at.timestamp()))
         return run_facts(entry.hold_id, run) if entry.hold_id is not None else ()
 
     def finish(
@@ -121,7 +122,7 @@ class RunWriter:
         ``None`` leaves the status as it is: only the numbers are brought up to date.
         """
         parent_id = self.start(workflow)
-        now = time.time_ns() // 1_000_000
+        now = milliseconds(time.time())
         table = {"mlflow.loggedArtifacts": json.dumps([{"path": TABLE_PATH, "type": "table"}])}
         self._client.log_dict(parent_id, jobs_table(entries, facts), TABLE_PATH)
         if report_path is not None and report_path.is_file():
@@ -160,13 +161,15 @@ class RunWriter:
             KIND_TAG: WORKFLOW_KIND,
             "green.project": workflow.project,
         }
-        started = _milliseconds(workflow.started_at) if workflow.started_at else None
+        started = milliseconds(workflow.started_at.timestamp()) if workflow.started_at else None
         run = self._client.create_run(self._experiment(), started, tags | _origin(), workflow.name)
         return str(run.info.run_id)
 
     def _create_child(self, entry: Entry, parent_id: str) -> RunView:
         tags = entry_tags(entry) | _origin() | {KIND_TAG: JOB_KIND, PARENT_TAG: parent_id}
-        created = self._client.create_run(self._experiment(), _milliseconds(entry.started_at), tags, entry_label(entry))
+        created = self._client.create_run(
+            self._experiment(), milliseconds(entry.started_at.timestamp()), tags, entry_label(entry)
+        )
         return replace(_view(created), metrics={})
 
     def _runs_of(self, entry: Entry) -> list[RunView]:
@@ -191,7 +194,7 @@ class RunWriter:
     def _log(self, run_id: str, metrics: Mapping[str, float], tags: Mapping[str, str], at: datetime) -> None:
         self._client.log_batch(
             run_id,
-            metrics=[Metric(name, value, _milliseconds(at), 0) for name, value in metrics.items()],
+            metrics=[Metric(name, value, milliseconds(at.timestamp()), 0) for name, value in metrics.items()],
             tags=[RunTag(name, value) for name, value in tags.items()],
         )
 
@@ -213,7 +216,3 @@ def _origin() -> dict[str, str]:
     except (KeyError, OSError):  # a container's uid without a name
         user = {}
     return {"mlflow.source.name": "mlflow-green", "mlflow.source.type": "JOB"} | user
-
-
-def _milliseconds(moment: datetime) -> int:
-    return int(moment.timestamp() * 1_000)

@@ -29,10 +29,10 @@ class SimplePlanner:
         self.last_settled = tuple(steps)
 
     def request(self, ticket: Ticket, ledger, now) -> HoldRequest:
-        return request(ticket.step.name, self.amount, self.term, group=ticket.group)
+        return request(ticket.step.name, self.amount, self.term, group=ticket.group, hold_id=ticket.ticket_id)
 
     def bare_request(self, ticket: Ticket, now) -> HoldRequest:
-        return request(ticket.step.name, 0, self.term)
+        return request(ticket.step.name, 0, self.term, hold_id=ticket.ticket_id)
 
     choose = staticmethod(admit_what_fits)
 

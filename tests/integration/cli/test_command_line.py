@@ -9,6 +9,7 @@ from datetime import timedelta
 import pytest
 from click.testing import CliRunner
 
+from mlflow_green.cli.doctor import cpu_name
 from mlflow_green.cli.doors import Doors, Place
 from mlflow_green.cli.main import cli
 from mlflow_green.clock import SystemClock
@@ -277,8 +278,23 @@ def test_report_shows_tables_and_writes_the_page(green, books, place):
     assert done.exit_code == 0
     assert "full does not fit; half does" in page.read_text()
     assert f"Report: {page}" in done.stdout
-    assert "MLflow: mlflow ui" in done.stdout
+    assert "MLflow: no store in this folder" in done.stdout
     assert "4.00 mWh [1.33, 12.0] est." in " ".join(done.stdout.split())
+
+
+def test_report_names_the_mlflow_store_that_the_workflow_wrote(green, books, place):
+    (place.cwd / "green.yaml").write_text("version: 1\nproject: load-forecast\n")
+    (place.cwd / "mlflow.db").touch()
+    assert green("report").stdout.endswith("MLflow: mlflow ui\n")
+    project, place.cwd = place.cwd, place.cwd / "sub folder"
+    place.cwd.mkdir()
+    assert green("report").stdout.endswith(f"MLflow: cd {project} && mlflow ui\n")
+    (place.cwd / "mlruns").mkdir()
+    assert green("report").stdout.endswith("MLflow: mlflow ui\n")
+    place.environ = {"MLFLOW_TRACKING_URI": "sqlite:////data/my runs.db"}
+    assert green("report").stdout.endswith("MLflow: mlflow ui --backend-store-uri 'sqlite:////data/my runs.db'\n")
+    place.environ = {"MLFLOW_TRACKING_URI": "https://mlflow.example"}
+    assert green("report").stdout.endswith("MLflow: open https://mlflow.example\n")
 
 
 def test_report_json_has_entries_balances_and_the_place_of_the_page(green, books, tmp_path):
@@ -369,6 +385,25 @@ def test_doctor_says_what_is_measured_where_and_by_which_programs(green, place):
     assert told["programs"]["snakemake"]["in_range"]
     assert told["ledger"]["url"].startswith("sqlite:///")
     assert "no green.yaml" in green("doctor").stdout
+
+
+def test_doctor_describes_the_machine(green):
+    told = json.loads(green("doctor", "--json").stdout)["machine"]
+    assert set(told) == {"cpu_name", "cores_physical", "cores_logical", "memory_gib"}
+    assert told["cores_logical"] >= (told["cores_physical"] or 1) >= 1
+    assert told["memory_gib"] == pytest.approx(
+        os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, abs=0.1
+    )
+    shown = green("doctor").stdout
+    assert shown.startswith("Machine\n")
+    assert f"{told['cores_logical']} logical" in shown
+
+
+def test_a_cpu_without_a_name_has_none():
+    assert cpu_name("processor\t: 0\nmodel name\t: AMD EPYC 7763 64-Core Processor\n") == (
+        "AMD EPYC 7763 64-Core Processor"
+    )
+    assert cpu_name("processor\t: 0\nCPU part\t: 0xd0c\n") is None
 
 
 def test_doctor_names_a_broken_policy_as_a_problem(green, place):

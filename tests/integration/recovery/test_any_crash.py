@@ -188,13 +188,6 @@ class Meter:
         self.bytes_committed = self.length
 
 
-def posted_sequences(ledger: MemoryLedger):
-    return lambda sampler_id: {
-        domain: max(w.sequence_last for w in ledger.node_windows() if w.domain is domain)
-        for domain in {window.domain for window in ledger.node_windows()}
-    }
-
-
 def books(ledger: MemoryLedger) -> tuple:
     return ledger.entries(), ledger.journal(), ledger.node_windows(), ledger.balances(), ledger.open_holds()
 
@@ -216,14 +209,7 @@ def test_recovery_closes_the_books_after_any_crash_and_a_second_one_changes_noth
         path = Path(folder) / "sampler1.jsonl"
 
         def run_recovery() -> None:
-            recover(
-                ledger,
-                Path(folder),
-                host="node1",
-                clock=SystemClock(),
-                say=lambda text: None,
-                posted_sequences=posted_sequences(ledger),
-            )
+            recover(ledger, Path(folder), host="node1", clock=SystemClock(), say=lambda text: None)
 
         path.write_bytes(left)
         run_recovery()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from mlflow_green.metering.supervise import step_processes
+from mlflow_green.metering.supervise import start_ticks, step_processes
 from mlflow_green.records import Outcome
 from tests.testkit.books import findings, ledger_in, spool_lines
 
@@ -128,9 +128,19 @@ def test_a_halted_command_leaves_no_process_even_if_it_hides(tmp_path) -> None:
 
 
 def test_inside_a_metered_step_the_command_is_part_of_that_step(tmp_path) -> None:
-    code, out, err = run(tmp_path, "sh", "-c", "echo $GREEN_HOLD_ID; exit 4", GREEN_HOLD_ID="outer")
+    meter = f"{os.getpid()}:{start_ticks(os.getpid())}"
+    script = "echo $GREEN_HOLD_ID; exit 4"
+    code, out, err = run(tmp_path, "sh", "-c", script, GREEN_HOLD_ID="outer", GREEN_METER=meter)
     assert (code, out, err) == (4, "outer\n", "")
     assert not (tmp_path / ".green").exists()
+
+
+@pytest.mark.parametrize("meter", ["", "999999999:1", "nonsense"])
+def test_a_shell_that_a_dead_meter_left_behind_is_metered_again(tmp_path, meter) -> None:
+    code, _, err = run(tmp_path, "true", GREEN_HOLD_ID="outer", GREEN_METER=meter)
+    assert code == 0
+    assert "energy" in err
+    assert (tmp_path / ".green").exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

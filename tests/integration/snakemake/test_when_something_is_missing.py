@@ -63,7 +63,7 @@ def run_with(tmp_path, site, policy, *options, **environ):
     ("site", "words"),
     [
         (UNKNOWN_VERSION, "Snakemake 10.1.0 is outside the tested range; install 'snakemake>=9.20,<10'"),
-        (LACKING, "this Snakemake lacks JobScheduler._handle_error; install 'snakemake>=9.20,<9.28'"),
+        (LACKING, "this Snakemake lacks JobScheduler._handle_error; install 'snakemake>=9.20,<10'"),
     ],
     ids=["version", "private part"],
 )

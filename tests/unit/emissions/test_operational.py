@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlflow_green.emissions.equivalents import car_km, lamp_hours
-from mlflow_green.emissions.operational import cost_micro_units, hold_amounts, operational_micrograms
+from mlflow_green.emissions.operational import charged_amounts, cost_micro_units, hold_amounts, operational_micrograms
 from mlflow_green.records import Intensity, Site, Unit
 from mlflow_green.units import MICROJOULES_PER_KWH, MICROJOULES_PER_WATT_HOUR, parse_carbon_micrograms
 
@@ -27,7 +27,7 @@ def test_one_kwh_costs_overhead_times_pue_times_price_to_the_micro_unit():
 def test_a_site_without_intensity_or_price_has_no_grams_and_no_cost_not_zero():
     assert operational_micrograms(MICROJOULES_PER_KWH, Site()) is None
     assert cost_micro_units(MICROJOULES_PER_KWH, Site()) is None
-    assert hold_amounts(7, Site()) == {Unit.ENERGY: 7}
+    assert hold_amounts(7, Site()) == charged_amounts(7, Site()) == {Unit.ENERGY: 7}
 
 
 def test_a_hold_reserves_energy_without_overhead_and_carbon_at_the_upper_intensity():
@@ -35,6 +35,15 @@ def test_a_hold_reserves_energy_without_overhead_and_carbon_at_the_upper_intensi
         Unit.ENERGY: MICROJOULES_PER_KWH,
         Unit.CARBON: 110_880_000,
         Unit.MONEY: 277_200,
+    }
+
+
+@given(energies)
+def test_what_is_charged_is_what_an_entry_says(energy_microjoules):
+    assert charged_amounts(energy_microjoules, HOUSE) == {
+        Unit.ENERGY: energy_microjoules,
+        Unit.CARBON: operational_micrograms(energy_microjoules, HOUSE),
+        Unit.MONEY: cost_micro_units(energy_microjoules, HOUSE),
     }
 
 

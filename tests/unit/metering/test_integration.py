@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlflow_green.metering.integration import Track, advance
-from mlflow_green.records import Device, Reading
+from mlflow_green.records import Device, Method, Reading
 from tests.testkit.metering_fakes import device, reading
 
 JOULE = 1_000_000
@@ -58,10 +58,9 @@ def test_a_time_in_which_the_counter_may_have_wrapped_twice_is_uncovered():
 
 
 def test_a_counter_without_a_range_that_goes_back_was_reset():
-    assert play([reading(0, 100), reading(1, 50), reading(2, 60)])[1:] == [
-        None,
-        play([reading(1, 50), reading(2, 60)])[1],
-    ]
+    reset, after = play([reading(0, 100), reading(1, 50), reading(2, 60)])[1:]
+    assert (reset.energy.low_microjoules, reset.energy.high_microjoules) == (0, 100 * JOULE)
+    assert after == play([reading(1, 50), reading(2, 60)])[1]
 
 
 def test_a_failed_read_is_filled_with_mean_power_and_put_right_by_the_next_value():
@@ -81,10 +80,33 @@ def test_an_estimate_that_was_too_high_is_paid_back_by_later_windows():
     assert [each.energy.microjoules for each in play(trace)[2:]] == [90 * JOULE, 0, 10 * JOULE]
 
 
-def test_before_any_power_is_known_a_gap_is_missing_and_the_next_value_brings_it():
-    start, gap, end = play([reading(0, 0), reading(1, None), reading(2, 50 * JOULE)])
-    assert (start, gap) == (None, None)
-    assert (end.energy.microjoules, end.seconds) == (50 * JOULE, 2)
+@pytest.mark.parametrize("first", [reading(0, 0), reading(0, None)])
+def test_before_any_power_is_known_a_gap_is_half_of_the_greatest_power(first):
+    start, gap, longer = play([first, reading(1, None), reading(3, None)])
+    assert start is None
+    assert (gap.energy.low_microjoules, gap.energy.microjoules, gap.energy.high_microjoules) == (
+        0,
+        50 * JOULE,
+        100 * JOULE,
+    )
+    assert (gap.energy.method, gap.covered_seconds, gap.seconds) == (Method.ESTIMATED, 0, 1)
+    assert (longer.energy.microjoules, longer.energy.high_microjoules) == (100 * JOULE, 200 * JOULE)
+
+
+def test_the_next_value_puts_a_gap_right_that_came_before_any_power_was_known():
+    windows = play([reading(0, 0), reading(1, None), reading(2, 80 * JOULE)])
+    assert [each.energy.microjoules for each in windows[1:]] == [50 * JOULE, 30 * JOULE]
+
+
+def test_a_counter_that_is_read_for_the_first_time_late_says_nothing_of_the_time_before():
+    windows = play([reading(0, None), reading(1, 700 * JOULE), reading(2, 710 * JOULE)])
+    assert [each.energy.microjoules for each in windows[1:]] == [50 * JOULE, 10 * JOULE]
+    assert [each.covered_seconds for each in windows[1:]] == [0, 1]
+
+
+def test_time_without_a_valid_read_is_estimated_also_on_a_counter():
+    windows = play([reading(0, 0), reading(1, 40 * JOULE), reading(2, None)])
+    assert [each.energy.method for each in windows[1:]] == [Method.MEASURED, Method.ESTIMATED]
 
 
 @st.composite

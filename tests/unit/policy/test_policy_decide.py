@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlflow_green.policy.decide import decide, explain
+from mlflow_green.policy.decide import decide
 from mlflow_green.policy.document import parse_policy
 from mlflow_green.records import Action, Balance, Estimate, HoldRequest, Mode, Step, StepSpec, Term, Unit
 
@@ -236,16 +236,6 @@ def test_one_budget_that_can_never_fit_refuses_though_another_would_wait():
     policy = policy_of(flow("wide", period="total"), flow("narrow", period="total", limit="[20 Wh]"))
     decision = answer(policy, asks(30), spent=10, held=85)
     assert (decision.action, decision.budget) == (Action.REFUSE, "narrow")
-
-
-def test_explain_shows_the_numbers_that_the_decision_saw():
-    policy = policy_of(flow())
-    request, balances = asks(50), balances_of(policy, 60, 20)
-    decision = decide(policy, request, balances, now=NOW, power_watts_max=1.0)
-    text = explain(STEP, decision, balances, policy)
-    assert "train[model=mlp]: refuse" in text
-    assert "b (hard, project:x, p) energy: 60.0 Wh spent + 20.0 Wh held of 100 Wh" in text
-    assert policy.sha256[:12] in text
 
 
 def test_a_balance_of_a_budget_that_the_policy_lacks_raises():

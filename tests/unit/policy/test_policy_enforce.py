@@ -24,7 +24,7 @@ def due(policy, used, *, granted=10 * WH, spent=0):
     term = Term(budget="b", account="project:x", unit=Unit.ENERGY, period="total", limit=100 * WH, mode=budget.mode)
     balances = (Balance(term=term, spent=spent, held=granted),)
     amounts = {} if used is None else {Unit.ENERGY: used}
-    return halt_due(policy, hold_of(term), USAGE, amounts, balances, {Unit.ENERGY: granted})
+    return halt_due(policy, hold_of(term), USAGE, amounts, balances, {Unit.ENERGY: granted}, amounts_charged=amounts)
 
 
 def hold_of(*terms):

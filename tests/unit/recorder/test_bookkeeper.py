@@ -57,6 +57,19 @@ def test_what_was_used_while_the_ledger_was_down_is_posted_once_when_it_is_back(
     assert len(said) == 1, "an outage is said once"
 
 
+def test_where_no_budget_applies_nobody_waits_for_a_ledger_that_is_busy(ledger, said) -> None:
+    planner = SimplePlanner(enforces=False)
+    planner.limits = False
+    ledger.is_free.clear()
+    keeper, busy, step = bookkeeper(ledger, planner, said), ticket("before"), ticket("train")
+    keeper.post([window(1, 7)])
+    keeper.ask([busy, step])
+    assert step.admitted
+    assert step.hold is not None
+    ledger.is_free.set()
+    assert keeper.flush(SECONDS)
+
+
 @pytest.mark.parametrize("problem", [down(), RuntimeError("a bug")])
 def test_without_a_ledger_a_hard_budget_refuses_and_observe_admits(said, problem) -> None:
     for enforces, action in ((True, Action.REFUSE), (False, Action.ADMIT)):

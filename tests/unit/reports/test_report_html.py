@@ -74,6 +74,15 @@ def test_the_headline_says_energy_with_interval_method_and_carbon_with_source():
     assert "65.0 mWh 17% of all: 1 refused, 1 halted, 1 failed, 1 lost" in text
 
 
+def test_the_headline_says_what_the_numbers_are_like_and_where_that_is_from():
+    text = Text(page()).text
+    assert "The energy is about that of 2.28 min of an LED lamp that draws 10 W;" in text
+    assert "0.236 m in an average new car (mean of new cars registered in Europe in 2022, WLTP, European Env" in text
+    unknown = entry("train", operational_micrograms_co2e=None, intensity_source=None, carbon_intensity_g_per_kwh=None)
+    assert "average new car" not in Text(page(ToldBooks(told_entries=[unknown]))).text
+    assert "LED" not in Text(page(ToldBooks(told_entries=[]))).text
+
+
 def test_unknown_carbon_is_said_to_be_unknown():
     item = entry("train", operational_micrograms_co2e=None, intensity_source=None, carbon_intensity_g_per_kwh=None)
     text = Text(page(ToldBooks(told_entries=[item]))).text

@@ -27,12 +27,7 @@ def test_a_name_that_is_only_part_of_a_known_one_is_a_guess_with_a_wide_interval
     assert cpu.error_ratio == pytest.approx(2.0)
 
 
-def test_a_virtual_machine_has_its_vcpus_share_of_a_known_cpu():
-    cpu = model("Intel(R) Xeon(R) Platinum 8259CL CPU @ 2.50GHz", virtual=True, threads=12, threads_of_model=48)
-    assert cpu.power_watts_max == pytest.approx(52.5)
-
-
-def test_a_virtual_machine_on_a_cpu_of_unknown_size_is_a_guess():
+def test_a_virtual_machine_on_a_known_cpu_is_a_guess():
     assert "share of the host CPU is unknown" in model("AMD EPYC 7763 64-Core Processor", virtual=True).source
 
 

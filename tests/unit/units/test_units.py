@@ -5,13 +5,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlflow_green.errors import QuantityError
+from mlflow_green.records import Unit
 from mlflow_green.units import (
+    format_amount,
     format_carbon,
     format_count,
     format_energy,
     format_energy_interval,
+    format_hours,
+    format_kilometres,
     format_money,
     microjoules,
+    milliseconds,
     parse_carbon_micrograms,
     parse_energy_microjoules,
     parse_money_micro_units,
@@ -61,3 +66,21 @@ def test_people_read_three_digits_in_a_fitting_unit() -> None:
 def test_what_is_missing_is_a_dash_and_never_a_zero() -> None:
     assert {format_energy(None), format_carbon(None), format_money(None, "EUR"), format_count(None)} == {"-"}
     assert format_energy(0) == "0 mWh"
+
+
+@pytest.mark.parametrize(
+    ("unit", "text"), [(Unit.ENERGY, "417 mWh"), (Unit.CARBON, "1500 gCO2e"), (Unit.MONEY, "1500.00 EUR")]
+)
+def test_an_amount_of_a_budget_is_read_in_its_unit(unit, text) -> None:
+    assert format_amount(unit, 1_500_000_000, "EUR").replace("1.50 kg", "1500 g") == text
+    assert format_amount(unit, None, "EUR") == "-"
+
+
+def test_small_times_and_distances_have_a_smaller_unit() -> None:
+    assert (format_hours(2.5), format_hours(0.2)) == ("2.50 h", "12.0 min")
+    assert (format_kilometres(2.5), format_kilometres(0.012)) == ("2.50 km", "12.0 m")
+
+
+@given(st.integers(0, 10**13))
+def test_milliseconds_of_a_whole_millisecond_come_back(amount) -> None:
+    assert milliseconds(amount / 1_000) == amount

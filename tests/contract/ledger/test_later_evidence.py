@@ -1,0 +1,88 @@
+"""A hold that was given up as lost and whose readings turn up later; and what recovery asks the ledger."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from mlflow_green.ledger.verify import verify
+from mlflow_green.records import AlertRule, Batch, Domain, Unit
+from tests.testkit.ledger_samples import (
+    OWNER,
+    admit_anything,
+    admit_what_fits,
+    lose,
+    request,
+    settle,
+    term,
+    window,
+)
+
+MONTH, CARBON = term(limit=1000), term(unit=Unit.CARBON, limit=1000)
+
+
+@pytest.fixture
+def lost(ledger):
+    """A hold in two budgets, closed as lost and charged 40 of energy, of which 30 were read."""
+    batch = Batch(requests=(request("train", {Unit.ENERGY: 40, Unit.CARBON: 8}, MONTH, CARBON),), owner=OWNER)
+    (answer,) = ledger.commit(batch, admit_what_fits).answers
+    close(ledger, lose(answer.hold, used=30, charged=40))
+    return answer.hold
+
+
+def close(ledger, *closings):
+    return ledger.commit(Batch(closings=closings), admit_what_fits)
+
+
+def spent(ledger):
+    return [balance.spent for balance in ledger.balances((MONTH, CARBON))]
+
+
+@pytest.mark.parametrize("used", [500, 7])
+def test_a_settling_after_a_loss_posts_the_difference_once(ledger, lost, used):
+    late = settle(lost, used, operational_micrograms_co2e=9)
+    close(ledger, late, late)
+    close(ledger, late)
+    assert spent(ledger) == [used, 9]
+    assert [row.kind for row in ledger.journal()].count("adjust") == 2
+    assert [finding for finding in verify(ledger, lambda owner: True) if "windows attributed" not in finding] == []
+
+
+def test_a_settling_in_the_same_batch_as_the_loss_counts_too(ledger):
+    batch = Batch(requests=(request("train", 40, MONTH),), owner=OWNER)
+    (answer,) = ledger.commit(batch, admit_what_fits).answers
+    close(ledger, lose(answer.hold, used=0, charged=40), settle(answer.hold, 50))
+    assert spent(ledger)[0] == 50
+
+
+def test_a_second_loss_never_refunds_and_never_loses_what_was_metered(ledger, lost):
+    close(ledger, lose(lost, used=20, charged=900))
+    assert spent(ledger)[0] == 40, "the first recovery counts"
+    close(ledger, lose(lost, used=300, charged=900))
+    assert spent(ledger)[0] == 300, "not a metered joule is lost"
+
+
+def test_a_settling_that_nobody_metered_is_no_evidence(ledger, lost):
+    close(ledger, settle(lost, 0, energy={}))
+    assert spent(ledger)[0] == 40
+
+
+def test_the_last_tick_of_a_sampler_is_known_by_domain(ledger):
+    windows = (window(1, 5, last=4), window(5, 5, last=9), window(1, 5, last=7, domain=Domain.GPU))
+    ledger.commit(Batch(windows=(*windows, window(1, 5, last=99, sampler_id="other"))), admit_what_fits)
+    assert ledger.last_sequences("sampler1") == {Domain.CPU: 9, Domain.GPU: 7}
+    assert ledger.last_sequences("unknown") == {}
+
+
+def test_an_alert_about_money_is_told_in_money(ledger):
+    budget = term(unit=Unit.MONEY, limit=20_000_000, alerts=(AlertRule(at_ratio=0.5, of_committed=True, to=("log",)),))
+    batch = Batch(requests=(request("train", {Unit.MONEY: 12_500_000}, budget),), owner=OWNER)
+    (alert,) = ledger.commit(batch, admit_anything).alerts
+    assert "12.50 of 20.00 money" in alert
+
+
+def test_an_open_hold_says_where_the_readings_of_its_owner_are(ledger):
+    owner = replace(OWNER, spool_dir="/projects/a/.green/spool")
+    ledger.commit(Batch(requests=(request("train", 5, MONTH),), owner=owner), admit_what_fits)
+    assert [hold.owner for hold in ledger.open_holds()] == [owner]

@@ -1,0 +1,75 @@
+"""What a running step is judged by: holds at the upper intensity, rules of what is spent at what is charged."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import pytest
+
+from mlflow_green.policy.document import parse_policy
+from mlflow_green.recorder.planner import Planner
+from mlflow_green.recorder.ticket import Book, Ticket
+from mlflow_green.records import (
+    Action,
+    CpuClockName,
+    Domain,
+    Energy,
+    Hold,
+    Intensity,
+    Method,
+    Site,
+    Step,
+    StepSpec,
+    Unit,
+    Usage,
+)
+from mlflow_green.units import MICROJOULES_PER_KWH, parse_carbon_micrograms
+from tests.testkit.ledger_samples import OWNER
+
+NOW = datetime(2026, 11, 21, tzinfo=UTC)
+SITE = Site(intensity=Intensity(g_per_kwh=100.0, g_per_kwh_high=150.0, source="test"))
+POLICY = parse_policy(b"""version: 1
+project: x
+site: {country: FRA}
+budgets:
+  - {name: b, limit: 1000 gCO2e, period: total, mode: hard, rules: [{at: 100%, of: spent, do: halt}]}
+""")
+
+
+def judged(used_kwh, *, granted="10 kgCO2e", top_up_refused=False):
+    book = Book(project="x", user="ana", host="h", site=SITE, sampler_id=None, power_watts_max=100.0)
+    planner = Planner(POLICY, book, "w")
+    ticket = Ticket(step=Step(workflow_run="w", name="train"), spec=StepSpec())
+    ticket.granted = {Unit.CARBON: parse_carbon_micrograms(granted)}
+    ticket.hold = Hold(
+        hold_id="h", step=ticket.step, project="x", user="ana", spec=ticket.spec, tier=None,
+        decision=Action.ADMIT, would_decision=Action.ADMIT, amounts=ticket.granted, terms=planner.terms(NOW),
+        owner=OWNER, opened_at=NOW,
+    )  # fmt: skip
+    ticket.top_up_refused = top_up_refused
+    amount = round(used_kwh * MICROJOULES_PER_KWH)
+    energy = Energy(microjoules=amount, low_microjoules=amount, high_microjoules=amount, method=Method.MEASURED)
+    ticket.usage = Usage(
+        energy={Domain.CPU: energy}, duration_seconds=10, cpu_seconds=1, cpu_clock=CpuClockName.PERF, coverage_ratio=1
+    )
+    return planner.judge(ticket, ())
+
+
+@pytest.mark.parametrize("used_kwh", [7, 9.9])
+def test_a_halt_rule_does_not_fire_before_what_would_be_charged_reaches_it(used_kwh):
+    assert judged(used_kwh).halt_reason is None
+
+
+def test_a_halt_rule_fires_with_the_carbon_that_would_be_charged():
+    reason = judged(10).halt_reason
+    assert "brings carbon spent to 1.00 kgCO2e, past 100% of 1.00 kgCO2e" in reason
+
+
+def test_a_grant_is_compared_at_the_intensity_at_which_it_was_held():
+    assert judged(7, granted="1 kgCO2e", top_up_refused=True).halt_reason.startswith("b: train used carbon 1.05 kgCO2e")
+    assert judged(6, granted="1 kgCO2e", top_up_refused=True).halt_reason is None
+
+
+def test_a_top_up_is_asked_for_at_the_intensity_of_holds():
+    assert judged(6, granted="1 kgCO2e").top_up  # 900 g of 1 kg at the upper intensity
+    assert not judged(5, granted="1 kgCO2e").top_up
