@@ -28,7 +28,7 @@ from mlflow_green.recorder.planner import Planner
 from mlflow_green.recorder.recorder import Recorder
 from mlflow_green.recorder.recovery import recover, session_line
 from mlflow_green.recorder.ticket import Book, Ticket
-from mlflow_green.records import Domain, Owner, Site, Step, StepSpec
+from mlflow_green.records import Balance, Owner, Site, Step, StepSpec
 from mlflow_green.session import Session, inside_metered_step, job_environment
 from mlflow_green.settings import Settings, load_settings
 from mlflow_green.spool import SpoolWriter
@@ -125,15 +125,20 @@ def open_reader(settings: Settings, say: Callable[[str], None] = lambda _text: N
     return ledger
 
 
-def recover_into(ledger: SqlLedger, settings: Settings, clock: Clock, say: Callable[[str], None]) -> None:
-    def posted_sequences(sampler_id: str) -> dict[Domain, int]:
-        last: dict[Domain, int] = {}
-        for window in ledger.node_windows():
-            if window.sampler_id == sampler_id:
-                last[window.domain] = max(window.sequence_last, last.get(window.domain, -1))
-        return last
+def unused_balances(settings: Settings, used: Sequence[Balance]) -> tuple[Balance, ...]:
+    """What the policy limits now and nothing was spent of yet; a budget of each workflow starts with the workflow."""
+    from mlflow_green.policy.terms import terms
 
-    recover(ledger, settings.spool_dir, host=platform.node(), clock=clock, say=say, posted_sequences=posted_sequences)
+    policy = load_policy_for(settings)
+    known = {balance.term.key for balance in used}
+    now = terms(
+        policy, project=policy.project, user=user_name(), org=None, now=SystemClock().now(), workflow_run="next"
+    )
+    return tuple(Balance(term=term, spent=0, held=0) for term in now if term.key not in known)
+
+
+def recover_into(ledger: SqlLedger, settings: Settings, clock: Clock, say: Callable[[str], None]) -> None:
+    recover(ledger, settings.spool_dir, host=platform.node(), clock=clock, say=say)
 
 
 def sync(settings: Settings) -> int:
@@ -243,7 +248,7 @@ def open_meter(settings: Settings, policy: Policy, clock: Clock, project: str) -
         sampler_id=sampler.sampler_id if sampler.coordinated else None,
         power_watts_max=sampler.power_watts_max,
     )
-    return Meter(sampler, book, this_process(host))
+    return Meter(sampler, book, this_process(host, settings.spool_dir))
 
 
 def open_spool(settings: Settings, meter: Meter, *, leaves_orphans: bool = False) -> SpoolWriter:

@@ -26,12 +26,15 @@ def balance(place: Place, as_json: bool) -> None:
 
     with opened(place, place.settings()) as books:
         balances = books.balances() if books else ()
+    settings = place.settings()
+    if settings.policy_path is not None:
+        balances += place.doors.unused_balances(settings, balances)
     if as_json:
         print_json({"balances": [balance_to_json(each) for each in balances]})
-    elif books is None:
+    elif books is None and not balances:
         click.echo(NO_HISTORY)
     elif not balances:
-        click.echo("No budget has been used yet. Budgets are set in green.yaml; 'mlflow-green init' writes one.")
+        click.echo("There is no budget. Budgets are set in green.yaml; 'mlflow-green init' writes one.")
     else:
         out = console()
         out.print(balance_table(balances, width=out.width))

@@ -11,11 +11,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+import click
+
 from mlflow_green.ledger.ledger import Ledger, LedgerReader, Outbox
 from mlflow_green.settings import Settings, load_settings
 
 if TYPE_CHECKING:
     from mlflow_green.policy.document import Policy
+    from mlflow_green.records import Balance
     from mlflow_green.sensors.detect import Detection
 
 _SQLITE = "sqlite:///"
@@ -33,10 +36,16 @@ class Doors:
     """The real doors. Each raises the ``GreenError`` of what it opens."""
 
     def open_reader(self, settings: Settings) -> Books:
-        """The ledger, after left-over spool files were posted and dead holds closed."""
+        """The ledger, after left-over spool files were posted, orphaned steps ended and dead holds closed."""
         from mlflow_green.bootstrap import open_reader
 
-        return open_reader(settings)
+        return open_reader(settings, say=lambda text: click.echo(f"mlflow-green: {text}", err=True))
+
+    def unused_balances(self, settings: Settings, used: Sequence[Balance]) -> tuple[Balance, ...]:
+        """What green.yaml limits and nothing was spent of yet."""
+        from mlflow_green.bootstrap import unused_balances
+
+        return unused_balances(settings, used)
 
     def check_place(self, settings: Settings) -> None:
         """Raise ``LedgerUnavailable`` where a ledger could not be; opens and makes nothing."""

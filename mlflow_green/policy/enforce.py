@@ -72,6 +72,26 @@ def _over_threshold(budget: Budget, balance: Balance, charged: int) -> str | Non
     return None
 
 
+def overrun_text(policy: Policy, hold: Hold, used: Mapping[Unit, int], granted: Mapping[Unit, int]) -> str | None:
+    """In a sentence, that a step has passed its grant by the point value and is not halted for it; ``None`` if not.
+
+    An estimate's low end lies far below its point, so with ``enforce: low`` such a step can run on for long.
+    """
+    for term in hold.terms:
+        over = used.get(term.unit, 0) > granted.get(term.unit, used.get(term.unit, 0))
+        if term.mode is Mode.HARD and over:
+            budget = policy.budget(term.budget)
+            text = format_amount(term.unit, used[term.unit], budget.currency)
+            of = format_amount(term.unit, granted[term.unit], budget.currency)
+            when = "it may finish (overrun: finish)"
+            if budget.overrun == "halt":
+                when = (
+                    f"it is halted once its interval's {budget.enforce} end has passed that (enforce: {budget.enforce})"
+                )
+            return f"{budget.name}: {hold.step.label} has used {term.unit} {text} of {of} granted; {when}"
+    return None
+
+
 def top_up_need(
     *,
     used: Mapping[Unit, int],

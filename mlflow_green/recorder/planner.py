@@ -10,7 +10,7 @@ from mlflow_green.emissions.operational import charged_amounts, hold_amounts
 from mlflow_green.ledger.ledger import Ledger
 from mlflow_green.policy.decide import decide
 from mlflow_green.policy.document import Policy, Verb
-from mlflow_green.policy.enforce import Interval, grace_seconds, halt_due, top_up_need
+from mlflow_green.policy.enforce import Interval, grace_seconds, halt_due, overrun_text, top_up_need
 from mlflow_green.policy.forecast import ToAmounts, estimate
 from mlflow_green.policy.terms import reserve_for, terms
 from mlflow_green.recorder.recorder import SAMPLING_PERIOD_SECONDS, Verdict
@@ -131,7 +131,9 @@ class Planner:
             period_seconds=SAMPLING_PERIOD_SECONDS,
             to_amounts=self._amounts,
         )
-        return Verdict(top_up=dict(need)) if need else Verdict()
+        points = {unit: interval.point for unit, interval in used.items()}
+        overrun = overrun_text(self._policy, hold, points, grant)
+        return Verdict(top_up=dict(need) if need else None, overrun=overrun)
 
     def _amounts(self, energy_microjoules: int) -> Mapping[Unit, int]:
         return hold_amounts(energy_microjoules, self.site)

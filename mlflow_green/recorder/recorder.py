@@ -40,11 +40,15 @@ _UNWRITTEN_LINES_MAX = 10_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """What enforcement says about a running step after a sample: ask for more, end it, or neither."""
+    """What enforcement says about a running step after a sample: ask for more, end it, or neither.
+
+    ``overrun`` says that it has passed its grant by the point value and may still run on.
+    """
 
     top_up: dict[Unit, int] | None = None
     halt_reason: str | None = None
     grace_seconds: float = 0.0
+    overrun: str | None = None
 
 
 class Enforcer(Protocol):
@@ -257,6 +261,9 @@ class Recorder:
             self._halt(ticket, verdict.halt_reason, verdict.grace_seconds)
         elif verdict.top_up and not ticket.top_up_pending:
             self._bookkeeper.top_up(ticket, verdict.top_up)
+        if verdict.overrun and not ticket.overrun_said:
+            ticket.overrun_said = True
+            self._say(verdict.overrun)
 
     def _halt(self, ticket: Ticket, reason: str, grace_seconds: float) -> None:
         with self._halting:

@@ -1,7 +1,7 @@
 """After a crash: end what still runs, charge what may have been used, and close the holds of dead owners.
 
 The spool tells what was read up to the last sample. What came after it is not known, so a lost hold is
-charged its last reading + P_max x the silence (DESIGN law 6): all of the silence where a process of the
+charged its last reading + P_max x the silence: all of the silence where a process of the
 step was still found running, at most lease + grace otherwise.
 """
 

@@ -52,6 +52,7 @@ class Ticket:
     top_up_pending: bool = False
     top_up_asked_seconds: float = 0.0
     top_up_refused: bool = False
+    overrun_said: bool = False
 
     began_at: datetime | None = None
     began_monotonic_seconds: float = 0.0

@@ -183,6 +183,9 @@ def _carbon_card(entries: Sequence[Entry]) -> Card:
     sources = sorted({entry.intensity_source for entry in entries if entry.intensity_source})
     at = ", ".join(f"{value:g}" for value in sorted(intensities))
     note = "; ".join([f"at {at} g/kWh", *sources])
+    without = sum(entry.total is not None and entry.operational_micrograms_co2e is None for entry in entries)
+    if without:
+        note = f"{without} of {len(entries)} jobs ran while no intensity was set and are not in it; {note}"
     return Card(title="Carbon, operational", value=units.format_carbon(carbon), note=note)
 
 

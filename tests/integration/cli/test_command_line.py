@@ -216,6 +216,15 @@ def test_balance_shows_what_is_spent_and_left(green, books):
     assert energy["spent"] == 2 * (WH // 250)
 
 
+def test_balance_shows_a_budget_that_nobody_has_used_yet(green, place):
+    (place.cwd / "green.yaml").write_text(
+        "version: 1\nproject: p\nbudgets: [{name: fresh, limit: 5 kWh, period: total, mode: hard}]\n"
+    )
+    assert "fresh" in green("balance").stdout
+    (told,) = json.loads(green("balance", "--json").stdout)["balances"]
+    assert (told["budget"], told["spent"], told["held"], told["available"]) == ("fresh", 0, 0, 5000 * WH)
+
+
 def test_explain_shows_reason_estimate_policy_and_the_balances_it_saw(green, books):
     done = green("explain", "train[model=mlp]")
     assert done.exit_code == 0

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlflow_green.policy.document import parse_policy
-from mlflow_green.policy.enforce import grace_seconds, halt_due, top_up_need
+from mlflow_green.policy.enforce import grace_seconds, halt_due, overrun_text, top_up_need
 from mlflow_green.records import Action, Balance, Hold, Mode, Owner, Step, StepSpec, Term, Unit, Usage
 
 WH = 3_600_000_000
@@ -63,6 +63,25 @@ def test_the_end_of_the_interval_that_counts_is_the_policys():
 
 def test_overrun_finish_lets_a_step_end():
     assert due(policy_of(", overrun: finish"), (50 * WH,) * 3) is None
+
+
+def overrun(policy, point, *, granted=10 * WH):
+    mode = policy.budgets[0].mode
+    term = Term(budget="b", account="project:x", unit=Unit.ENERGY, period="total", limit=100 * WH, mode=mode)
+    return overrun_text(policy, hold_of(term), {Unit.ENERGY: point}, {Unit.ENERGY: granted})
+
+
+def test_a_step_past_its_grant_by_the_point_value_is_told_and_not_passed_over():
+    assert overrun(policy_of(), 12 * WH) == (
+        "b: train has used energy 12.0 Wh of 10.0 Wh granted; "
+        "it is halted once its interval's low end has passed that (enforce: low)"
+    )
+    assert "it may finish" in overrun(policy_of(", overrun: finish"), 12 * WH)
+
+
+def test_nothing_is_told_of_a_step_within_its_grant_or_without_a_hard_budget():
+    assert overrun(policy_of(), 10 * WH) is None
+    assert overrun(policy_of(mode="soft"), 12 * WH) is None
 
 
 def test_a_crossed_halt_rule_ends_a_step_inside_its_grant():
