@@ -88,8 +88,17 @@ def wait_for_a_job(folder: Path, snakemake: subprocess.Popen[bytes]) -> None:
 
 
 def test_ten_kills_of_snakemake_leave_the_books_closed_and_no_process_behind(pipeline: Path) -> None:
+    kill_and_check(pipeline, KILLS, lost_at_least=5)
+
+
+def test_kills_without_any_budget_where_nothing_is_held_leave_no_less_behind(pipeline: Path) -> None:
+    (pipeline / "green.yaml").write_text("version: 1\nproject: kills\ntracking: none\n")
+    kill_and_check(pipeline, KILLS[:4], lost_at_least=2)
+
+
+def kill_and_check(pipeline: Path, kills: list[tuple[int, bool]], *, lost_at_least: int) -> None:
     seen = SpooledEnergy()
-    for seed, kills_group in KILLS:
+    for seed, kills_group in kills:
         dice = random.Random(seed)
         snakemake = start(pipeline, "--rerun-incomplete", "--forceall")
         if dice.random() < 0.8:
@@ -105,7 +114,8 @@ def test_ten_kills_of_snakemake_leave_the_books_closed_and_no_process_behind(pip
 
     ledger = ledger_in(pipeline)
     entries = ledger.entries()
-    assert sum(entry.outcome is Outcome.LOST for entry in entries) >= 5, "the kills must have hit running jobs"
+    lost = sum(entry.outcome is Outcome.LOST for entry in entries)
+    assert lost >= lost_at_least, "the kills must have hit running jobs"
     assert sum(balance.held for balance in ledger.balances()) == 0
     assert ledger.open_holds() == ()
     assert findings(ledger) == ()
