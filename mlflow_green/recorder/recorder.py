@@ -208,7 +208,7 @@ class Recorder:
         while not self._stopping:
             self._cut.wait(_ENDING_PERIOD_SECONDS if self._endings else self._period_seconds)
             elapsed = self._clock.monotonic_seconds() - self._last_tick_seconds
-            if self._cut.is_set() and elapsed < _WINDOW_SECONDS_MIN:
+            if self._cut.is_set() and elapsed < _WINDOW_SECONDS_MIN and not self._stopping:
                 threading.Event().wait(_WINDOW_SECONDS_MIN - elapsed)
             self._cut.clear()
             if self._stopping:

@@ -9,7 +9,7 @@ import csv
 import importlib.util
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -203,19 +203,18 @@ def rated_power_watts() -> Mapping[str, float]:
         return {}
     table = Path(spec.submodule_search_locations[0], "data", "hardware", "cpu_power.csv")
     try:
-        with table.open(newline="", encoding="utf-8") as file:
-            return dict(_rows(csv.DictReader(file)))
+        text = table.read_text(encoding="utf-8")
     except OSError:
         return {}
+    return dict(_rows(csv.reader(text.splitlines()[1:])))
 
 
-def _rows(rows: csv.DictReader[str]) -> list[tuple[str, float]]:
-    parsed = []
-    for row in rows:
+def _rows(rows: Iterable[list[str]]) -> Iterator[tuple[str, float]]:
+    """Name and power of each row; read at every start of Snakemake, so plainly."""
+    for name, tdp, *_ in rows:
         try:
-            power_watts = float(row["TDP"])
-        except (TypeError, ValueError):
+            power_watts = float(tdp)
+        except ValueError:
             continue  # the table has a few misprints such as "27.29.5"
         if power_watts > 0:
-            parsed.append((normalised(row["Name"]), power_watts))
-    return parsed
+            yield normalised(name), power_watts
