@@ -113,7 +113,9 @@ def test_a_disk_that_is_full_from_the_start_stops_only_a_hard_budget(folder, sma
 
 @pytest.mark.parametrize("is_freed", [True, False])
 def test_a_disk_that_fills_up_loses_no_result_and_the_books_close(folder, small_disk, is_freed) -> None:
-    fill = "head -c 300000 /dev/zero > .green/fill || true; sleep 2; "
+    # A disk that stays full is filled once b has been settled: what has no room even in the spool is lost, and says so.
+    settled_first = "" if is_freed else "sleep 3; "
+    fill = settled_first + "head -c 300000 /dev/zero > .green/fill || true; sleep 2; "
     free = "rm .green/fill; sleep 1; " if is_freed else ""
     (folder / "Snakefile").write_text(SNAKEFILE.replace("echo a >", fill + free + "echo a >"))
     code, said = snakemake(folder, OBSERVE)
