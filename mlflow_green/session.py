@@ -102,8 +102,6 @@ class Session:
 
     def end(self, ticket: Ticket) -> None:
         """The step's own process has ended. Of a halted step, wait until none of its processes is left."""
-        if ticket.halt_reason:
-            self._recorder.wait_until_gone(ticket)
         self._recorder.end(ticket)
 
     def tell(self, ticket: Ticket, outcome: Outcome, metrics_path: Path | None = None) -> None:

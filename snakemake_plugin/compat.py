@@ -72,11 +72,6 @@ class SnakemakeInternals:
         return bool(self.workflow.exec_mode == ExecMode.DEFAULT)
 
     @property
-    def is_subprocess(self) -> bool:
-        """A ``run:`` or shadow job's own Snakemake, started and metered by the main one."""
-        return bool(self.workflow.exec_mode == ExecMode.SUBPROCESS)
-
-    @property
     def runs_locally(self) -> bool:
         return bool(self.workflow.local_exec)
 

@@ -38,7 +38,7 @@ from mlflow_green.records import (
     TopUp,
     Unit,
 )
-from mlflow_green.units import format_carbon, format_energy, format_money
+from mlflow_green.units import format_amount
 
 TermKey = tuple[str, str, str, str]
 WindowKey = tuple[str, str, int]
@@ -640,12 +640,3 @@ def _alert(rule: AlertRule, balance: Balance) -> Message:
         },
         text=text,
     )
-
-
-def format_amount(unit: Unit, amount: int) -> str:
-    """An amount in its unit's integer scale, as people read it."""
-    if unit is Unit.ENERGY:
-        return format_energy(amount)
-    if unit is Unit.CARBON:
-        return format_carbon(amount)
-    return format_money(amount, None)

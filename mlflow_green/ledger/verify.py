@@ -9,8 +9,9 @@ from itertools import pairwise
 from typing import Protocol
 
 from mlflow_green.ledger.ledger import Ledger, LedgerReader
-from mlflow_green.ledger.posting import TermKey, format_amount
+from mlflow_green.ledger.posting import TermKey
 from mlflow_green.records import Balance, Domain, Entry, Hold, JournalRow, NodeWindow, Owner, Unit
+from mlflow_green.units import format_amount
 
 TERMINAL_KINDS = frozenset({"settle", "void", "lost"})
 
