@@ -9,9 +9,8 @@ import csv
 import importlib.util
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 from mlflow_green.errors import SensorRetry, SensorUnavailable
@@ -134,12 +133,13 @@ def cpu_model_from(proc_root: Path = PROC_ROOT) -> CpuModel:
         text = ""
     fields = [line.partition(":") for line in text.splitlines()]
     pairs = [(key.strip(), value.strip()) for key, _, value in fields]
+    name = next((value for key, value in pairs if key == "model name"), None)
     return cpu_model(
-        name=next((value for key, value in pairs if key == "model name"), None),
+        name=name,
         threads=max(1, sum(key == "processor" for key, _ in pairs)),
         sockets=max(1, len({value for key, value in pairs if key == "physical id"})),
         virtual=any("hypervisor" in value.split() for key, value in pairs if key == "flags"),
-        rated_power_watts=rated_power_watts(),
+        rated_power_watts=rated_power_watts(name) if name else None,
     )
 
 
@@ -149,19 +149,18 @@ def cpu_model(
     threads: int,
     sockets: int,
     virtual: bool,
-    rated_power_watts: Mapping[str, float],
+    rated_power_watts: float | None,
 ) -> CpuModel:
-    """Power at full load of ``sockets`` CPUs called ``name``.
+    """Power at full load of ``sockets`` CPUs called ``name``, each rated at ``rated_power_watts``.
 
     A CPU of the table has its rated power. In a virtual machine, whose share of that is unknown, and for a CPU outside
     the table, 4 W a thread is a guess and its interval says so.
     """
-    rated = rated_power_watts.get(normalised(name)) if name else None
-    if rated is not None and not virtual:
-        return _known(name, threads, rated * sockets, f"{name} is rated at {rated:g} W")
-    return _guessed(
-        name, threads, "its share of the host CPU is unknown" if rated else "not in the table of rated powers"
-    )
+    if rated_power_watts is None:
+        return _guessed(name, threads, "not in the table of rated powers")
+    if virtual:
+        return _guessed(name, threads, "its share of the host CPU is unknown")
+    return _known(name, threads, rated_power_watts * sockets, f"{name} is rated at {rated_power_watts:g} W")
 
 
 def _known(name: str | None, threads: int, power_watts: float, why: str) -> CpuModel:
@@ -195,26 +194,25 @@ def normalised(name: str) -> str:
     return " ".join(_NOISE.sub(" ", name).lower().split())
 
 
-@cache
-def rated_power_watts() -> Mapping[str, float]:
-    """CodeCarbon's rated power in watts by normalised CPU name; empty where its table cannot be found."""
+def rated_power_watts(name: str) -> float | None:
+    """CodeCarbon's rated power in watts of the CPU of exactly this name, marks and frequency aside."""
     spec = importlib.util.find_spec("codecarbon")
     if spec is None or not spec.submodule_search_locations:
-        return {}
+        return None
     table = Path(spec.submodule_search_locations[0], "data", "hardware", "cpu_power.csv")
     try:
         text = table.read_text(encoding="utf-8")
     except OSError:
-        return {}
-    return dict(_rows(csv.reader(text.splitlines()[1:])))
+        return None
+    wanted = normalised(name)
+    telling = max(wanted.split(), key=len, default="")  # read at every start: only rows with this word are looked at
+    rows = csv.reader(line for line in text.splitlines()[1:] if telling in line.lower())
+    return next((watts for row in rows if normalised(row[0]) == wanted and (watts := _positive(row[1]))), None)
 
 
-def _rows(rows: Iterable[list[str]]) -> Iterator[tuple[str, float]]:
-    """Name and power of each row; read at every start of Snakemake, so plainly."""
-    for name, tdp, *_ in rows:
-        try:
-            power_watts = float(tdp)
-        except ValueError:
-            continue  # the table has a few misprints such as "27.29.5"
-        if power_watts > 0:
-            yield normalised(name), power_watts
+def _positive(text: str) -> float | None:
+    try:
+        power_watts = float(text)
+    except ValueError:
+        return None  # the table has a few misprints such as "27.29.5"
+    return power_watts if power_watts > 0 else None

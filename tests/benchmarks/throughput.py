@@ -88,6 +88,8 @@ def run(folder: Path, scheduler: str, policy: str, *, jobs: int, unlimited: bool
             "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}",
             "MLFLOW_GREEN_RUNTIME_DIR": name,
         }
+        # As installed by pip, which compiles what it installs; with this set, an editable install is compiled each time.
+        environ.pop("PYTHONDONTWRITEBYTECODE", None)
         command = [sys.executable, "-m", "snakemake", "--cores", "2", "--scheduler", scheduler, "--quiet", "all"]
         if unlimited:
             command += ["--max-jobs-per-timespan", "100000/1s"]
