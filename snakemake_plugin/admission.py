@@ -29,7 +29,6 @@ class _Ready:
     refused: list[Any] = field(default_factory=list)
     waiting: list[Any] = field(default_factory=list)
     pending: list[Any] = field(default_factory=list)
-    unknown: list[Any] = field(default_factory=list)
 
 
 class Admission:
@@ -44,7 +43,10 @@ class Admission:
         self._greedy = greedy
         self._warn = warn
         self._tickets: dict[JobKey, Ticket] = {}
-        self._keys: dict[int, tuple[Any, tuple[JobKey, ...]]] = {}  # by id of the job, which is kept alive here
+        # Of the jobs that have been ready and were not selected yet. Thousands can be ready in every round, so each is
+        # looked at closely only once.
+        self._asked: dict[Any, tuple[Ticket, ...]] = {}
+        self._unasked: dict[Any, _Rank] = {}
 
     def ticket(self, job: Any) -> Ticket | None:
         """The latest ticket of a single job."""
@@ -60,20 +62,35 @@ class Admission:
         self, jobs: Sequence[Any], remaining: Any, free: Mapping[str, int], sizes: Any, *, keep_going: bool
     ) -> list[Any]:
         """The jobs to start now. Refused ones are selected too, so that they can fail properly."""
-        ready = self._sort_out(jobs)
+        ready_jobs = set(jobs)
+        self._meet(ready_jobs)
+        ready = self._sort_out(ready_jobs)
         if ready.refused and not keep_going:
-            return ready.refused  # the workflow ends here, so nothing else is to begin
-        chosen = self._greedy(ready.admitted, remaining, free, sizes)
-        self._ask_for_more(ready, chosen, remaining, _less(free, chosen), sizes)
-        return ready.refused + chosen
+            selected = ready.refused  # the workflow ends here, so nothing else is to begin
+        else:
+            chosen = self._greedy(ready.admitted, remaining, free, sizes)
+            self._ask_for_more(ready, ready_jobs, chosen, remaining, _less(free, chosen), sizes)
+            selected = ready.refused + chosen
+        for job in selected:
+            del self._asked[job]
+        return selected
 
-    def _sort_out(self, jobs: Sequence[Any]) -> _Ready:
+    def _meet(self, ready_jobs: set[Any]) -> None:
+        """Jobs seen for the first time, or again after they ran: a group is asked for as a whole."""
+        for job in ready_jobs.difference(self._asked, self._unasked):
+            tickets = [self.ticket(part) for part in compat.members(job)]
+            unused = tuple(ticket for ticket in tickets if ticket and ticket.began_at is None)
+            if len(unused) == len(tickets):
+                self._asked[job] = unused
+            else:
+                self._unasked[job] = _rank(job)
+
+    def _sort_out(self, ready_jobs: set[Any]) -> _Ready:
         ready = _Ready()
-        for job in jobs:
-            tickets = self._open_tickets(job)
-            if tickets is None:
-                ready.unknown.append(job)
-            elif any(ticket.refused for ticket in tickets):
+        for job, tickets in self._asked.items():
+            if job not in ready_jobs:
+                continue
+            if any(ticket.refused for ticket in tickets):
                 ready.refused.append(job)
             elif all(ticket.admitted for ticket in tickets):
                 ready.admitted.append(job)
@@ -82,52 +99,44 @@ class Admission:
             else:
                 ready.pending.append(job)
         for few in (ready.admitted, ready.refused, ready.waiting, ready.pending):
-            few.sort(key=_order)
+            few.sort(key=_rank)
         return ready
 
-    def _open_tickets(self, job: Any) -> list[Ticket] | None:
-        """The tickets that the job has not used yet; ``None`` if it must be asked for, a group as a whole."""
-        found = []
-        for key in self._keys_of(job):
-            ticket = self._tickets.get(key)
-            if ticket is None or ticket.began_at is not None:
-                return None
-            found.append(ticket)
-        return found
-
-    def _keys_of(self, job: Any) -> tuple[JobKey, ...]:
-        """Of a job's members; remembered, for every ready job is looked at in every round."""
-        known = self._keys.get(id(job))
-        if known is None:
-            known = self._keys[id(job)] = (job, tuple(key_of(part) for part in compat.members(job)))
-        return known[1]
-
     def _ask_for_more(
-        self, ready: _Ready, chosen: Sequence[Any], remaining: Any, free: Mapping[str, int], sizes: Any
+        self,
+        ready: _Ready,
+        ready_jobs: set[Any],
+        chosen: Sequence[Any],
+        remaining: Any,
+        free: Mapping[str, int],
+        sizes: Any,
     ) -> None:
         """Ask for what could start at once, and, while budgets are far from their thresholds, for some more."""
         cores_free = free.get("_cores", 1)
         ahead = len(ready.admitted) - len(chosen) + len(ready.pending)
         # Refilled by the half: one transaction for several jobs, and none of this work in most rounds.
         room_ahead = LOOK_AHEAD - ahead if self._session.may_look_ahead and ahead <= LOOK_AHEAD // 2 else 0
-        if not ready.unknown or (cores_free <= 0 and not room_ahead):
+        if not self._unasked or (cores_free <= 0 and not room_ahead):
             return
-        unknown = sorted(ready.unknown, key=_order)
-        fitting = [job for job in ready.pending + unknown if _cores(job) <= cores_free]
-        startable = {id(job) for job in self._greedy(fitting, remaining, free, sizes)}
-        asked = [job for job in unknown if id(job) in startable]
-        others = [job for job in unknown if id(job) not in startable]
+        unasked = sorted(ready_jobs.intersection(self._unasked), key=self._unasked.__getitem__)
+        fitting = [job for job in ready.pending + unasked if _cores(job) <= cores_free]
+        startable = set(self._greedy(fitting, remaining, free, sizes))
+        asked = [job for job in unasked if job in startable]
+        others = [job for job in unasked if job not in startable]
         asked += others[: max(0, room_ahead - len(asked))]
         asked = asked[: max(0, WAITING_MAX - len(ready.waiting))]
         if asked:  # all at once: one transaction, and a refusal is known before anything beside it starts
-            self._session.ask([ticket for job in asked for ticket in self._new_tickets(job)])
+            for job in asked:
+                del self._unasked[job]
+                self._asked[job] = self._new_tickets(job)
+            self._session.ask([ticket for job in asked for ticket in self._asked[job]])
 
-    def _new_tickets(self, job: Any) -> list[Ticket]:
+    def _new_tickets(self, job: Any) -> tuple[Ticket, ...]:
         parts = compat.members(job)
         group = str(job.jobid) if len(parts) > 1 else None
         before = [ticket for part in parts if (ticket := self.ticket(part))]
         self._session.void([ticket for ticket in before if ticket.began_at is None], "its group is started again")
-        tickets = [self._new_ticket(part, group) for part in parts]
+        tickets = tuple(self._new_ticket(part, group) for part in parts)
         self._tickets.update(zip(map(key_of, parts), tickets, strict=True))
         return tickets
 
@@ -144,7 +153,10 @@ class Admission:
             return self._session.spec(job.rule.name, None)
 
 
-def _order(job: Any) -> tuple[int, bool, Any]:
+_Rank = tuple[int, bool, Any]
+
+
+def _rank(job: Any) -> _Rank:
     """Most urgent first, then as Snakemake numbers them; groups have other ids."""
     return -job.priority, job.is_group(), job.jobid
 
