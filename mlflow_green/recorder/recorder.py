@@ -136,7 +136,7 @@ class Recorder:
     def tell(self, ticket: Ticket, outcome: Outcome, metrics_path: Path | None = None) -> None:
         """Fix the outcome. Does no I/O: it is called under the host program's lock."""
         ticket.metrics_path = metrics_path
-        ticket.outcome = Outcome.HALTED if ticket.halt_reason and outcome is Outcome.FAILED else outcome
+        ticket.outcome = Outcome.HALTED if ticket.halt_reason and outcome is not Outcome.SUCCEEDED else outcome
         if self._bookkeeper.has_waiting:
             self._cut.set()
 

@@ -9,7 +9,8 @@ SNAKEFILE = """
     rule all:
         input:
             "out/big", "out/odd", "out/piped", "out/stubborn", "out/polite", "out/learner",
-            "out/inline", "out/shadowed", "out/unrelated",
+            "out/inline", "out/shadowed", "out/wrapped", "out/pointed", "out/timed", "out/unrelated",
+            "out/odd_wrapped", "out/odd_pointed", "out/odd_timed",
 
     rule big:
         output: "out/big"
@@ -66,6 +67,35 @@ SNAKEFILE = """
         shadow: "minimal"
         shell: "echo partial > {output}; while :; do :; done"
 
+    rule wrapped:
+        output: "out/wrapped"
+        wrapper: "file:wrap"
+
+    checkpoint pointed:
+        output: directory("out/pointed")
+        shell: "mkdir {output}; echo partial > {output}/one; while :; do :; done"
+
+    rule timed:
+        output: "out/timed"
+        benchmark: "bench/timed"
+        shell: "echo partial > {output}; while :; do :; done"
+
+    rule odd_wrapped:
+        output: "out/odd_wrapped"
+        params: green=lambda wc, resources: dict(energy="5 Wh")
+        wrapper: "file:wrap"
+
+    checkpoint odd_pointed:
+        output: directory("out/odd_pointed")
+        params: green=lambda wc, resources: dict(energy="5 Wh")
+        shell: "mkdir {output}"
+
+    rule odd_timed:
+        output: "out/odd_timed"
+        params: green=lambda wc, resources: dict(energy="5 Wh")
+        benchmark: "bench/odd_timed"
+        shell: "touch {output}"
+
     rule unrelated:
         output: "out/unrelated"
         shell: "sleep 6; echo done > {output}"
@@ -92,8 +122,15 @@ LEARNER = """
         pass
 """
 
-BURNERS = ("stubborn", "polite", "learner", "inline", "shadowed")
-REFUSED = ("big", "odd", "pipe_in", "pipe_out")
+WRAPPER = """
+    with open(snakemake.output[0], "w") as file:
+        file.write("partial")
+    while True:
+        pass
+"""
+
+BURNERS = ("stubborn", "polite", "learner", "inline", "shadowed", "wrapped", "pointed", "timed")
+REFUSED = ("big", "odd", "pipe_in", "pipe_out", "odd_wrapped", "odd_pointed", "odd_timed")
 # The burners get 0.5 mWh each and ask for more, which is not there.
 POLICY = """
     budgets:
@@ -110,6 +147,9 @@ POLICY = """
       learner: {energy: 0.5 mWh, checkpoint: ckpt/learner}
       inline: {energy: 0.5 mWh}
       shadowed: {energy: 0.5 mWh}
+      wrapped: {energy: 0.5 mWh}
+      pointed: {energy: 0.5 mWh}
+      timed: {energy: 0.5 mWh}
       unrelated: {energy: 0.1 mWh}
       after_big: {energy: 0.1 mWh}
       pipe_out: {energy: 0.1 mWh}
@@ -119,10 +159,12 @@ POLICY = """
 @pytest.fixture(scope="module")
 def short(tmp_path_factory):
     """The folder and the run that its budget was too small for."""
-    folder = SnakemakeFolder(tmp_path_factory.mktemp("short") / "wf", SNAKEFILE, POLICY.replace("LIMIT", "3 mWh"))
+    folder = SnakemakeFolder(tmp_path_factory.mktemp("short") / "wf", SNAKEFILE, POLICY.replace("LIMIT", "4.5 mWh"))
     folder.write("learner.py", LEARNER)
+    folder.write("wrap/wrapper.py", WRAPPER)
+    folder.write("wrap/environment.yaml", "dependencies: []\n")
     folder.write("out/big", "old\n")
-    run = folder.run("-c8", "--keep-going", "--retries", "2", "--forcerun", "big", "-q", "host", "--", "all")
+    run = folder.run("-c16", "--keep-going", "--retries", "2", "--forcerun", "big", "-q", "host", "--", "all")
     return folder, run
 
 
@@ -142,7 +184,7 @@ def test_a_refused_job_never_starts_and_is_told_once(short, step):
 def test_a_refusal_names_budget_unit_needed_and_available(short):
     _, run = short
     assert "mlflow-green refused big: lab: energy 5.00 Wh needed, " in run.output
-    assert " available of 3.00 mWh; big is refused" in run.output
+    assert " available of 4.50 mWh; big is refused" in run.output
 
 
 def test_the_outputs_of_an_earlier_run_survive_a_refusal(short):
@@ -178,6 +220,7 @@ def test_a_step_that_overruns_its_grant_is_halted_and_leaves_no_output(short, st
     assert entry.outcome is Outcome.HALTED
     assert entry.energy_charged_microjoules == entry.total.microjoules > 0
     assert not folder.exists(f"out/{step}")
+    assert not folder.exists(f"bench/{step}")
     assert f"message: mlflow-green halted {step}: lab: {step} used energy" in run.output
     assert "Traceback" not in run.output
 

@@ -141,6 +141,15 @@ def test_a_halted_step_is_halted_whatever_its_exit_says() -> None:
     assert (entry.outcome, entry.reason) == (Outcome.HALTED, "over its grant")
 
 
+def test_a_step_whose_host_ends_before_it_tells_is_still_a_halted_one() -> None:
+    parts = Parts(enforcer=AlwaysHalt())
+    parts.begun("train")
+    parts.recorder._tick()
+    assert parts.recorder.close(SECONDS)
+    (entry,) = parts.ledger.entries()
+    assert (entry.outcome, entry.reason) == (Outcome.HALTED, "over its grant")
+
+
 def test_a_ledger_that_does_not_answer_does_not_keep_the_host_from_ending(parts) -> None:
     step = parts.begun("train")
     parts.recorder.end(step)
