@@ -27,8 +27,8 @@ from mlflow_green.recorder.bookkeeper import Bookkeeper
 from mlflow_green.recorder.planner import Planner
 from mlflow_green.recorder.recorder import Recorder
 from mlflow_green.recorder.recovery import recover, session_line
-from mlflow_green.recorder.ticket import Book, Ticket
-from mlflow_green.records import Balance, Owner, Site, Step, StepSpec
+from mlflow_green.recorder.ticket import Book, Ticket, entry_of
+from mlflow_green.records import Balance, Entry, Outcome, Owner, Site, Step, StepSpec
 from mlflow_green.session import Session, inside_metered_step, job_environment
 from mlflow_green.settings import Settings, load_settings
 from mlflow_green.spool import SpoolWriter
@@ -334,10 +334,17 @@ def _start_tracking(
 # --- one command ----------------------------------------------------------------------------------
 
 
+class Ran(NamedTuple):
+    """How a command ended: its exit code, 76 when halted, 77 when refused; and its entry, if it was decided upon."""
+
+    exit_code: int
+    entry: Entry | None
+
+
 def run_command(
     settings: Settings, argv: Sequence[str], *, project: str | None, step: str | None, energy: str | None
-) -> int:
-    """Run one command as a metered step; its exit code, 76 when halted, 77 when refused.
+) -> Ran:
+    """Run one command as a metered step.
 
     Without a hard budget only the spool is written, and the next command that opens the ledger posts it. Inside a
     step that is metered already the command is part of that step.
@@ -352,7 +359,7 @@ def run_command(
         print(f"mlflow-green: {text}", file=sys.stderr, flush=True)  # noqa: T201 - it has no log of its own
 
     if settings.disabled or inside_metered_step(os.environ):
-        return command.replace_process(argv, say)
+        return Ran(command.replace_process(argv, say), None)
     policy = load_policy_for(settings)
     clock, workflow_run, enforces = SystemClock(), uuid.uuid4().hex, is_hard(policy)
     ledger: SqlLedger | NoLedger = NoLedger()
@@ -372,6 +379,7 @@ def run_command(
     spec = policy.steps.get(name, StepSpec())
     if energy is not None:
         spec = dataclasses.replace(spec, energy_microjoules=parse_energy_microjoules(energy))
+    ticket = Ticket(step=Step(workflow_run=workflow_run, name=name), spec=spec)
     planner, answered = Planner(policy, meter.book, workflow_run), threading.Event()
     recorder = Recorder(
         sampler=meter.sampler,
@@ -385,7 +393,7 @@ def run_command(
     )
     code = command.run_command(
         recorder,
-        Ticket(step=Step(workflow_run=workflow_run, name=name), spec=spec),
+        ticket,
         argv,
         environment=lambda ticket: job_environment(ticket, workflow_run, acts=planner.acts),
         answered=answered,
@@ -393,4 +401,5 @@ def run_command(
     )
     if not recorder.ledger_is_busy:
         ledger.close()
-    return code
+    outcome = Outcome.REFUSED if ticket.refused else ticket.outcome
+    return Ran(code, entry_of(ticket, outcome, meter.book, clock.now()) if outcome else None)

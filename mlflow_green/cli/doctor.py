@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 HOSTS = ("mlflow", "snakemake")
 CPUINFO = Path("/proc/cpuinfo")
+FREE_BYTES_MIN = 20_000_000  # for some 10,000 steps: without budgets a ledger of 200 steps grew by 1.4 kB each
 
 
 @dataclass(slots=True)
@@ -182,17 +184,23 @@ def _place_of(policy: Policy) -> str:
 
 def _ledger(place: Place, settings: Settings, findings: Findings) -> None:
     folder = _existing(settings.state_dir)
-    writable = os.access(folder, os.W_OK)
+    writable, free_bytes = os.access(folder, os.W_OK), shutil.disk_usage(folder).free
     lines = findings.sections["Ledger"] = [settings.ledger_url, f"meters write to {settings.spool_dir}"]
     told = findings.data["ledger"] = {
         "url": settings.ledger_url,
         "spool": str(settings.spool_dir),
         "writable": writable,
+        "free_bytes": free_bytes,
         "waiting_for_mlflow": None,
     }
     if not writable:
         findings.problems.append(f"{folder} is not writable, so nothing can be recorded; make it writable")
         return
+    if free_bytes < FREE_BYTES_MIN:
+        findings.problems.append(
+            f"the disk of {folder} has {free_bytes / 1e6:.1f} MB left, and readings that find no room are lost;"
+            f" free at least {FREE_BYTES_MIN / 1e6:.0f} MB"
+        )
     try:
         place.doors.check_place(settings)
         with opened(place, settings) as books:

@@ -17,6 +17,7 @@ from mlflow_green.ledger.ledger import Ledger, LedgerReader, Outbox
 from mlflow_green.settings import Settings, load_settings
 
 if TYPE_CHECKING:
+    from mlflow_green.bootstrap import Ran
     from mlflow_green.policy.document import Policy
     from mlflow_green.records import Balance
     from mlflow_green.sensors.detect import Detection
@@ -76,8 +77,8 @@ class Doors:
 
     def run_command(
         self, settings: Settings, argv: Sequence[str], *, project: str | None, step: str | None, energy: str | None
-    ) -> int:
-        """Run a command as a metered step; its exit status, 76 when halted, 77 when refused."""
+    ) -> Ran:
+        """Run a command as a metered step."""
         from mlflow_green.bootstrap import run_command
 
         return run_command(settings, argv, project=project, step=step, energy=energy)

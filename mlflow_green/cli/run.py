@@ -28,8 +28,10 @@ def run(
 
     if energy is not None:
         parse_energy_microjoules(energy)  # a wrong argument is told before anything starts
-    code = place.doors.run_command(place.settings(), argv, project=project, step=step, energy=energy)
+    ran = place.doors.run_command(place.settings(), argv, project=project, step=step, energy=energy)
     if as_json:
-        told = {"argv": list(argv), "exit_code": code, "step": step, "project": project}
-        click.echo(json.dumps(told), err=True)
-    sys.exit(code)
+        from mlflow_green.reports.export import entry_to_json
+
+        entry = entry_to_json(ran.entry, {}) if ran.entry else None
+        click.echo(json.dumps({"argv": list(argv), "exit_code": ran.exit_code, "entry": entry}), err=True)
+    sys.exit(ran.exit_code)

@@ -9,6 +9,7 @@ from datetime import timedelta
 import pytest
 from click.testing import CliRunner
 
+from mlflow_green.bootstrap import Ran
 from mlflow_green.cli.doctor import cpu_name
 from mlflow_green.cli.doors import Doors, Place
 from mlflow_green.cli.main import cli
@@ -44,7 +45,7 @@ class RunDoors(Doors):
     def run_command(self, settings, argv, *, project, step, energy):
         if isinstance(self.end, Exception):
             raise self.end
-        return self.end
+        return Ran(self.end, None)
 
 
 @pytest.fixture

@@ -9,7 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from mlflow_green.cli.doors import Place
+from mlflow_green.cli.main import cli
 from mlflow_green.records import Outcome
 from tests.testkit.books import findings, ledger_in
 
@@ -68,6 +71,12 @@ def small_disk(folder: Path) -> Iterator[Path]:
         pytest.skip("only root may mount a small disk")
     yield disk
     subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def test_doctor_names_a_disk_that_is_almost_full(folder, small_disk) -> None:
+    told = CliRunner().invoke(cli, ["doctor"], obj=Place(cwd=folder, environ={}))
+    assert told.exit_code == 1
+    assert f"the disk of {small_disk} has 0.3 MB left" in told.output
 
 
 def test_a_metrics_file_that_is_no_json_costs_only_its_numbers(folder) -> None:

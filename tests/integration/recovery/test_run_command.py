@@ -14,6 +14,7 @@ import pytest
 
 from mlflow_green.metering.supervise import start_ticks, step_processes
 from mlflow_green.records import Outcome
+from mlflow_green.reports.export import entry_to_json
 from tests.testkit.books import findings, ledger_in, spool_lines
 
 GREEN = [sys.executable, "-m", "mlflow_green.cli"]
@@ -152,6 +153,17 @@ def test_signals_reach_the_command_and_what_it_says_then_counts(tmp_path, number
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 5, err
+
+
+def test_json_tells_the_entry_that_was_posted(tmp_path) -> None:
+    process = start(tmp_path, "run", "--json", "--step", "train", "--", "sh", "-c", "echo out; exit 3")
+    out, err = process.communicate(timeout=60)
+    told = json.loads(err.splitlines()[-1])
+    assert (out, process.returncode, told["exit_code"], told["argv"][0]) == ("out\n", 3, 3, "sh")
+    subprocess.run([*GREEN, "balance"], cwd=tmp_path, check=True, stdout=subprocess.DEVNULL)
+    (entry,) = ledger_in(tmp_path).entries()
+    assert told["entry"] == entry_to_json(entry, {})
+    assert (entry.step, entry.outcome) == ("train", Outcome.FAILED)
 
 
 def test_a_command_that_does_not_exist_says_so(tmp_path) -> None:
