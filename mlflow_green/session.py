@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlflow_green.errors import LedgerUnavailable, UnsupportedHost
-from mlflow_green.metering.cpu_clock import CpuClock, ProcessTreeClock, metered_popen, open_clock
+from mlflow_green.metering.cpu_clock import CpuClock, open_clock, start_process
 from mlflow_green.metering.supervise import start_ticks
 from mlflow_green.recorder.planner import Planner
 from mlflow_green.recorder.recorder import Recorder
@@ -111,12 +111,7 @@ class Session:
         """``subprocess.Popen`` with the step's environment, reporting to its clock."""
         environ = kwargs.get("env")
         kwargs["env"] = {**(os.environ if environ is None else environ), **self.environment(ticket)}
-        if not isinstance(clock, ProcessTreeClock):
-            return subprocess.Popen(*args, **kwargs)
-        metered = metered_popen(lambda pid, used: clock.add_finished(pid, used.ru_utime + used.ru_stime))
-        process = metered(*args, **kwargs)
-        clock.add_root(process.pid)
-        return process
+        return start_process(clock, *args, **kwargs)
 
     def environment(self, ticket: Ticket) -> dict[str, str]:
         """What a job sees of its budget, and what lets its MLflow runs be found again."""

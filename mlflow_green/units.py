@@ -25,6 +25,7 @@ MICROWATTS_PER_WATT = 1_000_000
 MICROJOULES_PER_MILLIJOULE = 1_000
 MILLISECONDS_PER_SECOND = 1_000
 METRES_PER_KILOMETRE = 1_000
+BYTES_PER_MB = 1_000_000
 BYTES_PER_GIB = 2**30
 SECONDS = {"s": 1, "min": 60, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 
@@ -124,6 +125,10 @@ def micrograms(carbon_grams: float) -> int:
 def milliseconds(seconds: float) -> int:
     """Seconds to the nearest millisecond, half to even; MLflow counts time since 1970 in these."""
     return round(Fraction(seconds) * MILLISECONDS_PER_SECOND)
+
+
+def megabytes(size_bytes: int) -> float:
+    return size_bytes / BYTES_PER_MB
 
 
 def gibibytes(size_bytes: int) -> float:

@@ -19,7 +19,7 @@ from mlflow_green.cli.output import console, json_option, opened, print_json
 from mlflow_green.errors import GreenError
 from mlflow_green.records import Device
 from mlflow_green.settings import Settings
-from mlflow_green.units import gibibytes
+from mlflow_green.units import gibibytes, megabytes
 
 if TYPE_CHECKING:
     from mlflow_green.policy.document import Policy
@@ -198,8 +198,8 @@ def _ledger(place: Place, settings: Settings, findings: Findings) -> None:
         return
     if free_bytes < FREE_BYTES_MIN:
         findings.problems.append(
-            f"the disk of {folder} has {free_bytes / 1e6:.1f} MB left, and readings that find no room are lost;"
-            f" free at least {FREE_BYTES_MIN / 1e6:.0f} MB"
+            f"the disk of {folder} has {megabytes(free_bytes):.1f} MB left, and readings that find no room are lost;"
+            f" free at least {megabytes(FREE_BYTES_MIN):.0f} MB"
         )
     try:
         place.doors.check_place(settings)

@@ -42,13 +42,22 @@ class CpuClock(Protocol):
 def open_clock(proc_root: Path = PROC_ROOT) -> PerfClock | ProcessTreeClock:
     """The best clock for what the calling thread is about to start.
 
-    A ``ProcessTreeClock`` must be told its processes: ``add_root`` when they start, ``add_finished`` when they are
-    reaped.
+    A ``ProcessTreeClock`` must be told its processes: ``start_process`` does.
     """
     try:
         return PerfClock.open_on_current_thread()
     except OSError:
         return ProcessTreeClock(proc_root)
+
+
+def start_process(clock: CpuClock, *args: Any, **kwargs: Any) -> subprocess.Popen[Any]:
+    """``subprocess.Popen``, counted by the clock until it is reaped. Raises as ``Popen`` does."""
+    if not isinstance(clock, ProcessTreeClock):
+        return subprocess.Popen(*args, **kwargs)
+    metered = metered_popen(lambda pid, used: clock.add_finished(pid, used.ru_utime + used.ru_stime))
+    process = metered(*args, **kwargs)
+    clock.add_root(process.pid)
+    return process
 
 
 # --- the kernel's task clock ----------------------------------------------------------------------

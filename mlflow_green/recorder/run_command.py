@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import FrameType, TracebackType
 from typing import Any, Protocol, Self
 
-from mlflow_green.metering.cpu_clock import CpuClock, ProcessTreeClock, metered_popen, open_clock
+from mlflow_green.metering.cpu_clock import open_clock, start_process
 from mlflow_green.recorder.recorder import Recorder
 from mlflow_green.recorder.ticket import Ticket
 from mlflow_green.records import Action, Outcome
@@ -80,7 +80,7 @@ def _run(
     problem: OSError | None = None
     code = NOT_FOUND
     try:
-        process = _start(argv, environ, clock)
+        process = start_process(clock, list(argv), env=environ)
     except OSError as error:
         problem = error
     else:
@@ -94,15 +94,6 @@ def _run(
     outcome = Outcome.CANCELLED if signals.received else Outcome.SUCCEEDED if code == 0 else Outcome.FAILED
     recorder.tell(ticket, Outcome.FAILED if halted else outcome)
     return HALTED if ticket.outcome is Outcome.HALTED else code
-
-
-def _start(argv: Sequence[str], environ: Mapping[str, str], clock: CpuClock) -> subprocess.Popen[Any]:
-    if not isinstance(clock, ProcessTreeClock):
-        return subprocess.Popen(list(argv), env=environ)
-    metered = metered_popen(lambda pid, used: clock.add_finished(pid, used.ru_utime + used.ru_stime))
-    process = metered(list(argv), env=environ)
-    clock.add_root(process.pid)
-    return process
 
 
 def _cannot_start(argv: Sequence[str], error: OSError, say: Callable[[str], None]) -> int:

@@ -14,6 +14,7 @@ from mlflow_green.records import (
     Boundary,
     Closing,
     ClosingKind,
+    CpuClockName,
     Decision,
     Domain,
     Energy,
@@ -31,6 +32,7 @@ from mlflow_green.records import (
     Term,
     Tier,
     Unit,
+    Usage,
 )
 
 NOON = datetime(2026, 11, 21, 12, tzinfo=UTC)
@@ -115,6 +117,17 @@ def energy(microjoules: int) -> Energy:
         low_microjoules=microjoules,
         high_microjoules=microjoules + 1,
         method=Method.ESTIMATED,
+    )
+
+
+def usage(used: int, seconds: float = 1.0) -> Usage:
+    """What a step used that kept one core busy for ``seconds``."""
+    return Usage(
+        energy={Domain.CPU: energy(used)},
+        duration_seconds=seconds,
+        cpu_seconds=seconds,
+        cpu_clock=CpuClockName.PERF,
+        coverage_ratio=1.0,
     )
 
 

@@ -14,6 +14,7 @@ from textwrap import dedent
 from mlflow_green.bootstrap import open_ledger
 from mlflow_green.clock import SystemClock
 from mlflow_green.settings import load_settings
+from tests.testkit.waiting import comes_true
 
 LIMIT_SECONDS = 60
 
@@ -138,10 +139,7 @@ class SnakemakeFolder:
 
 
 def wait_for(condition, what, also=lambda: "", limit_seconds=LIMIT_SECONDS):
-    deadline = time.monotonic() + limit_seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"no {what} after {limit_seconds} s\n{also()}"
-        time.sleep(0.05)
+    assert comes_true(condition, limit_seconds), f"no {what} after {limit_seconds} s\n{also()}"
 
 
 def processes_in(folder):

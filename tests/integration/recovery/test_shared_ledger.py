@@ -19,17 +19,14 @@ from mlflow_green.records import (
     Batch,
     Closing,
     ClosingKind,
-    CpuClockName,
-    Domain,
     Intensity,
     Outcome,
     Site,
     Tick,
     Unit,
-    Usage,
 )
 from mlflow_green.spool import SpoolWriter, to_json
-from tests.testkit.ledger_samples import NOON, OWNER, admit_anything, energy, request, term, window
+from tests.testkit.ledger_samples import NOON, OWNER, admit_anything, request, term, usage, window
 from tests.testkit.recorder_parts import ticket
 
 SITE = Site(
@@ -70,13 +67,7 @@ def begun(spool: Path, owner, step, *, settled: bool) -> None:
     writer.append(session_line(owner, BOOK))
     writer.append(begin_line(step))
     if settled:
-        step.usage = Usage(
-            energy={Domain.CPU: energy(USED)},
-            duration_seconds=3.0,
-            cpu_seconds=3.0,
-            cpu_clock=CpuClockName.PERF,
-            coverage_ratio=1.0,
-        )
+        step.usage = usage(USED, seconds=3.0)
         closing = Closing(
             kind=ClosingKind.SETTLE, hold_id=step.hold_id, entry=entry_of(step, Outcome.SUCCEEDED, BOOK, NOON)
         )

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from tests.testkit.slurm.daemons import wait_for
 from tests.testkit.snakemake_folder import SnakemakeFolder
+from tests.testkit.waiting import comes_true
 
 SNAKEFILE = """
     rule all:
@@ -52,4 +52,4 @@ def test_observed_jobs_run_on_the_nodes_and_are_said_to_be_unmetered(slurm, tmp_
     assert not any(name.startswith("GREEN_") for name in environ)
     assert not folder.exists(".green")
     # The accounting lags behind the job by some seconds.
-    assert wait_for(lambda: (environ["SLURMD_NODENAME"], "COMPLETED") in accounted(slurm), 20), json.dumps(environ)
+    assert comes_true(lambda: (environ["SLURMD_NODENAME"], "COMPLETED") in accounted(slurm), 20), json.dumps(environ)

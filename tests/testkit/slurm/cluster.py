@@ -16,7 +16,8 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-from tests.testkit.slurm.daemons import ClusterError, Daemons, free_ports, is_listening, wait_for
+from tests.testkit.slurm.daemons import ClusterError, Daemons, free_ports, is_listening
+from tests.testkit.waiting import comes_true
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "slurmdbd", "mariadbd")
 CLIENTS = ("sacct", "sacctmgr", "sbatch", "scancel", "scontrol", "sinfo", "squeue", "srun", "sstat")
@@ -121,7 +122,7 @@ class SlurmCluster:
         with suppress(ClusterError, FileNotFoundError):
             if jobs := self.run("squeue", "-h", "-o", "%A").split():
                 self.run("scancel", *jobs)
-                wait_for(lambda: not self.run("squeue", "-h").strip(), 15)
+                comes_true(lambda: not self.run("squeue", "-h").strip(), 15)
         self._daemons.stop_all()
         for pid in self._processes_of_jobs():
             with suppress(ProcessLookupError):
@@ -180,7 +181,7 @@ class SlurmCluster:
         self._daemons.wait_until("slurmctld", lambda: is_listening(self._ports[0]), 30)
         for node in self.nodes:
             self.start_node(node)
-        if not wait_for(self._nodes_are_ready, 60):
+        if not comes_true(self._nodes_are_ready, 60):
             raise ClusterError(f"the nodes did not come up\n{self._daemons.tail('slurmctld')}")
 
     def start_node(self, node: str) -> None:

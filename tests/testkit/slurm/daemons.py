@@ -5,10 +5,10 @@ import random
 import signal
 import socket
 import subprocess
-import time
 from pathlib import Path
 
 from mlflow_green.metering.supervise import start_ticks
+from tests.testkit.waiting import comes_true
 
 
 class ClusterError(RuntimeError):
@@ -60,21 +60,12 @@ class Daemons:
 
     def wait_until(self, name: str, ready, limit_seconds: float) -> None:
         """Raises ``ClusterError`` with the end of the daemon's output if it dies or takes too long."""
-        if not wait_for(lambda: ready() or not self.is_running(name), limit_seconds) or not ready():
+        if not comes_true(lambda: ready() or not self.is_running(name), limit_seconds) or not ready():
             raise ClusterError(f"{name} is not ready after {limit_seconds:g} s\n{self.tail(name)}")
 
     def tail(self, name: str, lines: int = 20) -> str:
         texts = [path.read_text(errors="replace") for path in sorted(self._log_dir.glob(f"{name}.*"))]
         return "\n".join(line for text in texts for line in text.splitlines()[-lines:])
-
-
-def wait_for(condition, limit_seconds: float, interval_seconds: float = 0.1) -> bool:
-    deadline = time.monotonic() + limit_seconds
-    while not condition():
-        if time.monotonic() >= deadline:
-            return False
-        time.sleep(interval_seconds)
-    return True
 
 
 def free_ports(count: int) -> list[int]:

@@ -4,8 +4,8 @@ import pytest
 
 from mlflow_green.ledger.verify import verify
 from mlflow_green.recorder.ticket import Ticket, entry_of
-from mlflow_green.records import Action, Closing, ClosingKind, CpuClockName, Domain, Outcome, Unit, Usage
-from tests.testkit.ledger_samples import NOON, energy, window
+from mlflow_green.records import Action, Closing, ClosingKind, Outcome, Unit
+from tests.testkit.ledger_samples import NOON, usage, window
 from tests.testkit.recorder_parts import BOOK, FailingLedger, SimplePlanner, bookkeeper, down, ticket
 
 SECONDS = 10
@@ -13,13 +13,7 @@ SECONDS = 10
 
 def settle(keeper, step: Ticket, used: int) -> Closing:
     step.began_at = NOON
-    step.usage = Usage(
-        energy={Domain.CPU: energy(used)},
-        duration_seconds=1.0,
-        cpu_seconds=1.0,
-        cpu_clock=CpuClockName.PERF,
-        coverage_ratio=1.0,
-    )
+    step.usage = usage(used)
     entry = entry_of(step, Outcome.SUCCEEDED, BOOK, NOON)
     closing = Closing(kind=ClosingKind.SETTLE, hold_id=entry.hold_id, entry=entry)
     keeper.settle(step, closing)

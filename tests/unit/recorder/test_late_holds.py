@@ -11,8 +11,8 @@ from mlflow_green.ledger.verify import verify
 from mlflow_green.policy.document import parse_policy
 from mlflow_green.recorder.planner import Planner
 from mlflow_green.recorder.ticket import entry_of
-from mlflow_green.records import Closing, ClosingKind, CpuClockName, Domain, Outcome, Usage
-from tests.testkit.ledger_samples import NOON, energy, window
+from mlflow_green.records import Closing, ClosingKind, Outcome
+from tests.testkit.ledger_samples import NOON, usage, window
 from tests.testkit.recorder_parts import BOOK, FailingLedger, SimplePlanner, bookkeeper, down, ticket
 
 SECONDS = 10
@@ -42,13 +42,7 @@ def freely_admitted(keeper, ledger, name="train"):
     ledger.problem = None
     assert step.late_request is not None
     step.began_at = NOON
-    step.usage = Usage(
-        energy={Domain.CPU: energy(7)},
-        duration_seconds=1.0,
-        cpu_seconds=1.0,
-        cpu_clock=CpuClockName.PERF,
-        coverage_ratio=1.0,
-    )
+    step.usage = usage(7)
     return step
 
 
