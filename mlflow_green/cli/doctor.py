@@ -22,6 +22,7 @@ from mlflow_green.settings import Settings
 from mlflow_green.units import gibibytes, megabytes
 
 if TYPE_CHECKING:
+    from mlflow_green.ledger.whereabouts import Whereabouts
     from mlflow_green.policy.document import Policy
 
 HOSTS = ("mlflow", "snakemake")
@@ -192,6 +193,9 @@ def _ledger(place: Place, settings: Settings, findings: Findings) -> None:
         "writable": writable,
         "free_bytes": free_bytes,
         "waiting_for_mlflow": None,
+        "journal": None,
+        "cache": None,
+        "held_by": None,
     }
     if not writable:
         findings.problems.append(f"{folder} is not writable, so nothing can be recorded; make it writable")
@@ -202,7 +206,12 @@ def _ledger(place: Place, settings: Settings, findings: Findings) -> None:
             f" free at least {megabytes(FREE_BYTES_MIN):.0f} MB"
         )
     try:
-        place.doors.check_place(settings)
+        found = place.doors.whereabouts(settings)
+        if found.journal is not None:
+            lines[:1] = _journal_lines(found)
+            told |= _journal_json(found)
+        if found.elsewhere is not None:  # to open a lapsed one would take it away
+            return
         with opened(place, settings) as books:
             waiting = books.count("mlflow") if books else None
     except GreenError as error:
@@ -210,6 +219,25 @@ def _ledger(place: Place, settings: Settings, findings: Findings) -> None:
         return
     told["waiting_for_mlflow"] = waiting
     lines.append("nothing was metered here yet" if waiting is None else f"{waiting} rows wait to be written to MLflow")
+
+
+def _journal_lines(found: Whereabouts) -> list[str]:
+    place = f"on a network file system ({found.file_system})" if found.file_system else "on a local disk"
+    lines = [
+        f"the journal {found.journal}, {place}, for one host at a time",
+        f"its cache on this host is {found.cache}, made anew when it is lost",
+    ]
+    return [*lines, found.elsewhere.text] if found.elsewhere else lines
+
+
+def _journal_json(found: Whereabouts) -> dict[str, Any]:
+    other = found.elsewhere
+    held_by = other and {
+        "host": other.holder.host,
+        "since": other.holder.since,
+        "last_sign_of_life_seconds": round(other.silent_seconds),
+    }
+    return {"journal": str(found.journal), "cache": str(found.cache), "held_by": held_by}
 
 
 def _existing(folder: Path) -> Path:

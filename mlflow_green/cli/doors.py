@@ -18,6 +18,7 @@ from mlflow_green.settings import Settings, load_settings
 
 if TYPE_CHECKING:
     from mlflow_green.bootstrap import Ran
+    from mlflow_green.ledger.whereabouts import Whereabouts
     from mlflow_green.policy.document import Policy
     from mlflow_green.records import Balance
     from mlflow_green.sensors.detect import Detection
@@ -48,12 +49,11 @@ class Doors:
 
         return unused_balances(settings, used)
 
-    def check_place(self, settings: Settings) -> None:
-        """Raise ``LedgerUnavailable`` where a ledger could not be; opens and makes nothing."""
-        from mlflow_green.ledger.filesystem import refuse_network_file_system
-        from mlflow_green.ledger.sqlite import ledger_path
+    def whereabouts(self, settings: Settings) -> Whereabouts:
+        """Where the ledger is kept, and who else has it; opens and makes nothing."""
+        from mlflow_green.ledger.whereabouts import whereabouts
 
-        refuse_network_file_system(ledger_path(settings.ledger_url), settings.mountinfo_path)
+        return whereabouts(settings.ledger_url, settings.mountinfo_path)
 
     def load_policy(self, settings: Settings) -> Policy:
         from mlflow_green.bootstrap import load_policy_for
@@ -66,14 +66,10 @@ class Doors:
         return detect(settings)
 
     def verify(self, settings: Settings, books: Books) -> tuple[str, ...]:
-        """One sentence for each thing that does not close. A meter whose spool is still there has not posted all."""
-        import platform
+        """One sentence for each thing that does not close."""
+        from mlflow_green.bootstrap import verify_books
 
-        from mlflow_green.ledger.verify import verify
-        from mlflow_green.metering.supervise import owner_alive
-
-        running = {spool.stem for spool in settings.spool_dir.glob("*.jsonl")}
-        return verify(books, lambda owner: owner_alive(owner, platform.node()), running)
+        return verify_books(settings, books)
 
     def run_command(
         self, settings: Settings, argv: Sequence[str], *, project: str | None, step: str | None, energy: str | None
@@ -105,8 +101,9 @@ class Place:
 
 
 def has_history(settings: Settings) -> bool:
-    """Whether there is anything to read: a ledger, or meters' files that wait to be posted."""
+    """Whether there is anything to read: a ledger, its journal, or meters' files that wait to be posted."""
     if not settings.ledger_url.startswith(_SQLITE):
         return True
     spooled = settings.spool_dir.is_dir() and any(settings.spool_dir.iterdir())
-    return spooled or Path(settings.ledger_url.removeprefix(_SQLITE)).exists()
+    path = Path(settings.ledger_url.removeprefix(_SQLITE))
+    return spooled or path.exists() or path.with_suffix(".journal").exists()

@@ -59,6 +59,15 @@ class Ledger(Protocol):
         """The last tick that was posted of a sampler, by domain; empty when none was."""
         ...
 
+    def posted_sequences(self, sampler_id: str) -> dict[Domain, tuple[tuple[int, int], ...]]:
+        """The (first, last) ticks that were posted of a sampler, by domain: sorted, with adjoining ones joined."""
+        ...
+
+    @property
+    def excludes_other_hosts(self) -> bool:
+        """Whether no process of another host can write while this ledger is open: what other hosts began is over."""
+        ...
+
     def close(self) -> None: ...
 
 

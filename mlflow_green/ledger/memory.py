@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -21,6 +21,7 @@ from mlflow_green.ledger.posting import (
     Standing,
     TermKey,
     WindowKey,
+    joined_ranges,
     past_use,
     post,
     post_adjustment,
@@ -104,6 +105,17 @@ class MemoryLedger:
             if window.sampler_id == sampler_id:
                 last[window.domain] = max(window.sequence_last, last.get(window.domain, window.sequence_last))
         return last
+
+    def posted_sequences(self, sampler_id: str) -> dict[Domain, tuple[tuple[int, int], ...]]:
+        ranges: defaultdict[Domain, list[tuple[int, int]]] = defaultdict(list)
+        for window in self._windows.values():
+            if window.sampler_id == sampler_id:
+                ranges[window.domain].append((window.sequence_first, window.sequence_last))
+        return {domain: joined_ranges(of_domain) for domain, of_domain in ranges.items()}
+
+    @property
+    def excludes_other_hosts(self) -> bool:
+        return False
 
     def close(self) -> None:
         """There is nothing to release."""

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -128,6 +129,12 @@ class Effects:
     messages: tuple[Message, ...]
     alerts: tuple[Message, ...]
     balances_changed: bool
+
+    @property
+    def writes(self) -> bool:
+        """Whether any row is written."""
+        rows = (self.buckets, self.opened, self.changed, self.journal, self.entries, self.windows, self.facts)
+        return any((*rows, self.decisions, self.messages, self.alerts))
 
 
 def post(batch: Batch, standing: Standing, choose: Choose, *, now: datetime, new_hold_id: Callable[[], str]) -> Effects:
@@ -265,19 +272,19 @@ class _Posting:
 
     def close(self, closing: Closing) -> None:
         """Release the hold and charge its entry; a hold that is closed already stays as it is, unless it was lost."""
-        if (closing.entry is None) != (closing.kind is ClosingKind.VOID):
-            raise LedgerError(f"a void has no entry and every other closing has one: {closing!r}")
+        _check_entries(closing)
         booked = self.holds.get(closing.hold_id) if closing.hold_id else None
         if booked is None:
             # A refused step has no hold. A hold that this ledger never saw is a fact all the same.
-            self._post_once(closing.entry)
+            for entry in entries_of(closing):
+                self._post_once(entry)
         elif booked.state is HoldState.HELD:
             self._close_open(booked.hold, closing)
         elif booked.state is HoldState.LOST and closing.entry is not None:
-            self._correct_lost(booked.hold, closing.kind, closing.entry)
+            self._correct_lost(booked.hold, closing, closing.entry)
 
     def _close_open(self, hold: Hold, closing: Closing) -> None:
-        charged: Mapping[Unit, int] = closing.entry.charged if closing.entry else {}
+        charged = charged_sum(entries_of(closing))
         for term in hold.terms:
             self.move(
                 term,
@@ -290,11 +297,12 @@ class _Posting:
             if closing.kind is ClosingKind.LOST:
                 self.lost_charges[hold.hold_id, term.key] = charged.get(term.unit, 0)
         self._change(BookedHold(hold=hold, state=CLOSED_STATE[closing.kind]))
-        if closing.entry is not None and closing.entry.entry_id in self.entry_ids:
-            raise LedgerError(f"entry {closing.entry.entry_id} of open hold {hold.hold_id} was posted before")
-        self._post_once(closing.entry)
+        for entry in entries_of(closing):
+            if entry.entry_id in self.entry_ids:
+                raise LedgerError(f"entry {entry.entry_id} of open hold {hold.hold_id} was posted before")
+            self._post_once(entry)
 
-    def _correct_lost(self, hold: Hold, kind: ClosingKind, late: Entry) -> None:
+    def _correct_lost(self, hold: Hold, closing: Closing, late: Entry) -> None:
         """The readings of a hold that was given up have turned up: charge the difference, once.
 
         A settled entry is the truth. A second loss only tells how much was metered at least: two recoveries that
@@ -302,21 +310,23 @@ class _Posting:
         """
         if late.total is None:
             return
+        entries = entries_of(closing)
+        dues = charged_sum(entries) if closing.kind is ClosingKind.SETTLE else _metered_sum(entries)
         for term in hold.terms:
             key = (hold.hold_id, term.key)
-            due = late.charged.get(term.unit)
-            if due is None:
+            if term.unit not in late.charged:
                 continue
             before = self.lost_charges.get(key, 0)
-            if kind is ClosingKind.LOST:
-                due = max(before, due * late.total.microjoules // max(1, late.energy_charged_microjoules))
+            due = dues[term.unit]
+            if closing.kind is ClosingKind.LOST:
+                due = max(before, due)
             if due != before:
                 reason = f"its readings were posted after it was closed as {HoldState.LOST.value}"
                 self.move(term, hold.hold_id, "adjust", delta_spent=due - before, reason=reason)
                 self.lost_charges[key] = due
 
-    def _post_once(self, entry: Entry | None) -> None:
-        if entry is not None and entry.entry_id not in self.entry_ids:
+    def _post_once(self, entry: Entry) -> None:
+        if entry.entry_id not in self.entry_ids:
             self.entry_ids.add(entry.entry_id)
             self.entries.append(entry)
 
@@ -491,6 +501,48 @@ def _moves(change: BucketChange, standing: Standing) -> bool:
     before = standing.balances.get(change.term.key)
     relimited = before is not None and before.term.limit != change.term.limit
     return bool(change.delta_held or change.delta_spent or relimited)
+
+
+def entries_of(closing: Closing) -> tuple[Entry, ...]:
+    """Every entry that a closing posts, in the order of the starts."""
+    return closing.earlier if closing.entry is None else (*closing.earlier, closing.entry)
+
+
+def charged_sum(entries: Iterable[Entry]) -> Counter[Unit]:
+    """What the budgets of each unit are charged for these entries together."""
+    charged: Counter[Unit] = Counter()
+    for entry in entries:
+        charged.update(entry.charged)
+    return charged
+
+
+def _metered_sum(entries: Iterable[Entry]) -> Counter[Unit]:
+    """The part of the charges that was metered."""
+    metered: Counter[Unit] = Counter()
+    for entry in entries:
+        microjoules = 0 if entry.total is None else entry.total.microjoules
+        for unit, amount in entry.charged.items():
+            metered[unit] += amount * microjoules // max(1, entry.energy_charged_microjoules)
+    return metered
+
+
+def _check_entries(closing: Closing) -> None:
+    is_void = closing.kind is ClosingKind.VOID
+    if (closing.entry is None) != is_void or (is_void and closing.earlier):
+        raise LedgerError(f"a void has no entry and every other closing has one: {closing!r}")
+    if any(entry.hold_id != closing.hold_id for entry in closing.earlier):
+        raise LedgerError(f"an earlier start belongs to another hold than {closing.hold_id}: {closing!r}")
+
+
+def joined_ranges(ranges: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+    """(first, last) ranges, both included, sorted and with adjoining ones joined."""
+    joined: list[tuple[int, int]] = []
+    for first, last in sorted(ranges):
+        if joined and first <= joined[-1][1] + 1:
+            joined[-1] = (joined[-1][0], max(joined[-1][1], last))
+        else:
+            joined.append((first, last))
+    return tuple(joined)
 
 
 def _new_windows(windows: Iterable[NodeWindow], posted: frozenset[WindowKey]) -> tuple[NodeWindow, ...]:

@@ -1,4 +1,4 @@
-"""The ledger in an SQL database: SQLite on a local disk.
+"""The ledger in an SQL database: SQLite on a local disk, which is a mere cache where the ledger is on a network.
 
 What is decided is decided by the pure rules of ``posting``; here it is read, proved by guarded
 updates and written, each batch in one transaction.
@@ -6,25 +6,37 @@ updates and written, each batch in one transaction.
 
 from __future__ import annotations
 
+import logging
 import socket
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
 from sqlalchemy import Connection, func, inspect, select, update
 
 from mlflow_green.clock import Clock, boot_id
-from mlflow_green.errors import LedgerError, LedgerUnavailable
+from mlflow_green.errors import LedgerUnavailable
 from mlflow_green.ledger import rows, schema
-from mlflow_green.ledger.filesystem import refuse_network_file_system
+from mlflow_green.ledger.cache import cache_folder
+from mlflow_green.ledger.change import Change, LetterChange, apply
+from mlflow_green.ledger.filesystem import journal_folder, refuse_network_file_system
+from mlflow_green.ledger.journaled import SharedJournal, open_shared_journal
 from mlflow_green.ledger.ledger import Choose
-from mlflow_green.ledger.posting import HISTORY_LENGTH_MAX, HoldState, Message, Standing, post, post_adjustment
+from mlflow_green.ledger.posting import (
+    HISTORY_LENGTH_MAX,
+    HoldState,
+    Message,
+    Standing,
+    joined_ranges,
+    post,
+    post_adjustment,
+)
 from mlflow_green.ledger.sqlite import Gate, explained, ledger_path, sqlite_engine
-from mlflow_green.ledger.transaction import load, load_buckets, load_holds, promise, write, write_facts
+from mlflow_green.ledger.transaction import load, load_buckets, load_holds
 from mlflow_green.records import (
     Balance,
     Batch,
@@ -42,6 +54,8 @@ from mlflow_green.records import (
     Term,
     Unit,
 )
+
+_log = logging.getLogger(__name__)
 
 _HISTORY = (
     select(
@@ -84,21 +98,33 @@ def open_ledger(
     clock: Clock,
     hostname: str | None = None,
     boot: str | None = None,
+    cache_dir: Path | None = None,
 ) -> SqlLedger:
     """Open the ledger of ``sqlite:///PATH``; make the folder and the file where there is none.
 
-    ``hostname`` and ``boot`` (the kernel's boot id) are those of this machine unless a test says otherwise.
+    Where ``PATH`` is on a network file system, or a journal is there already, the ledger is the journal in the folder
+    beside it that ends in ``.journal``, and SQLite its cache in a folder of this user on a local disk. ``hostname``,
+    ``boot`` (the kernel's boot id) and ``cache_dir`` are those of this machine unless a test says otherwise.
 
     Raises:
-        LedgerUnavailable: the file cannot be used; the message says why and what to do.
+        LedgerUnavailable: the file cannot be used, or another host uses it; the message says why and what to do.
     """
     path = ledger_path(url)
-    with explained(path, "open"):
+    hostname, boot = hostname or socket.gethostname(), boot or boot_id()
+    journal = None
+    with explained(path, "open"), ExitStack() as undo:
         refuse_network_file_system(path, mountinfo_path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        ledger = SqlLedger(path, clock)
+        folder = journal_folder(path, mountinfo_path)
+        if folder is None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        else:
+            cache_dir = cache_dir or cache_folder(folder, mountinfo_path)
+            journal = open_shared_journal(folder, cache_dir, host=hostname, boot=boot)
+            undo.callback(journal.close)
+        ledger = SqlLedger(journal.cache_path if journal else path, clock, journal)
+        undo.pop_all()
     try:
-        ledger.prepare(hostname or socket.gethostname(), boot or boot_id())
+        ledger.prepare(hostname, boot)
     except BaseException:
         ledger.close()
         raise
@@ -115,17 +141,20 @@ def forget_host(path: str) -> None:
 
 
 class SqlLedger:
-    """``Ledger``, ``LedgerReader`` and ``Outbox`` on one SQLite file.
+    """``Ledger``, ``LedgerReader`` and ``Outbox`` on one SQLite file; with a ``journal`` that file is its cache.
 
     Use it from one thread at a time, in any thread; a process that forks opens its own. Any number of
     processes of one host may use the file. Every method raises ``LedgerUnavailable`` when the file cannot
     be read or written; then nothing was written, and the same call may be made again later.
     """
 
-    def __init__(self, path: Path, clock: Clock) -> None:
+    def __init__(self, path: Path, clock: Clock, journal: SharedJournal | None = None) -> None:
         self._path = path
         self._clock = clock
-        self._engine = sqlite_engine(path)
+        self._journal = journal
+        self._is_recorded = False
+        self._is_behind = False
+        self._engine = sqlite_engine(path, is_cache=journal is not None)
         self._gate = Gate(path.with_name(path.name + ".lock"))
         self._connection = self._engine.connect()
 
@@ -136,8 +165,10 @@ class SqlLedger:
             loaded = load(connection, batch)
             now = self._clock.now()
             effects = post(batch, loaded.standing, choose, now=now, new_hold_id=lambda: uuid4().hex)
-            alerts = write(connection, effects, loaded.bucket_ids, now)
+            change = Change(at=now, effects=effects)
+            alerts = apply(connection, change, loaded.bucket_ids)
             generation = connection.execute(select(schema.meta.c.generation)).scalar_one()
+            self._record(connection, change)
         return Committed(answers=effects.answers, top_ups=effects.top_ups, alerts=alerts, generation=generation)
 
     def adjust(self, hold_id: str, amounts: Mapping[Unit, int], reason: str) -> bool:
@@ -153,11 +184,13 @@ class SqlLedger:
             if connection.execute(told).first() is not None:
                 return False
             holds = load_holds(connection, [hold_id])
-            terms = [term for booked in holds.values() for term in booked.hold.terms]
-            balances, bucket_ids = load_buckets(connection, terms)
+            keys = {term.key for booked in holds.values() for term in booked.hold.terms}
+            balances, bucket_ids = load_buckets(connection, keys)
             now = self._clock.now()
             standing = Standing(balances=balances, holds=holds)
-            write(connection, post_adjustment(hold_id, amounts, reason, standing, now), bucket_ids, now)
+            change = Change(at=now, effects=post_adjustment(hold_id, amounts, reason, standing, now))
+            apply(connection, change, bucket_ids)
+            self._record(connection, change)
         return True
 
     def balances(self, terms: Sequence[Term] = ()) -> tuple[Balance, ...]:
@@ -165,7 +198,7 @@ class SqlLedger:
             if not terms:
                 found = connection.execute(select(schema.buckets).order_by(schema.buckets.c.bucket_id))
                 return tuple(rows.balance_of(row) for row in found.mappings())
-            known, _ids = load_buckets(connection, terms)
+            known, _ids = load_buckets(connection, {term.key for term in terms})
         none = Balance(term=terms[0], spent=0, held=0)
         return tuple(replace(known.get(term.key, none), term=term) for term in terms)
 
@@ -196,11 +229,27 @@ class SqlLedger:
         with self._reading() as connection:
             return {Domain(domain): last for domain, last in connection.execute(query.group_by(columns.domain))}
 
+    def posted_sequences(self, sampler_id: str) -> dict[Domain, tuple[tuple[int, int], ...]]:
+        columns = schema.node_windows.c
+        query = select(columns.domain, columns.sequence_first, columns.sequence_last)
+        ranges: defaultdict[Domain, list[tuple[int, int]]] = defaultdict(list)
+        with self._reading() as connection:
+            for domain, first, last in connection.execute(query.where(columns.sampler_id == sampler_id)):
+                ranges[Domain(domain)].append((first, last))
+        return {domain: joined_ranges(of_domain) for domain, of_domain in ranges.items()}
+
+    @property
+    def excludes_other_hosts(self) -> bool:
+        """True on a network file system: the lease keeps every other host out while this ledger is open."""
+        return self._journal is not None
+
     def close(self) -> None:
         """Release the file; may be called again."""
         self._connection.close()
         self._engine.dispose()
         self._gate.close()
+        if self._journal is not None:
+            self._journal.close()
 
     # --- LedgerReader ----------------------------------------------------------------------------
 
@@ -252,30 +301,19 @@ class SqlLedger:
             return tuple(OutboxRow(**row) for row in connection.execute(query).mappings())
 
     def delivered(self, outbox_id: int, facts: Sequence[Fact] = ()) -> None:
-        with self._writing() as connection:
-            self._change_letter(connection, outbox_id, state="delivered", error=None)
-            write_facts(connection, facts)
+        self._do(Change(at=self._clock.now(), letter=LetterChange(outbox_id=outbox_id), facts=tuple(facts)))
 
     def failed(self, outbox_id: int, retry_at: datetime, error: str) -> None:
-        with self._writing() as connection:
-            tries = schema.outbox.c.tries + 1
-            self._change_letter(connection, outbox_id, next_try=retry_at, tries=tries, error=error)
+        letter = LetterChange(outbox_id=outbox_id, retry_at=retry_at, error=error)
+        self._do(Change(at=self._clock.now(), letter=letter))
 
     def put(self, kind: str, dedup: str, payload: Mapping[str, object]) -> None:
-        with self._writing() as connection:
-            promise(connection, [Message(kind=kind, dedup=dedup, payload=payload)], self._clock.now())
+        self._do(Change(at=self._clock.now(), message=Message(kind=kind, dedup=dedup, payload=payload)))
 
     def count(self, kind: str) -> int:
         query = select(func.count()).where(schema.outbox.c.state == "pending", schema.outbox.c.kind == kind)
         with self._reading() as connection:
             return int(connection.execute(query).scalar_one())
-
-    def _change_letter(self, connection: Connection, outbox_id: int, **values: Any) -> None:
-        changed = connection.execute(
-            update(schema.outbox).where(schema.outbox.c.outbox_id == outbox_id).values(**values)
-        )
-        if changed.rowcount != 1:
-            raise LedgerError(f"there is no message {outbox_id} in the outbox of {self._path}")
 
     # --- opening ---------------------------------------------------------------------------------
 
@@ -292,6 +330,7 @@ class SqlLedger:
                 " run 'pip install --upgrade mlflow-green', or set MLFLOW_GREEN_LEDGER to another file"
             )
         self._check_host(found["host"], found["boot_id"], hostname, boot)
+        self._catch_up()
 
     def _has_tables(self) -> bool:
         with self._reading() as connection:
@@ -307,7 +346,7 @@ class SqlLedger:
         return bool(names)
 
     def _create(self, hostname: str, boot: str) -> None:
-        with self._writing() as connection:
+        with self._transaction("write", self._gate.passed()) as connection:
             if self._has_tables_in(connection):  # another process was faster
                 return
             schema.metadata.create_all(connection, checkfirst=False)
@@ -321,6 +360,8 @@ class SqlLedger:
                     "boot_id": boot,
                 },
             )
+            if self._journal is not None:
+                self._journal.create_in(connection)
 
     def _check_host(self, known_host: str | None, known_boot: str | None, hostname: str, boot: str) -> None:
         # Containers of one machine have names of their own but one kernel, whose file locks they share.
@@ -339,12 +380,44 @@ class SqlLedger:
 
     # --- transactions ----------------------------------------------------------------------------
 
-    def _writing(self) -> AbstractContextManager[Connection]:
-        return self._transaction("write", self._gate.passed())
+    def _do(self, change: Change) -> None:
+        with self._writing() as connection:
+            apply(connection, change)
+            self._record(connection, change)
+
+    def _record(self, connection: Connection, change: Change) -> None:
+        """The last thing in a transaction."""
+        if self._journal is not None and change.writes:
+            self._journal.append(connection, change)
+            self._is_recorded = True
+
+    @contextmanager
+    def _writing(self) -> Iterator[Connection]:
+        if self._is_behind:
+            self._catch_up()
+        self._is_recorded = False
+        try:
+            with self._transaction("write", self._gate.passed()) as connection:
+                if self._journal is not None:
+                    self._journal.catch_up(connection)
+                yield connection
+        except LedgerUnavailable as error:
+            if not self._is_recorded:
+                raise
+            self._is_behind = True
+            _log.warning("a transaction is in the journal, and not in its cache yet: %s", error)
+
+    def _catch_up(self) -> None:
+        if self._journal is not None:
+            with self._transaction("write", self._gate.passed()) as connection:
+                self._journal.catch_up(connection)
+            self._is_behind = False
 
     def _reading(self) -> AbstractContextManager[Connection]:
         if self._connection.in_transaction():  # inside snapshot()
             return nullcontext(self._connection)
+        if self._is_behind:
+            self._catch_up()
         return self._transaction("read", nullcontext())
 
     @contextmanager

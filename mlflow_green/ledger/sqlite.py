@@ -28,7 +28,10 @@ _NEXT_STEPS = {
     "busy": "another process holds it; end that process, or try again when it is done",
     "readonly": "make the file and its folder writable for you, or set MLFLOW_GREEN_LEDGER to another file",
     "unable to open": "make the folder writable for you, or set MLFLOW_GREEN_LEDGER to another file",
+    "read-only": "make the file and its folder writable for you, or set MLFLOW_GREEN_LEDGER to another file",
     "full": "free some space, or set MLFLOW_GREEN_LEDGER to a file on another disk",
+    "no space": "free some space, or set MLFLOW_GREEN_LEDGER to a file on another disk",
+    "quota": "free some space, or set MLFLOW_GREEN_LEDGER to a file on another disk",
     "disk i/o": "look at the free space and the health of the disk, then try again",
     "not a database": "it is another program's file; set MLFLOW_GREEN_LEDGER to a file of its own",
     "malformed": "move the file away and restore a copy; 'mlflow-green ledger verify' checks it",
@@ -62,11 +65,12 @@ def ledger_path(url: str) -> Path:
     return Path(parsed.database)
 
 
-def sqlite_engine(path: Path) -> Engine:
+def sqlite_engine(path: Path, *, is_cache: bool = False) -> Engine:
     """An engine with one connection, usable from any thread, from one at a time.
 
-    pysqlite is in manual mode: it would begin by itself, deferred, and a transaction that reads first and
-    writes later fails at once when another one wrote in between.
+    A cache need not survive a power cut, so it does not wait for the disk. pysqlite is in manual mode: it would begin
+    by itself, deferred, and a transaction that reads first and writes later fails at once when another one wrote in
+    between.
     """
     engine = create_engine(
         URL.create("sqlite", database=str(path)),
@@ -74,6 +78,8 @@ def sqlite_engine(path: Path) -> Engine:
         connect_args={"timeout": BUSY_TIMEOUT_SECONDS, "check_same_thread": False, "isolation_level": None},
     )
     event.listen(engine, "connect", _set_pragmas)
+    if is_cache:
+        event.listen(engine, "connect", _let_the_disk_take_its_time)
     event.listen(engine, "begin", _begin)
     return engine
 
@@ -91,6 +97,10 @@ def _set_pragmas(connection: sqlite3.Connection, _record: object) -> None:
             f"the ledger is open in WAL mode, which SQLite {sqlite3.sqlite_version} of this Python can corrupt;"
             " end the other process first, and use one Python for all"
         )
+
+
+def _let_the_disk_take_its_time(connection: sqlite3.Connection, _record: object) -> None:
+    connection.execute("PRAGMA synchronous = OFF")
 
 
 def _begin(connection: Connection) -> None:

@@ -19,6 +19,7 @@ from mlflow_green.ledger.posting import (
     Standing,
     TermKey,
     WindowKey,
+    entries_of,
     over_limit_text,
 )
 from mlflow_green.records import Action, Balance, Batch, Entry, Fact, JournalRow, NodeWindow, Term
@@ -115,14 +116,14 @@ def load(connection: Connection, batch: Batch) -> Loaded:
     step_keys = [request.step.key for request in batch.requests]
     closed = [closing.hold_id for closing in batch.closings if closing.hold_id]
     holds = load_holds(connection, {*closed, *(asked.hold_id for asked in batch.top_ups)}, step_keys)
-    terms = [term for request in batch.requests for term in request.terms]
-    terms += [term for booked in holds.values() for term in booked.hold.terms]
-    balances, bucket_ids = load_buckets(connection, terms)
+    keys = {term.key for request in batch.requests for term in request.terms}
+    keys |= {term.key for booked in holds.values() for term in booked.hold.terms}
+    balances, bucket_ids = load_buckets(connection, keys)
     lost = [hold_id for hold_id in closed if hold_id in holds and holds[hold_id].state is HoldState.LOST]
     standing = Standing(
         balances=balances,
         holds=holds,
-        entry_ids=_posted_entries(connection, [c.entry for c in batch.closings if c.entry]),
+        entry_ids=_posted_entries(connection, [e for c in batch.closings for e in entries_of(c)]),
         window_keys=_posted_windows(connection, batch.windows),
         last_decisions=_last_decisions(connection, step_keys),
         lost_charges=_lost_charges(connection, lost),
@@ -139,8 +140,10 @@ def load_holds(
     return {row["hold_id"]: rows.booked_hold_of(row) for row in found.mappings()}
 
 
-def load_buckets(connection: Connection, terms: Iterable[Term]) -> tuple[dict[TermKey, Balance], dict[TermKey, int]]:
-    keys = {term.key for term in terms}
+def load_buckets(
+    connection: Connection, keys: Collection[TermKey]
+) -> tuple[dict[TermKey, Balance], dict[TermKey, int]]:
+    """The balances of these buckets and the numbers of their rows."""
     if not keys:
         return {}, {}
     names = ("budgets", "accounts", "units", "periods")
@@ -197,7 +200,7 @@ def write(
     _write_buckets(connection, effects.buckets, ids, now)
     _insert(connection, schema.holds, [rows.hold_row(booked) for booked in effects.opened])
     _update_holds(connection, effects.changed)
-    _insert(connection, schema.journal, [rows.journal_row(row, ids[_key(row)]) for row in effects.journal])
+    _insert(connection, schema.journal, [rows.journal_row(row, ids[row_key(row)]) for row in effects.journal])
     _insert(connection, schema.entries, [rows.entry_row(entry) for entry in effects.entries])
     _insert(connection, schema.node_windows, [rows.window_row(window) for window in effects.windows])
     write_facts(connection, effects.facts)
@@ -293,5 +296,6 @@ def _update_holds(connection: Connection, changed: Sequence[BookedHold]) -> None
         raise LedgerError(f"{len(values) - result.rowcount} holds were closed by somebody else; nothing was written")
 
 
-def _key(row: JournalRow) -> TermKey:
+def row_key(row: JournalRow) -> TermKey:
+    """The bucket of a line of the journal."""
     return (row.budget, row.account, row.unit.value, row.period)

@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import Protocol
 
 from mlflow_green.ledger.ledger import Ledger, LedgerReader
-from mlflow_green.ledger.posting import TermKey
+from mlflow_green.ledger.posting import TermKey, charged_sum
 from mlflow_green.records import Balance, Domain, Entry, Hold, JournalRow, NodeWindow, Owner, Unit
 from mlflow_green.units import format_amount
 
@@ -121,14 +121,16 @@ def _terminal_kinds(journal: Iterable[JournalRow]) -> dict[str, set[str]]:
 def _entry_findings(
     journal: Iterable[JournalRow], entries: Iterable[Entry], open_holds: Iterable[Hold]
 ) -> Iterator[str]:
-    """A settled or lost hold has one entry, and its budgets were charged what the entry says."""
+    """A settled or lost hold has one entry for each start, and its budgets were charged what they say together."""
     by_hold: dict[str, list[Entry]] = defaultdict(list)
+    times: Counter[str] = Counter()
     for entry in entries:
+        times[entry.entry_id] += 1
         if entry.hold_id is not None:
             by_hold[entry.hold_id].append(entry)
-    for hold_id, posted in by_hold.items():
-        if len(posted) > 1:
-            yield f"hold {hold_id} was posted {len(posted)} times: {', '.join(e.entry_id for e in posted)}"
+    for entry_id, count in times.items():
+        if count > 1:
+            yield f"entry {entry_id} was posted {count} times"
     for hold in open_holds:
         if hold.hold_id in by_hold:
             yield f"hold {hold.hold_id} of {hold.step.label} is open and was posted already"
@@ -140,11 +142,11 @@ def _entry_findings(
 def _charge_findings(row: JournalRow, hold_id: str, posted: list[Entry]) -> Iterator[str]:
     if (row.kind == "void") != (not posted):
         yield f"hold {hold_id} was closed by {row.kind} and has {len(posted)} entries"
-    charged = posted[0].charged.get(row.unit, 0) if posted else 0
+    charged = charged_sum(posted)[row.unit]
     if row.delta_spent != charged:
         yield (
             f"hold {hold_id} was charged {format_amount(row.unit, row.delta_spent)} in {_name(_key(row))},"
-            f" its entry says {format_amount(row.unit, charged)}"
+            f" its entries say {format_amount(row.unit, charged)}"
         )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -60,6 +62,46 @@ def open_at(folder: Path, **options) -> SqlLedger:
     options.setdefault("mountinfo_path", folder / "no-mountinfo")
     options.setdefault("clock", SetClock())
     return open_ledger(f"sqlite:///{folder / 'ledger.db'}", **options)
+
+
+def open_on_share(folder: Path, *, host: str = "login1", boot: str | None = None, **options) -> SqlLedger:
+    """A ledger in ``folder / "share"``, which a network file system is mounted on; the cache of each host is its own."""
+    mounts = folder / "mountinfo"
+    if not mounts.exists():
+        (folder / "share").mkdir(parents=True, exist_ok=True)
+        mounts.write_text(
+            f"1 0 8:1 / / rw - ext4 /dev/sda rw\n2 1 0:2 / {folder / 'share'} rw - nfs4 server:/share rw\n"
+        )
+    return open_at(
+        folder / "share",
+        mountinfo_path=mounts,
+        hostname=host,
+        boot=boot or f"boot of {host}",
+        cache_dir=options.pop("cache_dir", folder / f"cache of {host}"),
+        **options,
+    )
+
+
+def journal_path(folder: Path) -> Path:
+    """The journal of ``open_on_share(folder)``."""
+    return max((folder / "share" / "ledger.journal").glob("*.jsonl"), key=lambda path: int(path.stem))
+
+
+def lease_path(folder: Path) -> Path:
+    """The lease of ``open_on_share(folder)``."""
+    return max((folder / "share" / "ledger.journal").glob("*.lease"), key=lambda path: int(path.stem))
+
+
+def let_lapse(folder: Path) -> None:
+    """Make the holder's last sign of life an hour old; if it lives, the next one comes within 10 s."""
+    hour_ago = time.time() - 3600
+    os.utime(lease_path(folder), (hour_ago, hour_ago))
+
+
+def die(ledger: SqlLedger) -> None:
+    """Leave a ledger on a share as kill -9 does: nothing is released, nobody renews the lease any more."""
+    ledger._journal._pid = 0
+    ledger.close()
 
 
 def term(budget: str = "month", *, limit: int = 100, mode: Mode = Mode.HARD, unit: Unit = Unit.ENERGY, **more) -> Term:

@@ -29,6 +29,7 @@ SNAKEFILE = Path(__file__).resolve().parent / "Snakefile"
 MLFLOW_GREEN = Path(sys.executable).with_name("mlflow-green")
 MARKER = ".mlflow-green-demo"  # a folder without it was not made by this script, and is never deleted
 CORES = 2
+ABOUT_THE_MACHINE = ("MLFLOW_GREEN_RUNTIME_DIR", "MLFLOW_GREEN_MOUNTINFO", "MLFLOW_GREEN_POWERCAP_ROOT")
 
 MODELS = ("persistence", "ridge", "gbm", "mlp")
 SWEEP = "results/sweep.json"
@@ -177,9 +178,10 @@ def write_policy(folder: Path, *, limit_microjoules: int | None) -> None:
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """The user's environment without their own MLflow and mlflow-green settings."""
+    """The user's environment without their own MLflow and mlflow-green settings, but for those about the machine."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "GREEN_"))}
-    return {**kept, "MLFLOW_TRACKING_URI": store(folder), "MLFLOW_EXPERIMENT_NAME": "load-forecast"}
+    machine = {name: os.environ[name] for name in ABOUT_THE_MACHINE if name in os.environ}
+    return {**kept, **machine, "MLFLOW_TRACKING_URI": store(folder), "MLFLOW_EXPERIMENT_NAME": "load-forecast"}
 
 
 def store(folder: Path) -> str:

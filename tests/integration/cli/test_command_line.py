@@ -31,6 +31,7 @@ from mlflow_green.records import (
     StepSpec,
     Unit,
 )
+from tests.testkit.ledger_samples import die, lease_path, let_lapse, open_on_share
 from tests.testkit.report_samples import CARBON_TERM, ENERGY_TERM, START, WH, entry
 
 DEAD = Owner(host="elsewhere", boot_id="b", pid=1, started_ticks=1)
@@ -84,6 +85,21 @@ def request(name, wildcards=""):
         terms=(ENERGY_TERM, CARBON_TERM),
         requested_at=START,
     )
+
+
+@pytest.fixture
+def on_share(place, tmp_path, monkeypatch):
+    """The working folder is on a network file system, and its ledger is that of ``open_on_share`` of this folder."""
+    place.cwd = tmp_path / "share"
+    place.cwd.mkdir()
+    mounts = tmp_path / "mountinfo"
+    mounts.write_text(f"1 0 8:1 / / rw - ext4 /dev/sda rw\n2 1 0:2 / {place.cwd} rw - nfs4 server:/share rw\n")
+    monkeypatch.setenv("MLFLOW_GREEN_RUNTIME_DIR", str(tmp_path / "runtime"))
+    place.environ = {
+        "MLFLOW_GREEN_MOUNTINFO": str(mounts),
+        "MLFLOW_GREEN_LEDGER": f"sqlite:///{place.cwd / 'ledger.db'}",
+    }
+    return tmp_path
 
 
 def settle(ledger, name, wildcards, action, reason, tier=None):
@@ -438,6 +454,53 @@ def test_doctor_names_a_network_file_system_before_a_ledger_is_there(green, plac
     done = green("doctor", "--json")
     assert done.exit_code == 1
     assert "nfs4" in json.loads(done.stdout)["problems"][0]
+
+
+def test_doctor_says_where_the_ledger_of_a_share_is_and_makes_nothing(green, on_share, place, tmp_path):
+    told = json.loads(green("doctor", "--json").stdout)["ledger"]
+    assert told["journal"] == str(place.cwd / "ledger.journal")
+    assert told["cache"].startswith(str(tmp_path / "runtime"))
+    assert told["held_by"] is None
+    shown = " ".join(green("doctor").stdout.split())
+    assert f"the journal {told['journal']}, on a network file system (nfs4), for one host at a time" in shown
+    assert f"its cache on this host is {told['cache']}" in shown
+    assert "nothing was metered here yet" in shown
+    assert list(place.cwd.iterdir()) == []
+    assert not (tmp_path / "runtime").exists()
+
+
+@pytest.mark.parametrize("lapsed", [False, True])
+def test_doctor_says_who_has_a_ledger_and_does_not_take_it_away(green, on_share, place, lapsed):
+    ledger = open_on_share(on_share, host="login1")
+    if lapsed:
+        die(ledger)
+        let_lapse(on_share)
+    before = lease_path(on_share).read_text()
+    done = green("doctor", "--json")
+    told = json.loads(done.stdout)["ledger"]
+    assert told["held_by"]["host"] == "login1"
+    assert told["held_by"]["since"].startswith("20")
+    assert (told["held_by"]["last_sign_of_life_seconds"] > 3000) is lapsed
+    shown = " ".join(green("doctor").stdout.split())
+    if lapsed:
+        assert "host login1 has not released the ledger" in shown
+        assert "the next command here takes it over" in shown
+    else:
+        assert "is in use by host login1, since 20" in shown
+        assert "work there, or wait" in shown
+        assert "in use by host login1" in green("balance").stderr
+        ledger.close()
+    assert done.exit_code == green("doctor").exit_code == 0
+    assert lease_path(on_share).read_text() == ("" if not lapsed else before)
+
+
+def test_a_reading_command_finds_the_history_of_a_share(green, on_share):
+    ledger = open_on_share(on_share, host="login1")
+    settle(ledger, "train", "model=mlp", Action.ADMIT, "fits")
+    ledger.close()
+    assert "project-month" in green("balance").stdout
+    assert green("ledger", "verify").stdout == "The books close: 1 entries, no findings.\n"
+    assert json.loads(green("doctor", "--json").stdout)["ledger"]["waiting_for_mlflow"] == 1
 
 
 def test_doctor_says_how_much_waits_for_mlflow(green, books):

@@ -101,14 +101,16 @@ def test_a_state_folder_that_cannot_be_written_stops_only_a_hard_budget(folder, 
 
 
 @pytest.mark.parametrize("policy", [OBSERVE, HARD])
-def test_a_ledger_on_a_network_file_system_is_refused(folder, policy) -> None:
+def test_a_sqlite_ledger_that_was_moved_to_a_network_file_system_is_refused(folder, policy) -> None:
+    ledger_in(folder).close()
     mounts = folder / "mountinfo"
     mounts.write_text(f"36 35 98:0 / {folder} rw,noatime master:1 - nfs4 server:/export rw\n")
     code, said = snakemake(folder, policy, MLFLOW_GREEN_MOUNTINFO=str(mounts))
     assert (code, has_results(folder)) == ((0, True) if policy == OBSERVE else (1, False))
     (line,) = said
-    assert "nfs4" in line
-    assert "MLFLOW_GREEN_LEDGER" in line
+    assert "is a SQLite file on a network file system (nfs4)" in line
+    assert "MLFLOW_GREEN_LEDGER=sqlite:////var/tmp/" in line
+    assert not (folder / ".green/ledger.journal").exists()
 
 
 @pytest.mark.parametrize("policy", [OBSERVE, HARD])

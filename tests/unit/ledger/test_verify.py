@@ -94,7 +94,7 @@ def test_a_balance_that_was_negative_on_the_way(books):
 
 def test_a_charge_that_the_entry_does_not_know(books):
     assert any(
-        "its entry says" in text for text in findings(books, journal=journal_with(books, "settle", delta_spent=9))
+        "its entries say" in text for text in findings(books, journal=journal_with(books, "settle", delta_spent=9))
     )
 
 
@@ -102,9 +102,14 @@ def test_a_settled_hold_without_an_entry(books):
     assert any("0 entries" in text for text in findings(books, entries=lambda: books.entries()[:1]))
 
 
-def test_a_hold_posted_twice(books):
-    twice = (*books.entries(), replace(books.entries()[0], entry_id="again"))
+def test_an_entry_posted_twice(books):
+    twice = (*books.entries(), books.entries()[0])
     assert any("posted 2 times" in text for text in findings(books, entries=lambda: twice))
+
+
+def test_an_entry_that_its_hold_was_not_charged_for(books):
+    more = (*books.entries(), replace(books.entries()[0], entry_id="again"))
+    assert any("its entries say" in text for text in findings(books, entries=lambda: more))
 
 
 def test_shares_that_do_not_sum_to_what_was_attributed(books):

@@ -1,0 +1,74 @@
+"""What one transaction wrote, as a record: written again into an older copy of the books, it gives the same books."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import Connection, update
+
+from mlflow_green.errors import LedgerError
+from mlflow_green.ledger import schema
+from mlflow_green.ledger.posting import Effects, Message, TermKey
+from mlflow_green.ledger.transaction import load_buckets, promise, row_key, write, write_facts
+from mlflow_green.records import Fact
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LetterChange:
+    """How a message of the outbox fared: delivered, or to be tried again at ``retry_at``."""
+
+    outbox_id: int
+    retry_at: datetime | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """The rows of one transaction: the effects of a batch or an adjustment, or a change of the outbox."""
+
+    at: datetime
+    effects: Effects | None = None
+    message: Message | None = None
+    letter: LetterChange | None = None
+    facts: tuple[Fact, ...] = ()
+
+    @property
+    def writes(self) -> bool:
+        """Whether there is anything to write."""
+        return bool(self.message or self.letter or self.facts or (self.effects and self.effects.writes))
+
+
+def apply(connection: Connection, change: Change, bucket_ids: Mapping[TermKey, int] | None = None) -> tuple[str, ...]:
+    """Write the change; returns the texts of the alerts that were not told before.
+
+    ``bucket_ids`` are the row numbers of the buckets that it touches, if they are known already.
+
+    Raises:
+        LedgerError: it does not fit these books.
+    """
+    told: tuple[str, ...] = ()
+    if change.effects is not None:
+        if bucket_ids is None:
+            changed = {bucket.term.key for bucket in change.effects.buckets}
+            _, bucket_ids = load_buckets(connection, {row_key(row) for row in change.effects.journal} | changed)
+        told = write(connection, change.effects, bucket_ids, change.at)
+    if change.message is not None:
+        promise(connection, [change.message], change.at)
+    if change.letter is not None:
+        _change_letter(connection, change.letter)
+    write_facts(connection, change.facts)
+    return told
+
+
+def _change_letter(connection: Connection, change: LetterChange) -> None:
+    columns = schema.outbox.c
+    values = (
+        {columns.state: "delivered", columns.error: None}
+        if change.retry_at is None
+        else {columns.next_try: change.retry_at, columns.tries: columns.tries + 1, columns.error: change.error}
+    )
+    changed = connection.execute(update(schema.outbox).where(columns.outbox_id == change.outbox_id).values(values))
+    if changed.rowcount != 1:
+        raise LedgerError(f"there is no message {change.outbox_id} in the outbox")
