@@ -1,23 +1,26 @@
 """CPU time of a job and of everything that it starts, readable while it runs.
 
-Two ways without root: the kernel's task clock, inherited by every child (exact, also for daemons and fork storms), and
-watching the process tree in ``/proc`` with the exit report of ``os.wait4`` (a lower bound: what is orphaned between two
-looks is not seen).
+Three ways without root: the account of the cgroup that Slurm made for a step (exact, also for what left the process
+tree, but only where the step runs nothing else), the kernel's task clock, inherited by every child (exact, also for
+daemons and fork storms), and watching the process tree in ``/proc`` with the exit report of ``os.wait4`` (a lower
+bound: what is orphaned between two looks is not seen).
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import logging
 import os
 import platform
+import re
 import struct
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from resource import struct_rusage
 from typing import Any, Protocol
 
@@ -39,11 +42,17 @@ class CpuClock(Protocol):
     def close(self) -> None: ...
 
 
-def open_clock(proc_root: Path = PROC_ROOT) -> PerfClock | ProcessTreeClock:
+def open_clock(
+    *, own_cgroup: bool = False, proc_root: Path = PROC_ROOT, root: Path = Path("/")
+) -> CgroupClock | PerfClock | ProcessTreeClock:
     """The best clock for what the calling thread is about to start.
 
-    A ``ProcessTreeClock`` must be told its processes: ``start_process`` does.
+    ``own_cgroup`` says that the Slurm step which this process is in runs one job only; then the step's cgroup is its
+    clock, where Slurm made one. A ``ProcessTreeClock`` must be told its processes: ``start_process`` does.
     """
+    if own_cgroup:
+        with contextlib.suppress(OSError):
+            return CgroupClock.open_own(proc_root, root)
     try:
         return PerfClock.open_on_current_thread()
     except OSError:
@@ -58,6 +67,96 @@ def start_process(clock: CpuClock, *args: Any, **kwargs: Any) -> subprocess.Pope
     process = metered(*args, **kwargs)
     clock.add_root(process.pid)
     return process
+
+
+# --- the account of a Slurm step's cgroup -----------------------------------------------------------
+
+# .../slurm_node1/uid_1000/job_7/step_0/task_0 (version 1), .../slurmstepd.scope/job_7/step_0/user/task_0 (version 2)
+_STEP_PATH = re.compile(r"/[^/]*slurm[^/]*/(uid_\d+/)?job_\d+/step_[^/]+(/|$)")
+_MICROSECONDS_PER_SECOND = 1_000_000
+
+
+class CgroupClock:
+    """The CPU time of a cgroup and of all below it, since the clock was opened; a failed read is the last value."""
+
+    name = CpuClockName.CGROUP
+
+    def __init__(self, account: Path) -> None:
+        """``account`` is the group's ``cpu.stat`` (version 2) or ``cpuacct.usage``; raises as ``open_own`` does."""
+        self._account = account
+        self._lock = threading.Lock()
+        self._opened_seconds = _account_seconds(account)
+        self._seconds = 0.0
+        self._closed = False
+
+    @classmethod
+    def open_own(cls, proc_root: Path = PROC_ROOT, root: Path = Path("/")) -> CgroupClock:
+        """The clock of the Slurm step that this process is in; mount points are looked up below ``root``.
+
+        Raises:
+            OSError: it is in none (no Slurm, a Slurm without cgroups, a container that hides them), or the group's
+                account cannot be read.
+        """
+        for account in _step_accounts(proc_root, root):
+            with contextlib.suppress(OSError):
+                return cls(account)
+        raise OSError(errno.ENOENT, "this process is in no cgroup of a Slurm step whose CPU time can be read")
+
+    def seconds(self) -> float:
+        with self._lock:
+            if not self._closed:
+                with contextlib.suppress(OSError):
+                    self._seconds = max(self._seconds, _account_seconds(self._account) - self._opened_seconds)
+            return self._seconds
+
+    def close(self) -> None:
+        self.seconds()
+        with self._lock:
+            self._closed = True
+
+
+def _step_accounts(proc_root: Path, root: Path) -> Iterator[Path]:
+    """Where the account of the step's cgroup should be; Slurm uses version 2 or version 1, whatever else is mounted."""
+    for line in (proc_root / "self/cgroup").read_text(errors="surrogateescape").splitlines():
+        _, controllers, text = line.split(":", 2)
+        path, is_version_2 = PurePosixPath(text), not controllers
+        has_account = is_version_2 or "cpuacct" in controllers.split(",")
+        if has_account and _STEP_PATH.search(text) and ".." not in path.parts:
+            for shown, mount_point in _cgroup_mounts(proc_root, "" if is_version_2 else "cpuacct"):
+                if path.is_relative_to(shown):
+                    folder = root / mount_point.lstrip("/") / path.relative_to(shown)
+                    yield folder / ("cpu.stat" if is_version_2 else "cpuacct.usage")
+
+
+def _cgroup_mounts(proc_root: Path, controller: str) -> Iterator[tuple[str, str]]:
+    """Path in the hierarchy and mount point of each mount of version 1's ``controller``; of version 2 for ``""``."""
+    for line in (proc_root / "self/mountinfo").read_text(errors="surrogateescape").splitlines():
+        place, _, what = line.partition(" - ")
+        kind, *_, options = what.split()
+        if kind == ("cgroup" if controller else "cgroup2") and (not controller or controller in options.split(",")):
+            shown, mount_point = place.split()[3:5]
+            yield _unescape(shown), _unescape(mount_point)
+
+
+def _unescape(text: str) -> str:
+    """A path as ``mountinfo`` writes it: a space is a backslash and its code, 040."""
+    return re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), text)
+
+
+def _account_seconds(account: Path) -> float:
+    """CPU seconds of ``cpu.stat`` (microseconds) or ``cpuacct.usage`` (nanoseconds) since the group was made.
+
+    Raises:
+        OSError: the file cannot be read or has another form.
+    """
+    text = account.read_text()
+    try:
+        if account.name == "cpu.stat":
+            counts = dict(line.split() for line in text.splitlines())
+            return int(counts["usage_usec"]) / _MICROSECONDS_PER_SECOND
+        return int(text) / NANOSECONDS_PER_SECOND
+    except (ValueError, KeyError) as error:
+        raise OSError(errno.EIO, f"{account} has no CPU time: {text[:80]!r}") from error
 
 
 # --- the kernel's task clock ----------------------------------------------------------------------

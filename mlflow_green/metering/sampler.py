@@ -1,79 +1,78 @@
-"""The sampler: one a host and user. It reads sensors and clocks, and closes windows whose shares sum to the whole."""
+"""The sampler: every process has one, and the samplers of one user on one host meter it together.
+
+The one that holds the lock leads: it reads the sensors and closes windows whose shares sum to the whole, over its own
+consumers and those of the others, which follow: they say what their consumers' clocks show and take their usage from
+what the leader publishes. When the leader has gone, a follower goes on where it ended.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import os
 import threading
+import time
 import uuid
-from collections import defaultdict, deque
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import datetime
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mlflow_green.attribution.idle import QUIET_BUSY_RATIO, baseline_power_watts, idle_microjoules
-from mlflow_green.attribution.shares import Shares, share_by_use, share_of_gpu
 from mlflow_green.clock import Clock
 from mlflow_green.errors import SensorError, SensorRetry
 from mlflow_green.metering.cpu_clock import CpuClock
-from mlflow_green.metering.integration import DeviceEnergy, Track, advance
-from mlflow_green.records import Domain, Energy, NodeWindow, Reading, Tick, Usage, total_energy
+from mlflow_green.metering.node import Moment, Node, begun, close_windows, taken_over
+from mlflow_green.metering.shared_state import Account, LeaderState, Presence, SharedFolder, opened
+from mlflow_green.records import Device, NodeWindow, Reading, Tick, Usage
 from mlflow_green.sensors.proc_stat import PROC_ROOT, HostCpu, read_host_cpu
 from mlflow_green.sensors.sensor import Sensor
-from mlflow_green.units import joules
+from mlflow_green.units import milliseconds
 
-QUIET_WINDOWS_MAX = 600
+ANSWER_SECONDS_MAX = 3.0  # a sampling period, and time for a busy host
+_LOOK_SECONDS = 0.05
+_LOOKS_MAX = 20  # to find a leader that has the lock and has not published anything yet
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True, eq=False)
 class _Consumer:
+    consumer_id: str
+    key: str
     cpu_clock: CpuClock
     joined_seconds: float
     start_cpu_seconds: float
-    shared_cpu_seconds: float  # clock value up to the last closed window
+    cpu_seconds: float  # the last look at the clock
     left_seconds: float | None = None
-    left_cpu_seconds: float = 0.0
-    energy: dict[Domain, Energy] = field(default_factory=dict)
-    covered_seconds: float = 0.0
-    metered_seconds: float = 0.0
 
-    def read(self) -> float:
-        """CPU seconds now; the last known value where the clock fails."""
-        if self.left_seconds is not None:
-            return self.left_cpu_seconds
-        with contextlib.suppress(OSError):
-            return self.cpu_clock.seconds()
-        return self.shared_cpu_seconds
+    def look(self) -> None:
+        """Read the clock; the last known value stays where it fails, and when the consumer has left."""
+        if self.left_seconds is None:
+            with contextlib.suppress(OSError):
+                self.cpu_seconds = max(self.cpu_seconds, self.cpu_clock.seconds())
 
-    def usage(self, now_seconds: float) -> Usage:
-        end_seconds = now_seconds if self.left_seconds is None else self.left_seconds
-        return Usage(
-            energy=dict(self.energy),
-            duration_seconds=end_seconds - self.joined_seconds,
-            cpu_seconds=self.shared_cpu_seconds - self.start_cpu_seconds,
+    def presence(self) -> Presence:
+        left_seconds = self.left_seconds  # before the clock's value, which it makes the last one
+        return Presence(
             cpu_clock=self.cpu_clock.name,
-            coverage_ratio=min(1.0, self.covered_seconds / self.metered_seconds) if self.metered_seconds > 0 else 0.0,
+            joined_seconds=self.joined_seconds,
+            start_cpu_seconds=self.start_cpu_seconds,
+            cpu_seconds=self.cpu_seconds,
+            left_seconds=left_seconds,
         )
-
-
-@dataclass(frozen=True, slots=True)
-class _Moment:
-    """The end of a window: monotonic seconds, aware UTC that never goes back, and the host's CPU time."""
-
-    seconds: float
-    at: datetime
-    host_cpu: HostCpu | None
 
 
 class Sampler:
     """Meters the node and the consumers that join it; each ``tick`` closes the window since the one before.
 
-    ``coordinated`` says whether this sampler holds the lock at ``lock_path`` until ``close`` (``None``: it needs none).
-    Without it another sampler meters this host: this one then makes no claim about sums, so its ticks have no windows
-    and its usages no idle energy. ``join``, ``leave`` and the properties may be used from any thread; ``tick`` and
-    ``close`` belong to one. Broken sensors never raise here: a failed read is a gap, a lost one is said in ``notes``.
+    ``lock_path`` is a file in a folder of this user and host, where the samplers meet (``None``: this one is alone).
+    One of them leads. The others follow: their ticks have no windows, and a usage only for the consumers that the
+    leader has seen. All have one ``sampler_id``. The first tick of a new leader tells the last windows of a killed one
+    again. ``coordinated`` is ``False`` where the folder cannot be used, or whoever has the lock publishes nothing: this
+    sampler then makes no claim about sums, so its ticks have no windows.
+
+    A follower's ``tick`` waits until the leader has taken in each consumer that has left, at most
+    ``answer_seconds_max`` after its leaving. Without an answer the last known usage is final, and its coverage is
+    lower. ``pause`` sleeps for some seconds.
+
+    ``join``, ``leave`` and the properties may be used from any thread; ``tick`` and ``close`` belong to one. A forked
+    child changes nothing that is shared. Broken sensors and broken shared files never raise here: a failed read is a
+    gap, and what is lost is said in ``notes``.
     """
 
     def __init__(
@@ -85,6 +84,8 @@ class Sampler:
         boot_id: str,
         lock_path: Path | None,
         proc_root: Path = PROC_ROOT,
+        answer_seconds_max: float = ANSWER_SECONDS_MAX,
+        pause: Callable[[float], None] = time.sleep,
     ) -> None:
         self.sampler_id = uuid.uuid4().hex
         self.notes: list[str] = []
@@ -92,26 +93,31 @@ class Sampler:
         self._host = host
         self._boot_id = boot_id
         self._proc_root = proc_root
-        self._lock_fd = _take_lock(lock_path)
-        self.coordinated = lock_path is None or self._lock_fd is not None
+        self._answer_seconds_max = answer_seconds_max
+        self._pause = pause
         self._sensors = list(sensors)
         self._lost: list[Sensor] = []
-        self._tracks = {device.name: Track(device=device) for sensor in sensors for device in sensor.devices()}
+        self._devices: tuple[Device, ...] = tuple(device for sensor in sensors for device in sensor.devices())
         self._lock = threading.Lock()
+        self._reporting = threading.Lock()
         self._consumers: dict[str, _Consumer] = {}
-        self._quiet_power_watts: defaultdict[Domain, deque[float]] = defaultdict(
-            lambda: deque(maxlen=QUIET_WINDOWS_MAX)
-        )
-        self._sequence = 0
-        self._last = _Moment(clock.monotonic_seconds(), clock.now(), self._host_cpu())
-        self._first_at = self._last.at
-        self._opened: dict[Domain, tuple[datetime, int]] = {}
-        self._device_energies()  # where the counters stand now
+        self._joined = 0
+        self._accounts: Mapping[str, Account] = {}
+        self._repeated: tuple[NodeWindow, ...] = ()  # of the leader before, which may have died before it kept them
+        self._published: LeaderState | None = None
+        self._seen: LeaderState | None = None  # what the leader published last; ``None`` for one that leads
+        self._shared = self._meet(lock_path)
+        self.coordinated = lock_path is None or self._shared is not None
+        self._process = self._shared.name if self._shared else ""
+        if self._seen is None:
+            self._lead_from(self._predecessor())
+        else:
+            self.sampler_id = self._seen.node.sampler_id
 
     @property
     def power_watts_max(self) -> float:
         """The most that all devices together can show, in watts; 0 where nothing is metered."""
-        return sum(track.device.power_watts_max for track in self._tracks.values())
+        return sum(device.power_watts_max for device in self._devices)
 
     def join(self, consumer_id: str, cpu_clock: CpuClock) -> None:
         """Meter this consumer from now on; the sampler owns the clock.
@@ -122,11 +128,19 @@ class Sampler:
         cpu_seconds = 0.0
         with contextlib.suppress(OSError):
             cpu_seconds = cpu_clock.seconds()
-        consumer = _Consumer(cpu_clock, self._clock.monotonic_seconds(), cpu_seconds, cpu_seconds)
         with self._lock:
             if consumer_id in self._consumers:
                 raise ValueError(f"consumer {consumer_id!r} has joined already")
-            self._consumers[consumer_id] = consumer
+            self._joined += 1  # a name that joins again is another consumer
+            self._consumers[consumer_id] = _Consumer(
+                consumer_id=consumer_id,
+                key=f"{self._process}/{self._joined}-{consumer_id}",
+                cpu_clock=cpu_clock,
+                joined_seconds=self._clock.monotonic_seconds(),
+                start_cpu_seconds=cpu_seconds,
+                cpu_seconds=cpu_seconds,
+            )
+        self._report()
 
     def leave(self, consumer_id: str) -> None:
         """Read the clock a last time and close it; the usage is final at the next tick. Twice does nothing."""
@@ -134,35 +148,16 @@ class Sampler:
             consumer = self._consumers.get(consumer_id)
             if consumer is None or consumer.left_seconds is not None:
                 return
-            consumer.left_cpu_seconds = consumer.read()
+            consumer.look()
             consumer.left_seconds = self._clock.monotonic_seconds()
         consumer.cpu_clock.close()
+        self._report()
 
     def tick(self) -> Tick:
-        """Close the window since the last tick and share it out."""
-        energies = self._device_energies()
-        with self._lock:
-            consumers = dict(self._consumers)
-            gone = frozenset(name for name, consumer in consumers.items() if consumer.left_seconds is not None)
-        cpu_seconds = {name: consumer.read() for name, consumer in consumers.items()}
-        now = _Moment(self._clock.monotonic_seconds(), max(self._clock.now(), self._last.at), self._host_cpu())
-        self._sequence += 1
-        used = {name: max(0.0, cpu_seconds[name] - consumers[name].shared_cpu_seconds) for name in consumers}
-        windows = [self._close(domain, parts, used, consumers, now) for domain, parts in energies.items()]
-        for name, consumer in consumers.items():
-            consumer.shared_cpu_seconds += used[name]
-        self._last = now
-        with self._lock:
-            for name in gone:
-                self._consumers.pop(name, None)
-        return Tick(
-            sampler_id=self.sampler_id,
-            sequence=self._sequence,
-            at=now.at,
-            windows=tuple(windows) if self.coordinated else (),
-            usages={name: consumer.usage(now.seconds) for name, consumer in consumers.items()},
-            final=gone,
-        )
+        """Close the window since the last tick and share it out, or ask for what the leader's windows gave."""
+        if self._seen is None or self._take_over():
+            return self._lead()
+        return self._follow(self._seen)
 
     def close(self) -> None:
         """Close sensors and clocks, and give the lock back. Consumers that have not left get no further tick."""
@@ -172,22 +167,188 @@ class Sampler:
             for consumer in self._consumers.values():
                 consumer.cpu_clock.close()
             self._consumers.clear()
-        if self._lock_fd is not None:
-            os.close(self._lock_fd)
-            self._lock_fd = None
+        if self._shared is not None:
+            self._part(self._shared)
 
-    # --- reading -----------------------------------------------------------------------------------
+    # --- roles -------------------------------------------------------------------------------------
 
-    def _device_energies(self) -> Mapping[Domain, list[DeviceEnergy]]:
-        """What every device used since the last look, by domain."""
-        readings = {reading.device: reading for sensor in list(self._sensors) for reading in self._read(sensor)}
-        found: defaultdict[Domain, list[DeviceEnergy]] = defaultdict(list)
-        for name, track in self._tracks.items():
-            gap = Reading(device=name, monotonic_seconds=self._clock.monotonic_seconds(), energy_microjoules=None)
-            self._tracks[name], energy = advance(track, readings.get(name, gap))
-            if energy is not None:
-                found[track.device.domain].append(energy)
+    def _meet(self, lock_path: Path | None) -> SharedFolder | None:
+        """Join the others, to lead or (then ``_seen`` is set) to follow; ``None`` where that cannot be."""
+        if lock_path is None:
+            return None
+        try:
+            shared = SharedFolder(lock_path, self._proc_root, self.notes)
+        except OSError:
+            return None
+        for _ in range(_LOOKS_MAX):
+            if shared.take_lock():
+                shared.withdraw()
+                return shared
+            if not shared.report("", {}):  # before the look: a leader that closes keeps its state for whom it sees
+                break
+            state = shared.state()
+            if state is not None and state.node.boot_id == self._boot_id and shared.is_alive(state.leader):
+                self._seen = state
+                return shared
+            self._pause(_LOOK_SECONDS)
+        shared.withdraw()
+        shared.close()
+        return None
+
+    def _predecessor(self) -> LeaderState | None:
+        """The state that a leader left to followers which still live; nobody else needs it."""
+        if self._shared is None or not self._shared.has_followers():
+            return None
+        state = self._shared.state()
+        return state if state is not None and state.node.boot_id == self._boot_id else None
+
+    def _take_over(self) -> bool:
+        """Lead from now on, if the lock is free."""
+        assert self._seen is not None
+        if self._shared is None or not self._shared.take_lock():
+            return False
+        state = self._shared.state()
+        if state is None or state.node.sampler_id != self.sampler_id:
+            state = self._without_state(self._seen)
+        with self._reporting:
+            self._seen = None
+            self._shared.withdraw()
+        self._lead_from(state)
+        return True
+
+    def _without_state(self, seen: LeaderState) -> LeaderState:
+        """What is left when the leader's state is lost: nothing counts twice, and the windows begin anew.
+
+        The leader may have closed windows since it was seen. No tick takes less than a millisecond, so as many numbers
+        are left free.
+        """
+        unseen_seconds = self._clock.monotonic_seconds() - seen.node.last.monotonic_seconds
+        self.notes.append("the state of the meter that led on this host is lost, and with it its last windows")
+        return replace(seen, node=self._new_node(seen.node.sequence + milliseconds(unseen_seconds) + 1))
+
+    def _new_node(self, sequence: int) -> Node:
+        return Node(
+            sampler_id=self.sampler_id,
+            host=self._host,
+            boot_id=self._boot_id,
+            sequence=sequence,
+            last=Moment(
+                monotonic_seconds=self._clock.monotonic_seconds(), at=self._clock.now(), host_cpu=self._host_cpu()
+            ),
+            tracks={},
+            openings={},
+            quiet_power_microwatts={},
+        )
+
+    def _lead_from(self, state: LeaderState | None) -> None:
+        if state is None:
+            node = self._new_node(0)
+        else:
+            node, self._accounts, self._repeated = taken_over(state.node, self._devices), state.accounts, state.windows
+            self.sampler_id = node.sampler_id
+        self._node = node
+        if any(device.name not in node.tracks for device in self._devices):
+            self._node = begun(node, self._devices, self._read_sensors(), self._now())
+        self._publish(self._repeated)
+
+    def _publish(self, windows: tuple[NodeWindow, ...]) -> None:
+        if self._shared is None:
+            return
+        others = {key: account for key, account in self._accounts.items() if _process_of(key) != self._process}
+        state = LeaderState(leader=self._process, node=self._node, accounts=others, windows=windows)
+        self._published = state if self._shared.publish(state) else None
+
+    def _report(self) -> None:
+        """Tell the leader how it stands with the consumers, if there is one."""
+        with self._reporting:
+            if self._shared is not None and self._seen is not None:
+                with self._lock:
+                    consumers = {consumer.key: consumer.presence() for consumer in self._consumers.values()}
+                self._shared.report(self.sampler_id, consumers)
+
+    def _part(self, shared: SharedFolder) -> None:
+        """Leave the others; a state with nobody to go on from it is removed."""
+        with self._reporting:
+            leads, self._seen = self._seen is None, None
+            shared.withdraw()
+        if leads:
+            shared.remove_state()  # before the look: who reports later than it finds no state, and takes the lock
+            if shared.has_followers() and self._published is not None:
+                shared.publish(replace(self._published, windows=()))  # the caller has them
+        shared.close()
+
+    # --- leading -----------------------------------------------------------------------------------
+
+    def _lead(self) -> Tick:
+        readings = self._read_sensors()
+        own = self._look()
+        present = {consumer.key: presence for consumer, presence in own.items()}
+        reports = self._shared.reports(self.sampler_id) if self._shared else {}
+        for report in reports.values():
+            present.update(report or {})
+        now, before_seconds = self._now(), self._node.last.monotonic_seconds
+        accounts = {key: self._accounts.get(key) or opened(presence) for key, presence in present.items()}
+        used = {
+            key: max(0.0, present[key].cpu_seconds - account.shared_cpu_seconds)
+            for key, account in accounts.items()
+            if account.left_seconds is None
+        }
+        self._node, closed = close_windows(self._node, readings, used, now)
+        for key in used:
+            accounts[key] = accounts[key].charged(key, present[key], closed, before_seconds, now.monotonic_seconds)
+        usages = {
+            consumer.consumer_id: accounts[consumer.key].usage(presence.cpu_clock, now.monotonic_seconds)
+            for consumer, presence in own.items()
+        }
+        silent = {key: account for key, account in self._accounts.items() if self._is_silent(key, present, reports)}
+        self._accounts = {**silent, **accounts}
+        windows = (*self._repeated, *(each.window for each in closed)) if self.coordinated else ()
+        self._repeated = ()
+        final = self._forget_left(own)
+        self._publish(windows)
+        return Tick(
+            sampler_id=self.sampler_id,
+            sequence=self._node.sequence,
+            at=now.at,
+            windows=windows,
+            usages=usages,
+            final=final,
+        )
+
+    def _is_silent(
+        self, key: str, present: Mapping[str, Presence], reports: Mapping[str, Mapping[str, Presence] | None]
+    ) -> bool:
+        """Whether nothing is known of a consumer, though its process lives: opened anew it would be charged twice."""
+        process = _process_of(key)
+        return (
+            key not in present
+            and process != self._process
+            and reports.get(process) is None
+            and self._shared is not None
+            and self._shared.is_alive(process)
+        )
+
+    def _look(self) -> dict[_Consumer, Presence]:
+        """Read every clock."""
+        with self._lock:
+            consumers = list(self._consumers.values())
+        found: dict[_Consumer, Presence] = {}
+        for consumer in consumers:
+            with self._lock:
+                consumer.look()
+                found[consumer] = consumer.presence()
         return found
+
+    def _forget_left(self, own: Mapping[_Consumer, Presence]) -> frozenset[str]:
+        """Drop those that had left when they were looked at; their names."""
+        gone = frozenset(consumer.consumer_id for consumer, each in own.items() if each.left_seconds is not None)
+        with self._lock:
+            for name in gone:
+                self._consumers.pop(name, None)
+        return gone
+
+    def _read_sensors(self) -> Mapping[str, Reading]:
+        return {reading.device: reading for sensor in list(self._sensors) for reading in self._read(sensor)}
 
     def _read(self, sensor: Sensor) -> Sequence[Reading]:
         try:
@@ -203,13 +364,20 @@ class Sampler:
 
     def _instead_of(self, sensor: Sensor) -> str:
         """What a lost sensor's energy is from now on, in words."""
-        tracks = [self._tracks[device.name] for device in sensor.devices()]
-        if any(track.known_seconds > 0 for track in tracks):
+        tracks = [self._node.tracks.get(device.name) for device in sensor.devices()]
+        if any(track is not None and track.known_seconds > 0 for track in tracks):
             return "; from now on its energy is estimated from its mean power so far"
-        power_watts_max = sum(track.device.power_watts_max for track in tracks)
+        power_watts_max = sum(device.power_watts_max for device in sensor.devices())
         return (
             " before its second reading; from now on its energy is taken as half of its greatest power, "
             f"anything from 0 to {power_watts_max:g} W"
+        )
+
+    def _now(self) -> Moment:
+        return Moment(
+            monotonic_seconds=self._clock.monotonic_seconds(),
+            at=max(self._clock.now(), self._node.last.at),
+            host_cpu=self._host_cpu(),
         )
 
     def _host_cpu(self) -> HostCpu | None:
@@ -218,79 +386,71 @@ class Sampler:
         except SensorRetry:
             return None
 
-    # --- sharing -----------------------------------------------------------------------------------
+    # --- following ---------------------------------------------------------------------------------
 
-    def _close(
-        self,
-        domain: Domain,
-        parts: Sequence[DeviceEnergy],
-        used: Mapping[str, float],
-        consumers: Mapping[str, _Consumer],
-        now: _Moment,
-    ) -> NodeWindow:
-        energy = total_energy(part.energy for part in parts)
-        assert energy is not None
-        seconds = sum(part.seconds for part in parts)
-        coverage_ratio = min(1.0, sum(part.covered_seconds for part in parts) / seconds)
-        shares = self._share(domain, energy, parts, used, now)
-        self._charge(domain, shares, consumers, coverage_ratio, now)
-        started_at, sequence_first = self._opened.get(domain, (self._first_at, 1))
-        self._opened[domain] = (now.at, self._sequence + 1)
-        return NodeWindow(
+    def _follow(self, seen: LeaderState) -> Tick:
+        own = self._look()
+        self._report()
+        leaving = {consumer.key: each.left_seconds for consumer, each in own.items() if each.left_seconds is not None}
+        until_seconds = max(leaving.values(), default=0.0) + self._answer_seconds_max
+        seen = self._seen = self._see(seen)
+        while not _has_answered(seen, leaving) and self._clock.monotonic_seconds() < until_seconds:
+            self._pause(_LOOK_SECONDS)
+            if self._take_over():
+                return self._lead()
+            seen = self._seen = self._see(seen)
+        usages = {
+            consumer.consumer_id: usage
+            for consumer, presence in own.items()
+            if (usage := _usage_seen(seen, consumer.key, presence)) is not None
+        }
+        final = self._forget_left(own)
+        if final:
+            self._report()  # so that the leader forgets them too
+        return Tick(
             sampler_id=self.sampler_id,
-            host=self._host,
-            boot_id=self._boot_id,
-            domain=domain,
-            sequence_first=sequence_first,
-            sequence_last=self._sequence,
-            started_at=started_at,
-            ended_at=now.at,
-            energy=energy,
-            attributed_microjoules=sum(share.microjoules for share in shares.consumers.values()),
-            idle_microjoules=shares.idle_microjoules,
-            other_microjoules=shares.other_microjoules,
-            coverage_ratio=coverage_ratio,
+            sequence=seen.node.sequence,
+            at=seen.node.last.at,
+            windows=(),
+            usages=usages,
+            final=final,
         )
 
-    def _share(
-        self, domain: Domain, energy: Energy, parts: Sequence[DeviceEnergy], used: Mapping[str, float], now: _Moment
-    ) -> Shares:
-        if domain is Domain.GPU:
-            return share_of_gpu(energy, used)
-        busy_seconds = self._busy_seconds(now)
-        seconds = max(part.seconds for part in parts)
-        quiet = self._quiet_power_watts[domain]
-        if busy_seconds is not None and now.host_cpu is not None:
-            busy_ratio = max(busy_seconds, sum(used.values())) / (now.host_cpu.threads * seconds)
-            was_read = all(part.covered_seconds > 0 for part in parts)  # an estimate teaches nothing
-            if was_read and busy_ratio < QUIET_BUSY_RATIO:
-                quiet.append(joules(energy.microjoules) / seconds)
-        own = [part.idle_microjoules for part in parts if part.idle_microjoules is not None]
-        idle = idle_microjoules(
-            energy.microjoules,
-            seconds,
-            own_microjoules=sum(own) if len(own) == len(parts) else None,
-            baseline_power_watts=baseline_power_watts(quiet),
-        )
-        return share_by_use(energy, idle, used, busy_seconds or 0.0)
+    def _see(self, before: LeaderState) -> LeaderState:
+        """The leader's state; the one seen before while there is none that is ours."""
+        state = self._shared.state() if self._shared else None
+        return state if state is not None and state.node.sampler_id == self.sampler_id else before
 
-    def _busy_seconds(self, now: _Moment) -> float | None:
-        """Busy CPU seconds of the whole host in this window."""
-        if now.host_cpu is None or self._last.host_cpu is None:
-            return None
-        return max(0.0, now.host_cpu.busy_seconds - self._last.host_cpu.busy_seconds)
 
-    def _charge(
-        self, domain: Domain, shares: Shares, consumers: Mapping[str, _Consumer], coverage_ratio: float, now: _Moment
-    ) -> None:
-        for name, share in shares.consumers.items():
-            consumer = consumers[name]
-            before = consumer.energy.get(domain)
-            consumer.energy[domain] = share if before is None else before + share
-            end_seconds = now.seconds if consumer.left_seconds is None else consumer.left_seconds
-            overlap_seconds = max(0.0, end_seconds - max(consumer.joined_seconds, self._last.seconds))
-            consumer.metered_seconds += overlap_seconds
-            consumer.covered_seconds += coverage_ratio * overlap_seconds
+def _process_of(key: str) -> str:
+    return key.partition("/")[0]
+
+
+def _has_answered(seen: LeaderState, leaving: Iterable[str]) -> bool:
+    accounts = [seen.accounts.get(key) for key in leaving]
+    return all(account is not None and account.left_seconds is not None for account in accounts)
+
+
+def _usage_seen(seen: LeaderState, key: str, presence: Presence) -> Usage | None:
+    """What the leader charged a consumer; ``None`` while it has not seen it.
+
+    One that has left without the leader's answer has its true length and CPU time, and the energy of the windows up to
+    the last that is known, which cover only a part of that length.
+    """
+    account, last_seconds = seen.accounts.get(key), seen.node.last.monotonic_seconds
+    if presence.left_seconds is None:
+        return None if account is None else account.usage(presence.cpu_clock, last_seconds)
+    account = account or opened(presence)
+    if account.left_seconds is not None:
+        return account.usage(presence.cpu_clock, last_seconds)
+    usage = account.usage(presence.cpu_clock, presence.left_seconds)
+    known_seconds = max(0.0, min(last_seconds, presence.left_seconds) - presence.joined_seconds)
+    known_ratio = known_seconds / usage.duration_seconds if usage.duration_seconds > 0 else 0.0
+    return replace(
+        usage,
+        cpu_seconds=presence.cpu_seconds - presence.start_cpu_seconds,
+        coverage_ratio=usage.coverage_ratio * known_ratio,
+    )
 
 
 def merge_windows(windows: Sequence[NodeWindow]) -> tuple[NodeWindow, ...]:
@@ -333,20 +493,3 @@ def _mean_coverage(windows: Iterable[NodeWindow]) -> float:
     if total <= 0:
         return min(coverage for _, coverage in weighted)
     return min(1.0, sum(seconds * coverage for seconds, coverage in weighted) / total)
-
-
-def _take_lock(path: Path | None) -> int | None:
-    """Hold the lock file until its descriptor is closed; ``None`` if another holds it or it cannot be made."""
-    if path is None:
-        return None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError:
-        return None
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(fd)
-        return None
-    return fd

@@ -82,6 +82,7 @@ class NvmlSensor:
             power_watts_max=limit / MILLIWATTS_PER_WATT if limit else POWER_WATTS_MAX,
             error_ratio=error_ratio,
             error_source=error_source,
+            counter_is_shared=has_counter,
         )
         return _Gpu(device, handle, has_counter=has_counter)
 

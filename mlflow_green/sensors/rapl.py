@@ -107,6 +107,7 @@ def _device(folder: Path, name: str, domain: Domain) -> Device:
         error_ratio=error_ratio,
         error_source=error_source,
         counter_range_microjoules=_number(folder / "max_energy_range_uj"),
+        counter_is_shared=True,
     )
 
 

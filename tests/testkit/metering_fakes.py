@@ -56,3 +56,23 @@ def device(name: str = "package-0", domain: Domain = Domain.CPU, **changes: obje
 
 def reading(seconds: float, energy_microjoules: int | None, name: str = "package-0", **counters: int) -> Reading:
     return Reading(device=name, monotonic_seconds=seconds, energy_microjoules=energy_microjoules, **counters)
+
+
+class CounterSensor:
+    """Reads counters that the test moves by hand: ``energy_microjoules`` by device name; a name that is not in it fails."""
+
+    name = "counters"
+
+    def __init__(self, clock: HandClock, devices: list[Device], energy_microjoules: dict[str, int]) -> None:
+        self._clock, self._devices, self.energy_microjoules = clock, devices, energy_microjoules
+
+    def devices(self) -> list[Device]:
+        return self._devices
+
+    def read(self) -> list[Reading]:
+        return [
+            reading(self._clock.seconds, self.energy_microjoules.get(each.name), each.name) for each in self._devices
+        ]
+
+    def close(self) -> None:
+        pass

@@ -8,10 +8,14 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from mlflow_green.metering.cpu_clock import PerfClock, ProcessTreeClock, metered_popen, open_clock
+from mlflow_green.metering.cpu_clock import CgroupClock, PerfClock, ProcessTreeClock, metered_popen, open_clock
 from mlflow_green.records import CpuClockName
 
 BURN = """
@@ -71,6 +75,165 @@ def burn(seconds: float) -> None:
     end = time.thread_time() + seconds
     while time.thread_time() < end:
         pass
+
+
+# --- the account of a Slurm step's cgroup --------------------------------------------------------
+
+V1_STEP = "/slurm_node1/uid_1000/job_7/step_0/task_0"
+V2_STEP = "/system.slice/node1_slurmstepd.scope/job_7/step_batch/user/task_0"
+V1_MOUNT = "34 31 0:30 {shown} {at} rw,relatime shared:9 - cgroup cgroup rw,cpu,cpuacct\n"
+V2_MOUNT = "41 31 0:38 {shown} {at} rw,relatime - cgroup2 cgroup2 rw,nsdelegate\n"
+OTHER_MOUNTS = (
+    "23 1 8:1 / / rw shared:1 - ext4 /dev/sda1 rw\n36 31 0:33 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n"
+)
+
+
+class Tree:
+    """A /proc and the cgroup mounts that it tells of, in a folder."""
+
+    def __init__(self, folder: Path, *, own: str, mounts: str) -> None:
+        self.proc_root, self.root = folder / "proc", folder / "root"
+        (self.proc_root / "self").mkdir(parents=True)
+        (self.proc_root / "self/cgroup").write_text(own)
+        (self.proc_root / "self/mountinfo").write_text(OTHER_MOUNTS + mounts)
+
+    def write(self, account: str, text: str) -> None:
+        path = self.root / account.lstrip("/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+    def open(self) -> CgroupClock:
+        return CgroupClock.open_own(self.proc_root, self.root)
+
+
+def v1_tree(folder: Path, path: str = V1_STEP, shown: str = "/", at: str = "/sys/fs/cgroup/cpuacct") -> Tree:
+    own = f"9:memory:{path}\n2:cpu,cpuacct:{path}\n0::/\n"
+    return Tree(folder, own=own, mounts=V1_MOUNT.format(shown=shown, at=at) + V2_MOUNT.format(shown="/", at="/unified"))
+
+
+def v2_tree(folder: Path) -> Tree:
+    return Tree(folder, own=f"0::{V2_STEP}\n", mounts=V2_MOUNT.format(shown="/", at="/sys/fs/cgroup"))
+
+
+def test_version_1_counts_nanoseconds_since_the_clock_was_opened(tmp_path):
+    tree = v1_tree(tmp_path)
+    account = f"/sys/fs/cgroup/cpuacct{V1_STEP}/cpuacct.usage"
+    tree.write(account, "5000000000\n")
+    clock = tree.open()
+    assert (clock.name, clock.seconds()) == (CpuClockName.CGROUP, 0)
+    tree.write(account, "7500000000\n")
+    assert clock.seconds() == 2.5
+
+
+def test_version_2_counts_microseconds_since_the_clock_was_opened(tmp_path):
+    tree = v2_tree(tmp_path)
+    account = f"/sys/fs/cgroup{V2_STEP}/cpu.stat"
+    tree.write(account, "usage_usec 4000000\nuser_usec 3000000\nsystem_usec 1000000\n")
+    clock = tree.open()
+    tree.write(account, "usage_usec 5500000\nuser_usec 4000000\nsystem_usec 1500000\n")
+    assert clock.seconds() == 1.5
+
+
+@pytest.mark.parametrize("shown", ["/slurm_node1/uid_1000/job_7", "/slurm_node1"])
+def test_a_container_that_shows_a_part_of_the_tree_is_understood(tmp_path, shown):
+    tree = v1_tree(tmp_path, shown=shown, at=r"/my\040mounts/cpu")
+    tree.write(f"/my mounts/cpu{V1_STEP.removeprefix(shown)}/cpuacct.usage", "1\n")
+    assert tree.open().seconds() == 0
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/",
+        "/user.slice/user-1000.slice/session-2.scope",
+        "/docker/0123abcd",
+        "/slurm_node1/uid_1000/job_7",  # the job, not one of its steps
+        "/jobs/job_7/step_0",
+        "/../slurm_node1/uid_1000/job_7/step_0",
+    ],
+)
+def test_only_the_cgroup_of_a_slurm_step_is_a_clock(tmp_path, path):
+    tree = v1_tree(tmp_path, path=path)
+    tree.write(f"/sys/fs/cgroup/cpuacct{path}/cpuacct.usage", "1\n")
+    with pytest.raises(OSError, match="in no cgroup of a Slurm step"):
+        tree.open()
+    clock = open_clock(own_cgroup=True, proc_root=tree.proc_root, root=tree.root)
+    assert clock.name in {CpuClockName.PERF, CpuClockName.POLLING}
+    clock.close()
+
+
+def test_an_account_that_is_missing_or_of_another_form_is_no_clock(tmp_path):
+    tree = v2_tree(tmp_path)
+    for text in (None, "", "user_usec 5\n", "usage_usec many\n", "usage_usec\n"):
+        if text is not None:
+            tree.write(f"/sys/fs/cgroup{V2_STEP}/cpu.stat", text)
+        with pytest.raises(OSError, match="in no cgroup"):
+            tree.open()
+
+
+def test_a_read_that_fails_is_the_last_value_and_a_closed_cgroup_clock_stands_still(tmp_path):
+    tree = v1_tree(tmp_path)
+    account = f"/sys/fs/cgroup/cpuacct{V1_STEP}/cpuacct.usage"
+    tree.write(account, "0\n")
+    clock = tree.open()
+    tree.write(account, "1000000000\n")
+    assert clock.seconds() == 1
+    (tree.root / account.lstrip("/")).unlink()  # as when Slurm removes the step's cgroup
+    assert clock.seconds() == 1
+    tree.write(account, "2000000000\n")
+    clock.close()
+    clock.close()
+    tree.write(account, "3000000000\n")
+    assert clock.seconds() == 2
+
+
+@given(st.lists(st.integers(0, 10**15) | st.just("broken"), min_size=1, max_size=8))
+def test_a_cgroup_clock_never_decreases_whatever_is_read(tmp_path_factory, counts):
+    account = tmp_path_factory.mktemp("step") / "cpuacct.usage"
+    account.write_text("1000\n")
+    clock, seen = CgroupClock(account), [0.0]
+    for count in counts:
+        account.write_text(f"{count}\n")
+        seen.append(clock.seconds())
+    assert seen == sorted(seen)
+    highest = max([1_000, *(count for count in counts if count != "broken")])
+    assert seen[-1] == pytest.approx((highest - 1_000) / 1e9)
+
+
+IN_STEP = (
+    """
+import os
+open("{step}/cgroup.procs", "w").write(str(os.getpid()))
+from mlflow_green.metering.cpu_clock import open_clock
+clock = open_clock(own_cgroup=True)
+"""
+    + DAEMON.replace("{", "{{").replace("}", "}}")
+    + """
+print(clock.name, clock.seconds())
+open("{mount}/cgroup.procs", "w").write(str(os.getpid()))
+"""
+)
+
+
+@pytest.mark.parametrize("mount", ["/sys/fs/cgroup/cpuacct", "/sys/fs/cgroup/unified", "/sys/fs/cgroup"])
+def test_a_real_cgroup_counts_a_daemon_that_left_its_session_and_parent(mount):
+    step = Path(mount, f"slurm_test{os.getpid()}/uid_0/job_7/step_0")
+    if not Path(mount, "cgroup.procs").exists():
+        pytest.skip(f"{mount} is no cgroup here")
+    try:
+        step.mkdir(parents=True)
+        code = IN_STEP.format(step=step, mount=mount)
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    except OSError as error:
+        pytest.skip(f"no cgroup can be made here: {error}")
+    finally:
+        for folder in (step, *step.parents[:3]):
+            with suppress(OSError):
+                folder.rmdir()
+    assert done.returncode == 0, done.stderr
+    name, seconds = done.stdout.split()
+    assert name == "cgroup"
+    assert 0.5 <= float(seconds) < 5
 
 
 # --- the kernel's task clock ---------------------------------------------------------------------

@@ -228,20 +228,6 @@ def test_a_quiet_host_teaches_the_baseline_and_then_idle_is_its_own_line(tmp_pat
     assert tick.usages["a"].total.microjoules == 50 * JOULE
 
 
-def test_only_one_sampler_of_a_host_is_coordinated(tmp_path):
-    lock_path = tmp_path / "run" / "sampler.lock"
-    first = Bench(tmp_path, steady(), lock_path=lock_path)
-    second = Bench(tmp_path, steady(), lock_path=lock_path)
-    assert (first.sampler.coordinated, second.sampler.coordinated) == (True, False)
-    second.sampler.join("a", clock := HandCpuClock())
-    clock.cpu_seconds = 0.5
-    tick = second.tick(busy_seconds=1)
-    assert tick.windows == ()
-    assert tick.usages["a"].total.microjoules == 30 * JOULE
-    first.sampler.close()
-    assert Bench(tmp_path, steady(), lock_path=lock_path).sampler.coordinated
-
-
 def test_a_lock_that_cannot_be_made_leaves_the_sampler_uncoordinated(tmp_path):
     (tmp_path / "file").write_text("")
     assert not Bench(tmp_path, steady(), lock_path=tmp_path / "file" / "sampler.lock").sampler.coordinated

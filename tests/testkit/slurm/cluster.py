@@ -3,8 +3,12 @@
 One slurmctld, one slurmd for each virtual node (they share this machine's cores), a private munged, and slurmdbd on a
 private MariaDB, so that sacct answers. Nothing in /etc is read or written, and a Slurm or MariaDB of the machine is not
 touched.
+
+Each node has an energy counter of its own, at a constant power: Slurm reports it as ConsumedEnergy, and every task
+finds it as the powercap tree of its node, so that two virtual nodes look like two machines to a meter.
 """
 
+import itertools
 import os
 import pwd
 import shlex
@@ -13,16 +17,19 @@ import signal
 import socket
 import subprocess
 import tempfile
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
 from tests.testkit.slurm.daemons import ClusterError, Daemons, free_ports, is_listening
+from tests.testkit.slurm.energy import EnergyThread, NodeCounters, build_shim
 from tests.testkit.waiting import comes_true
 
-PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "slurmdbd", "mariadbd")
+PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "slurmdbd", "mariadbd", "cc")
 CLIENTS = ("sacct", "sacctmgr", "sbatch", "scancel", "scontrol", "sinfo", "squeue", "srun", "sstat")
 NAME = "testcluster"
 ACCOUNT = "test"
+POWER_WATTS = (100.0, 60.0)  # node1, node2, and so on around
 
 SLURM_CONF = """\
 ClusterName={name}
@@ -32,7 +39,8 @@ SlurmUser={user}
 SlurmdUser={user}
 AuthType=auth/munge
 CredType=cred/munge
-AuthInfo=socket={folder}/munge.socket
+# A requeued job waits until its credential has expired, usually 120 s.
+AuthInfo=socket={folder}/munge.socket,cred_expire=10
 # Bind to the address that our own host name resolves to.
 CommunicationParameters=NoCtldInAddrAny,NoInAddrAny
 StateSaveLocation={folder}/spool/ctld
@@ -46,6 +54,10 @@ ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 JobAcctGatherType=jobacct_gather/linux
 JobAcctGatherFrequency=task=1,energy=1
+AcctGatherEnergyType=acct_gather_energy/pm_counters
+# Every second would starve the pings: a dead node would never be noticed.
+AcctGatherNodeFreq=3
+TaskProlog={folder}/etc/task_prolog
 SwitchType=switch/none
 MpiDefault=none
 PropagateResourceLimits=NONE
@@ -57,7 +69,9 @@ SelectTypeParameters=CR_Core_Memory
 MinJobAge=300
 KillWait=2
 ReturnToService=2
-SlurmdTimeout=60
+# A dead node is noticed after about 17 s: a ping that fails takes MessageTimeout, and two have to.
+SlurmdTimeout=10
+MessageTimeout=5
 # The nodes' CPUs and memory are what is said here, not what the machine has.
 SlurmdParameters=config_overrides
 AccountingStorageType=accounting_storage/slurmdbd
@@ -70,6 +84,12 @@ AccountingStoreFlags=job_comment
 """
 NODE_CONF = "NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=4 RealMemory=4000 State=UNKNOWN\n"
 PARTITION_CONF = "PartitionName=main Nodes=ALL Default=YES DefMemPerCPU=100 MaxTime=60 State=UP\n"
+# What the administrator of a cluster would set on each machine.
+TASK_PROLOG = """\
+#!/bin/sh
+echo "export MLFLOW_GREEN_POWERCAP_ROOT={folder}/nodes/$SLURMD_NODENAME/powercap"
+echo "export MLFLOW_GREEN_RUNTIME_DIR={folder}/nodes/$SLURMD_NODENAME/runtime"
+"""
 SLURMDBD_CONF = """\
 AuthType=auth/munge
 AuthInfo=socket={folder}/munge.socket
@@ -103,11 +123,17 @@ class SlurmCluster:
         self.nodes = [f"node{number}" for number in range(1, nodes + 1)]
         self._ports = free_ports(3 + nodes)
         self._daemons = Daemons(self.folder, self._sub("log"))
+        self._counters = {
+            node: NodeCounters(self._sub(f"nodes/{node}"), power_watts)
+            for node, power_watts in zip(self.nodes, itertools.cycle(POWER_WATTS), strict=False)
+        }
+        self._energy = EnergyThread(self._counters)
         self.environ = {
             "SLURM_CONF": str(self.folder / "etc/slurm.conf"),
             "PATH": f"{self.folder / 'bin'}:{_search_path()}",
         }
         try:
+            self._shim = build_shim(self.folder)
             self._configure()
             self._start()
         except BaseException:
@@ -124,10 +150,23 @@ class SlurmCluster:
                 self.run("scancel", *jobs)
                 comes_true(lambda: not self.run("squeue", "-h").strip(), 15)
         self._daemons.stop_all()
-        for pid in self._processes_of_jobs():
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        _kill(self._processes_of_jobs())
+        self._energy.stop()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    # --- energy --------------------------------------------------------------------------------------
+
+    def powercap_root(self, node: str) -> Path:
+        """What plays /sys/class/powercap on the node."""
+        return self._counters[node].powercap_root
+
+    def counter_microjoules(self, node: str) -> int:
+        """The node's energy since the cluster was made, as of now."""
+        return self._energy.microjoules(node)
+
+    def set_power(self, node: str, power_watts: float) -> None:
+        """From now on the node draws this; at most 125 W, for its powercap tree says that no more is possible."""
+        self._energy.set_power(node, power_watts)
 
     # --- configuration -------------------------------------------------------------------------------
 
@@ -152,6 +191,8 @@ class SlurmCluster:
             for node, port in zip(self.nodes, self._ports[3:], strict=True)
         ]
         (etc / "slurm.conf").write_text(SLURM_CONF.format(**named) + "".join(nodes) + PARTITION_CONF)
+        (etc / "task_prolog").write_text(TASK_PROLOG.format(**named))
+        (etc / "task_prolog").chmod(0o755)
         (etc / "cgroup.conf").write_text("CgroupAutomount=no\n")  # without this file slurmd looks in /etc/slurm
         (etc / "slurmdbd.conf").touch(mode=0o600)
         (etc / "slurmdbd.conf").write_text(SLURMDBD_CONF.format(**named))
@@ -180,20 +221,40 @@ class SlurmCluster:
         self._daemons.start("slurmctld", ["slurmctld", "-D"], self.environ)
         self._daemons.wait_until("slurmctld", lambda: is_listening(self._ports[0]), 30)
         for node in self.nodes:
-            self.start_node(node)
-        if not comes_true(self._nodes_are_ready, 60):
-            raise ClusterError(f"the nodes did not come up\n{self._daemons.tail('slurmctld')}")
+            self._start_slurmd(node)
+        self._wait_for(self.nodes)
 
     def start_node(self, node: str) -> None:
-        self._daemons.start(f"slurmd-{node}", ["slurmd", "-D", "-N", node], self.environ)
+        """Start the slurmd of a node that was killed; returns when the node takes jobs again."""
+        self._start_slurmd(node)
+        self._wait_for([node])
 
-    def kill_node(self, node: str) -> None:
-        """End the node's slurmd as a power cut would; the processes of its jobs live on."""
+    def kill_node(self, node: str, *, with_jobs: bool = False) -> None:
+        """End the node's slurmd and, as a power cut would, ``with_jobs`` every process that ran there.
+
+        Slurm notices after about 17 s: the node is down, its jobs have the state NODE_FAIL, and batch jobs wait to run
+        again.
+        """
         self._daemons.signal(f"slurmd-{node}", signal.SIGKILL)
+        if with_jobs:
+            _kill(self._processes_of_jobs(node))
 
-    def _nodes_are_ready(self) -> bool:
-        states = self.run("sinfo", "-h", "-N", "-o", "%T", check=False).split()
-        return len(states) == len(self.nodes) and set(states) <= {"idle", "mixed", "allocated"}
+    def node_state(self, node: str) -> str:
+        """What sinfo says of the node: idle, mixed, allocated, completing, down*; empty where Slurm is silent."""
+        return self.run("sinfo", "-h", "-N", "-n", node, "-o", "%T", check=False).strip()
+
+    def _start_slurmd(self, node: str) -> None:
+        counters = {"LD_PRELOAD": str(self._shim), "FAKE_PM_COUNTERS": str(self._counters[node].pm_counters)}
+        self._daemons.start(f"slurmd-{node}", ["slurmd", "-D", "-N", node], {**self.environ, **counters})
+
+    def _wait_for(self, nodes: list[str]) -> None:
+        ready, port_of = {"idle", "mixed", "allocated"}, dict(zip(self.nodes, self._ports[3:], strict=True))
+
+        def takes_jobs(node: str) -> bool:
+            return is_listening(port_of[node]) and self.node_state(node) in ready
+
+        if not comes_true(lambda: all(map(takes_jobs, nodes)), 60):
+            raise ClusterError(f"{', '.join(nodes)} did not come up\n{self._daemons.tail('slurmctld')}")
 
     def _start_munge(self) -> None:
         folder, munge_socket = self._sub("munge"), f"{self.folder}/munge.socket"
@@ -229,17 +290,26 @@ class SlurmCluster:
         if NAME not in self.run("sacctmgr", "-nP", "show", "cluster", "format=cluster"):
             raise ClusterError(f"slurmdbd did not register the cluster\n{self._daemons.tail('slurmdbd')}")
 
-    def _processes_of_jobs(self) -> list[int]:
-        """What jobs left behind: only they carry this cluster's SLURM_CONF and the id of a job."""
+    def _processes_of_jobs(self, *nodes: str) -> list[int]:
+        """Processes of jobs on these nodes, or on all: only they carry our SLURM_CONF and the id of a job."""
         ours, found = f"SLURM_CONF={self.environ['SLURM_CONF']}".encode(), []
+        places = {f"SLURMD_NODENAME={node}".encode() for node in nodes}
+        places |= {f"FAKE_PM_COUNTERS={self._counters[node].pm_counters}".encode() for node in nodes}
         for folder in Path("/proc").glob("[0-9]*"):
             with suppress(OSError):
-                names = (folder / "environ").read_bytes().split(b"\0")
+                names = set((folder / "environ").read_bytes().split(b"\0"))
                 is_job = any(name.startswith(b"SLURM_JOB_ID=") for name in names)
                 is_step = (folder / "cmdline").read_bytes().startswith(b"slurmstepd")
-                if ours in names and (is_job or is_step) and int(folder.name) != os.getpid():
+                is_there = not nodes or not places.isdisjoint(names)
+                if ours in names and (is_job or is_step) and is_there and int(folder.name) != os.getpid():
                     found.append(int(folder.name))
         return found
+
+
+def _kill(pids: Iterable[int]) -> None:
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def _user() -> str:

@@ -1,0 +1,176 @@
+"""What must be known of the node to close its next windows, and how they are closed and shared. Pure.
+
+``Node`` is all of the memory that a meter has of the node, so whoever has it can go on where another has ended.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from mlflow_green.attribution.idle import QUIET_BUSY_RATIO, baseline_power_watts, idle_microjoules
+from mlflow_green.attribution.shares import Shares, share_by_use, share_of_gpu
+from mlflow_green.metering.integration import DeviceEnergy, Track, advance
+from mlflow_green.records import Device, Domain, Energy, NodeWindow, Reading, total_energy
+from mlflow_green.sensors.proc_stat import HostCpu
+from mlflow_green.units import MICROWATTS_PER_WATT
+
+QUIET_WINDOWS_MAX = 600
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moment:
+    """The end of a window: monotonic seconds, aware UTC that never goes back, and the host's CPU time."""
+
+    monotonic_seconds: float
+    at: datetime
+    host_cpu: HostCpu | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opening:
+    """Where the next window of a domain begins: its time and its first tick."""
+
+    at: datetime
+    sequence: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """The node as it was at the end of tick ``sequence``.
+
+    ``quiet_power_microwatts`` are those of its last quiet windows: whole numbers, for they are written at each tick.
+    """
+
+    sampler_id: str
+    host: str
+    boot_id: str
+    sequence: int
+    last: Moment
+    tracks: Mapping[str, Track]
+    openings: Mapping[Domain, Opening]
+    quiet_power_microwatts: Mapping[Domain, tuple[int, ...]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SharedWindow:
+    """A closed window, and each consumer's share of it."""
+
+    window: NodeWindow
+    shares: Mapping[str, Energy]
+
+
+def begun(node: Node, devices: Iterable[Device], readings: Mapping[str, Reading], now: Moment) -> Node:
+    """The node with devices that it did not have: their windows begin now."""
+    added = {device.name: Track(device=device) for device in devices if device.name not in node.tracks}
+    opening = Opening(at=now.at, sequence=node.sequence + 1)
+    tracks, _ = _advance(added, readings, now.monotonic_seconds)
+    openings = {track.device.domain: opening for track in added.values()}
+    return replace(node, tracks={**node.tracks, **tracks}, openings={**openings, **node.openings})
+
+
+def taken_over(node: Node, devices: Iterable[Device]) -> Node:
+    """The node for another process, which reads ``devices``.
+
+    A counter of the hardware goes on where it was read last, so no energy is lost between the two. One that each
+    process keeps for itself has nothing to do with what was read before: the time up to its first reading is a gap.
+    """
+    tracks = dict(node.tracks)
+    for device in devices:
+        track = tracks.get(device.name)
+        if track is not None:
+            tracks[device.name] = replace(track, device=device, last=track.last if device.counter_is_shared else None)
+    return replace(node, tracks=tracks)
+
+
+def close_windows(
+    node: Node, readings: Mapping[str, Reading], used: Mapping[str, float], now: Moment
+) -> tuple[Node, tuple[SharedWindow, ...]]:
+    """Close one window a domain, and share it by the CPU seconds that each consumer has ``used`` in it.
+
+    A device without a reading is a gap. A domain whose devices moved by no time has no window yet.
+    """
+    sequence = node.sequence + 1
+    tracks, found = _advance(node.tracks, readings, now.monotonic_seconds)
+    openings, quiet = dict(node.openings), dict(node.quiet_power_microwatts)
+    closed: list[SharedWindow] = []
+    for domain, parts in found.items():
+        energy = total_energy(part.energy for part in parts)
+        assert energy is not None
+        power_microwatts = _quiet_power_microwatts(energy, parts, used, node.last, now)
+        if power_microwatts is not None and domain is not Domain.GPU:
+            quiet[domain] = (*quiet.get(domain, ()), power_microwatts)[-QUIET_WINDOWS_MAX:]
+        shares = _share(domain, energy, parts, used, quiet.get(domain, ()), _busy_seconds(node.last, now) or 0.0)
+        window = NodeWindow(
+            sampler_id=node.sampler_id,
+            host=node.host,
+            boot_id=node.boot_id,
+            domain=domain,
+            sequence_first=openings[domain].sequence,
+            sequence_last=sequence,
+            started_at=openings[domain].at,
+            ended_at=now.at,
+            energy=energy,
+            attributed_microjoules=sum(share.microjoules for share in shares.consumers.values()),
+            idle_microjoules=shares.idle_microjoules,
+            other_microjoules=shares.other_microjoules,
+            coverage_ratio=min(1.0, sum(part.covered_seconds for part in parts) / sum(part.seconds for part in parts)),
+        )
+        openings[domain] = Opening(at=now.at, sequence=sequence + 1)
+        closed.append(SharedWindow(window=window, shares=shares.consumers))
+    after = replace(node, sequence=sequence, last=now, tracks=tracks, openings=openings, quiet_power_microwatts=quiet)
+    return after, tuple(closed)
+
+
+def _advance(
+    tracks: Mapping[str, Track], readings: Mapping[str, Reading], now_seconds: float
+) -> tuple[Mapping[str, Track], Mapping[Domain, list[DeviceEnergy]]]:
+    """What every device used since the last look, by domain."""
+    after: dict[str, Track] = {}
+    found: defaultdict[Domain, list[DeviceEnergy]] = defaultdict(list)
+    for name, track in tracks.items():
+        gap = Reading(device=name, monotonic_seconds=now_seconds, energy_microjoules=None)
+        after[name], energy = advance(track, readings.get(name, gap))
+        if energy is not None:
+            found[track.device.domain].append(energy)
+    return after, found
+
+
+def _share(
+    domain: Domain,
+    energy: Energy,
+    parts: Sequence[DeviceEnergy],
+    used: Mapping[str, float],
+    quiet_power_microwatts: Sequence[int],
+    busy_seconds: float,
+) -> Shares:
+    if domain is Domain.GPU:
+        return share_of_gpu(energy, used)
+    own = [part.idle_microjoules for part in parts if part.idle_microjoules is not None]
+    idle = idle_microjoules(
+        energy.microjoules,
+        max(part.seconds for part in parts),
+        own_microjoules=sum(own) if len(own) == len(parts) else None,
+        baseline_power_watts=baseline_power_watts([each / MICROWATTS_PER_WATT for each in quiet_power_microwatts]),
+    )
+    return share_by_use(energy, idle, used, busy_seconds)
+
+
+def _quiet_power_microwatts(
+    energy: Energy, parts: Sequence[DeviceEnergy], used: Mapping[str, float], before: Moment, now: Moment
+) -> int | None:
+    """The power of the window if nobody was at work in it; an estimate teaches nothing."""
+    busy_seconds, seconds = _busy_seconds(before, now), max(part.seconds for part in parts)
+    if busy_seconds is None or now.host_cpu is None or any(part.covered_seconds <= 0 for part in parts):
+        return None
+    busy_ratio = max(busy_seconds, sum(used.values())) / (now.host_cpu.threads * seconds)
+    return round(energy.microjoules / seconds) if busy_ratio < QUIET_BUSY_RATIO else None
+
+
+def _busy_seconds(before: Moment, now: Moment) -> float | None:
+    """Busy CPU seconds of the whole host between two moments."""
+    if before.host_cpu is None or now.host_cpu is None:
+        return None
+    return max(0.0, now.host_cpu.busy_seconds - before.host_cpu.busy_seconds)
