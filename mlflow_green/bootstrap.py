@@ -7,6 +7,7 @@ pandas, numpy, alembic or codecarbon.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import logging
 import os
 import platform
@@ -15,33 +16,44 @@ import sys
 import tempfile
 import threading
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, MutableMapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from mlflow_green.clock import Clock, SystemClock, boot_id
 from mlflow_green.errors import GreenError, LedgerUnavailable, UnsupportedHost
-from mlflow_green.metering.supervise import this_process
+from mlflow_green.metering.supervise import owner_alive, this_process
 from mlflow_green.recorder.bookkeeper import Bookkeeper
+from mlflow_green.recorder.placed import JobEnd
 from mlflow_green.recorder.planner import Planner
 from mlflow_green.recorder.recorder import Recorder
-from mlflow_green.recorder.recovery import recover, session_line
+from mlflow_green.recorder.recovery import recover
+from mlflow_green.recorder.spool_session import (
+    Origin,
+    SpoolSession,
+    node_folder,
+    read_node_sessions,
+    session_line,
+    unposted_sessions,
+)
 from mlflow_green.recorder.ticket import Book, Ticket, entry_of
 from mlflow_green.records import Balance, Entry, Outcome, Owner, Site, Step, StepSpec
-from mlflow_green.session import Session, inside_metered_step, job_environment
-from mlflow_green.settings import Settings, load_settings
+from mlflow_green.session import NodeSession, Session, inside_metered_step, job_environment
+from mlflow_green.settings import Settings, is_disabled, load_settings
 from mlflow_green.spool import SpoolWriter
 from mlflow_green.units import parse_energy_microjoules
 
 if TYPE_CHECKING:
     from mlflow_green.ledger.sql import SqlLedger
+    from mlflow_green.ledger.verify import Books
     from mlflow_green.metering.sampler import Sampler
     from mlflow_green.policy.document import Policy
+    from mlflow_green.recorder.placement import Placement
     from mlflow_green.sensors.detect import Detection
     from mlflow_green.tracking.child import TrackingChild
 
-__all__ = ["Session", "Ticket", "open_session"]
+__all__ = ["NodeSession", "Session", "Ticket", "open_node_session", "open_session"]
 
 _log = logging.getLogger(__name__)
 
@@ -100,14 +112,21 @@ def detect(settings: Settings) -> Detection:
     return detect_sensors(settings.powercap_root, Path("/proc"))
 
 
-def open_sampler(settings: Settings, clock: Clock) -> Sampler:
+def host_name(environ: Mapping[str, str] = os.environ) -> str:
+    """This machine, by the name that Slurm gives it where Slurm runs the job."""
+    return environ.get("SLURMD_NODENAME") or platform.node()
+
+
+def open_sampler(settings: Settings, spool_dir: Path, clock: Clock) -> Sampler:
+    """The sampler that all meters of this host and user share whose spools are posted to the same ledger."""
     from mlflow_green.metering.sampler import Sampler
 
+    scope = hashlib.sha256(str(spool_dir.resolve()).encode()).hexdigest()[:16]
     try:
-        lock_path: Path | None = runtime_dir() / "sampler.lock"
+        lock_path: Path | None = runtime_dir() / f"sampler-{scope}" / "lock"
     except OSError:
         lock_path = None
-    return Sampler(detect(settings).sensors, clock=clock, host=platform.node(), boot_id=boot_id(), lock_path=lock_path)
+    return Sampler(detect(settings).sensors, clock=clock, host=host_name(), boot_id=boot_id(), lock_path=lock_path)
 
 
 def open_ledger(settings: Settings, clock: Clock) -> SqlLedger:
@@ -138,7 +157,30 @@ def unused_balances(settings: Settings, used: Sequence[Balance]) -> tuple[Balanc
 
 
 def recover_into(ledger: SqlLedger, settings: Settings, clock: Clock, say: Callable[[str], None]) -> None:
-    recover(ledger, settings.spool_dir, host=platform.node(), clock=clock, say=say)
+    recover(ledger, settings.spool_dir, host=platform.node(), clock=clock, say=say, job_ends=slurm_job_ends)
+
+
+def slurm_job_ends(job_ids: Collection[str]) -> Mapping[str, JobEnd]:
+    """Which of these Slurm jobs are over; none where Slurm does not answer."""
+    from mlflow_green.metering.slurm import JobState, job_reports
+
+    return {
+        job_id: JobEnd(at=report.ended_at, started=report.started_at is not None)
+        for job_id, report in job_reports(job_ids).items()
+        if report.state is JobState.ENDED and report.ended_at is not None
+    }
+
+
+def verify_books(settings: Settings, books: Books) -> tuple[str, ...]:
+    """One sentence for each thing that does not close. What is still in a spool has not been posted."""
+    from mlflow_green.ledger.verify import verify
+
+    spools = unposted_sessions(settings.spool_dir)
+    samplers = {session.book.sampler_id for session in spools if session.book.sampler_id}
+    # A dead process answers for what it handed to a batch system until that is over.
+    answering = {session.owner for session in spools if session.placed}
+    host = platform.node()
+    return verify(books, lambda owner: owner in answering or owner_alive(owner, host), samplers)
 
 
 def sync(settings: Settings) -> int:
@@ -177,7 +219,6 @@ def open_session(
     *,
     name: str,
     policy: str | None,
-    runs_locally: bool,
     host_problem: str | None,
     wake: Callable[[], None],
     say: Callable[[str], None],
@@ -200,10 +241,6 @@ def open_session(
         say("this Snakemake runs inside a metered step, which pays for all of it")
         return None
     rules = load_policy_for(settings)
-    if not runs_locally:
-        host_problem = (
-            "jobs of cluster executors are not metered yet; use the local executor, or MLFLOW_GREEN_DISABLE=1"
-        )
     try:
         if host_problem:
             raise UnsupportedHost(host_problem)  # noqa: TRY301 - one place decides what a missing part means
@@ -237,24 +274,35 @@ def open_meter(settings: Settings, policy: Policy, clock: Clock, project: str) -
     Raises:
         UnsupportedHost: there is a hard budget, and nothing here can be metered or estimated.
     """
-    sampler, host = open_sampler(settings, clock), platform.node()
-    if is_hard(policy) and not sampler.power_watts_max:
-        raise UnsupportedHost("nothing can be metered or estimated on this machine; 'mlflow-green doctor' says why")
-    book = Book(
+    sampler = open_sampler(settings, settings.spool_dir, clock)
+    book = _book(sampler, project, user_name(), site_of(policy))
+    if is_hard(policy):
+        _check_meter(sampler)
+    return Meter(sampler, book, this_process(platform.node(), settings.spool_dir))
+
+
+def _book(sampler: Sampler, project: str, user: str, site: Site) -> Book:
+    return Book(
         project=project,
-        user=user_name(),
-        host=host,
-        site=site_of(policy),
+        user=user,
+        host=host_name(),
+        site=site,
         sampler_id=sampler.sampler_id if sampler.coordinated else None,
         power_watts_max=sampler.power_watts_max,
     )
-    return Meter(sampler, book, this_process(host, settings.spool_dir))
 
 
-def open_spool(settings: Settings, meter: Meter, *, leaves_orphans: bool = False) -> SpoolWriter:
+def _check_meter(sampler: Sampler) -> None:
+    if not sampler.power_watts_max:
+        raise UnsupportedHost("nothing can be metered or estimated on this machine; 'mlflow-green doctor' says why")
+
+
+def open_spool(
+    folder: Path, meter: Meter, *, leaves_orphans: bool = False, origin: Origin | None = None
+) -> SpoolWriter:
     """The file that keeps what this meter reads. Raises ``OSError``."""
-    spool = SpoolWriter(settings.spool_dir / f"{meter.sampler.sampler_id}.jsonl")
-    spool.append(session_line(meter.owner, meter.book, leaves_orphans=leaves_orphans))
+    spool = SpoolWriter(folder / f"{uuid.uuid4().hex}.jsonl")
+    spool.append(session_line(meter.owner, meter.book, leaves_orphans=leaves_orphans, origin=origin))
     return spool
 
 
@@ -266,7 +314,7 @@ def _open(
     recover_into(ledger, settings, clock, say)
     workflow_run = uuid.uuid4().hex
     meter = open_meter(settings, policy, clock, policy.project)
-    spool = open_spool(settings, meter)
+    spool = open_spool(settings.spool_dir, meter)
     planner = Planner(policy, meter.book, workflow_run)
     workflow: dict[str, object] = {
         "workflow_run": workflow_run,
@@ -294,6 +342,7 @@ def _open(
         clock=clock,
         say=say,
     )
+    recorder.watch_placed(settings.spool_dir, meter.owner, slurm_job_ends)
     recorder.start()
     # The closing table is read at the end; its library is loaded while jobs run, and not while somebody waits.
     threading.Thread(target=import_module, args=("mlflow_green.reports.closing",), daemon=True).start()
@@ -304,6 +353,7 @@ def _open(
         planner=planner,
         recorder=recorder,
         tracking=tracking,
+        owner=meter.owner,
         workflow_run=workflow_run,
         workflow=workflow,
         say=say,
@@ -329,6 +379,92 @@ def _start_tracking(
     arguments += ["--workflow-run", workflow_run, "--project", policy.project]
     arguments += ["--jobs", policy.tracking.jobs, "--name", str(workflow["name"])]
     return TrackingChild(arguments, wake=wake, say=say)
+
+
+# --- a node of a batch system -----------------------------------------------------------------------
+
+
+def open_node_session(
+    *, wake: Callable[[], None], say: Callable[[str], None], environ: MutableMapping[str, str] = os.environ
+) -> NodeSession | None:
+    """Open what meters the steps of this batch job; ``None`` when the main process sent nothing to meter.
+
+    The ledger is not opened here: what is read goes to a spool file on the share, and a step is ended at its grant.
+
+    Raises:
+        GreenError: a hard budget cannot be kept here. Without one that is said, and the job runs unmetered.
+    """
+    from mlflow_green.recorder.placement import VARIABLE, Placement
+
+    sent = environ.pop(VARIABLE, None)  # what runs inside this job was not sent
+    if sent is None or is_disabled(environ):
+        return None
+    placement = Placement.decoded(sent)
+    try:
+        return _open_node(placement, wake=wake, say=say, environ=environ)
+    except (GreenError, OSError) as error:
+        if placement.enforces:
+            raise UnsupportedHost(f"{error}. A hard budget cannot be kept here, so the job is not run") from error
+        say(f"{error}. The job runs as usual, but what it uses is not recorded")
+        return None
+
+
+def _open_node(
+    placement: Placement, *, wake: Callable[[], None], say: Callable[[str], None], environ: Mapping[str, str]
+) -> NodeSession:
+    from mlflow_green.recorder.escrow import Escrow, GrantEnforcer
+
+    clock, spool_dir = SystemClock(), Path(placement.spool_dir)
+    folder = node_folder(spool_dir, placement.placement_id)
+    if not folder.is_dir():
+        raise UnsupportedHost(
+            f"{folder}, which the main process made, is not on {host_name(environ)}; run the workflow on a file system"
+            " that both share"
+        )
+    tickets = [step.ticket() for step in placement.steps]
+    _take_off_earlier_use(tickets, read_node_sessions(folder), placement.site)
+    sampler = open_sampler(load_settings(Path.cwd(), environ), spool_dir, clock)
+    if placement.enforces:
+        _check_meter(sampler)
+    book = _book(sampler, placement.project, placement.user, placement.site)
+    meter = Meter(sampler, book, this_process(book.host, spool_dir))
+    job_id = environ.get("SLURM_JOB_ID")
+    origin = Origin(at=clock.now(), main=placement.main, placement_id=placement.placement_id, job_id=job_id)
+    recorder = Recorder(
+        sampler=sampler,
+        bookkeeper=Escrow(wake),
+        spool=open_spool(folder, meter, origin=origin),
+        enforcer=GrantEnforcer(placement.steps, placement.site) if placement.enforces else None,
+        book=book,
+        clock=clock,
+        say=say,
+        keeps_spool=True,
+    )
+    recorder.start()
+    return NodeSession(recorder, placement, tickets, say)
+
+
+def was_halted_on_node(environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether the node of the batch job that this process belongs to has halted one of its steps."""
+    from mlflow_green.recorder.placement import VARIABLE, Placement
+
+    try:
+        placement = Placement.decoded(environ.get(VARIABLE, ""))
+    except GreenError:
+        return False
+    sessions = read_node_sessions(node_folder(Path(placement.spool_dir), placement.placement_id))
+    entries = [closing.entry for session in sessions for closing in session.closings.values() if closing.entry]
+    return any(entry.outcome is Outcome.HALTED for entry in entries)
+
+
+def _take_off_earlier_use(tickets: Sequence[Ticket], earlier: Sequence[SpoolSession], site: Site) -> None:
+    """A job that the batch system began again has what its earlier starts left of the grant."""
+    from mlflow_green.emissions.operational import hold_amounts
+
+    for ticket in tickets:
+        totals = [usage.total for session in earlier if (usage := session.usages.get(ticket.hold_id))]
+        used = hold_amounts(sum(total.microjoules for total in totals if total), site)
+        ticket.granted = {unit: max(0, amount - used.get(unit, 0)) for unit, amount in ticket.granted.items()}
 
 
 # --- one command ----------------------------------------------------------------------------------
@@ -369,7 +505,7 @@ def run_command(
     meter = open_meter(settings, policy, clock, project or policy.project)
     spool: SpoolWriter | None = None
     try:
-        spool = open_spool(settings, meter, leaves_orphans=not enforces)
+        spool = open_spool(settings.spool_dir, meter, leaves_orphans=not enforces)
     except OSError as error:
         text = f"cannot write {settings.spool_dir}: {error.strerror}; make it writable or free space"
         if enforces:

@@ -128,7 +128,9 @@ class Device:
     """A device that a sensor reads.
 
     ``counter_range_microjoules`` is the largest value before the counter wraps to 0, ``None`` if it
-    never does. ``power_watts_max`` bounds what is believed. ``error_ratio`` is the half-width of
+    never does. ``counter_is_shared`` says that every process reads one and the same counter, the hardware's, so
+    that one process can go on from what another has read; else the counter started when this process opened it.
+    ``power_watts_max`` bounds what is believed. ``error_ratio`` is the half-width of
     the device's error band as a part of the reading, with its source in ``error_source``.
     """
 
@@ -139,6 +141,7 @@ class Device:
     error_ratio: float
     error_source: str
     counter_range_microjoules: int | None = None
+    counter_is_shared: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -362,7 +365,8 @@ class HoldRequest:
     """A step asks to start. ``estimates`` go from the dearest tier to the cheapest.
 
     Requests of one ``group`` (the members of a pipe) are all admitted or none is. ``hold_id`` is the id that a hold
-    gets, for a step that was metered under it already; ``None`` leaves it to the ledger.
+    gets, for a step that was metered under it already; ``None`` leaves it to the ledger. ``walltime_seconds`` is the
+    longest that a step may run which cannot ask for more while it does; ``None`` for one that can.
     """
 
     step: Step
@@ -375,6 +379,7 @@ class HoldRequest:
     waiting_since: datetime | None = None
     group: str | None = None
     hold_id: str | None = None
+    walltime_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -507,12 +512,17 @@ class Entry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Closing:
-    """Close a hold. A void has no entry; a refused step has an entry and no hold."""
+    """Close a hold. A void has no entry; a refused step has an entry and no hold.
+
+    ``earlier`` are the entries of earlier starts of the same job, which the batch system began again: entries of
+    their own with the same ``hold_id``, charged to the hold together with ``entry``.
+    """
 
     kind: ClosingKind
     hold_id: str | None
     entry: Entry | None
     reason: str = ""
+    earlier: tuple[Entry, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import os
 import subprocess
+import uuid
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlflow_green.errors import LedgerUnavailable, UnsupportedHost
+from mlflow_green.errors import LedgerUnavailable, SensorError, UnsupportedHost
 from mlflow_green.metering.cpu_clock import CpuClock, open_clock, start_process
+from mlflow_green.metering.slurm import has_energy_plugin, job_energy
 from mlflow_green.metering.supervise import start_ticks
+from mlflow_green.recorder.late_hold import admit_at_nothing
+from mlflow_green.recorder.placement import VARIABLE as PLACEMENT
+from mlflow_green.recorder.placement import PlacedStep, Placement
 from mlflow_green.recorder.planner import Planner
 from mlflow_green.recorder.recorder import Recorder
+from mlflow_green.recorder.second_opinion import opinion
 from mlflow_green.recorder.ticket import Ticket
-from mlflow_green.records import Outcome, Step, StepSpec, Unit
+from mlflow_green.records import Action, Batch, Decision, Outcome, Owner, Step, StepSpec, Unit
 from mlflow_green.settings import Settings
 from mlflow_green.tracking.context import run_context
 from mlflow_green.units import joules
@@ -30,62 +37,24 @@ CLOSE_SECONDS = 30.0
 TRACKING_SECONDS = 15.0
 
 
-class Session:
-    """All that a host program needs for one workflow execution.
+class _Steps:
+    """The steps of one workflow execution, as the process meters them that runs them.
 
     ``ask``, ``void`` and ``tell`` do no I/O and may be called under the host program's locks. ``begin`` and ``end``
-    belong to the job's thread: they write the spool, and the end of a halted step waits for its processes. ``close``
-    waits for the ledger.
+    belong to the job's thread: they write the spool, and the end of a halted step waits for its processes.
+
+    ``acts``: any budget may change what runs; in observe nothing may. ``fails_closed``: a hard budget is at stake, and
+    what cannot be enforced must not run.
     """
 
-    def __init__(  # noqa: PLR0913 - the parts that ``_open`` wires
-        self,
-        *,
-        settings: Settings,
-        policy: Policy,
-        ledger: SqlLedger,
-        planner: Planner,
-        recorder: Recorder,
-        tracking: TrackingChild | None,
-        workflow_run: str,
-        workflow: Mapping[str, object],
-        say: Callable[[str], None],
+    def __init__(
+        self, recorder: Recorder, workflow_run: str, say: Callable[[str], None], *, acts: bool, fails_closed: bool
     ) -> None:
-        self._settings = settings
-        self._policy = policy
-        self._ledger = ledger
-        self._planner = planner
         self._recorder = recorder
-        self._tracking = tracking
-        self._workflow = workflow
         self._say = say
         self.workflow_run = workflow_run
-
-    @property
-    def acts(self) -> bool:
-        """Whether any budget may change what runs; in observe nothing may."""
-        return self._planner.acts
-
-    @property
-    def fails_closed(self) -> bool:
-        """Whether a hard budget is at stake: what cannot be enforced must not run."""
-        return self._planner.enforces
-
-    @property
-    def may_look_ahead(self) -> bool:
-        """Whether jobs may be asked for before a core is free: not once a budget nears its first threshold."""
-        return not self._planner.tight
-
-    def spec(self, rule: str, declared: Mapping[str, object] | None) -> StepSpec:
-        """What is declared about a rule, in its ``green`` parameter or under ``steps:``. Raises ``PolicyError``."""
-        from mlflow_green.policy.document import parse_step_spec
-
-        if declared is not None:
-            return parse_step_spec(declared, where=f"rule {rule}, params: green")
-        return self._policy.steps.get(rule, StepSpec())
-
-    def ticket(self, step: Step, spec: StepSpec, group: str | None = None) -> Ticket:
-        return Ticket(step=step, spec=spec, group=group)
+        self.acts = acts
+        self.fails_closed = fails_closed
 
     def ask(self, tickets: Sequence[Ticket]) -> None:
         self._recorder.ask(tickets)
@@ -120,9 +89,107 @@ class Session:
     def cannot_enforce(self, problem: str) -> None:
         """The host program lacks what refusing and halting need: fatal under a hard budget, else said."""
         self.close(interrupted=True)
-        if self._planner.enforces:
+        if self.fails_closed:
             raise UnsupportedHost(f"{problem}. A hard budget cannot be kept without it, so nothing was started")
         self._say(f"{problem}. Nothing is metered in this run")
+
+    def close(self, *, interrupted: bool) -> str:
+        raise NotImplementedError
+
+
+class Session(_Steps):
+    """All that the main process of a host program needs for one workflow execution. ``close`` waits for the ledger."""
+
+    def __init__(  # noqa: PLR0913 - the parts that ``_open`` wires
+        self,
+        *,
+        settings: Settings,
+        policy: Policy,
+        ledger: SqlLedger,
+        planner: Planner,
+        recorder: Recorder,
+        tracking: TrackingChild | None,
+        owner: Owner,
+        workflow_run: str,
+        workflow: Mapping[str, object],
+        say: Callable[[str], None],
+    ) -> None:
+        super().__init__(recorder, workflow_run, say, acts=planner.acts, fails_closed=planner.enforces)
+        self._settings = settings
+        self._policy = policy
+        self._ledger = ledger
+        self._planner = planner
+        self._tracking = tracking
+        self._owner = owner
+        self._workflow = workflow
+
+    @property
+    def may_look_ahead(self) -> bool:
+        """Whether jobs may be asked for before a core is free: not once a budget nears its first threshold."""
+        return not self._planner.tight
+
+    def spec(self, rule: str, declared: Mapping[str, object] | None) -> StepSpec:
+        """What is declared about a rule, in its ``green`` parameter or under ``steps:``. Raises ``PolicyError``."""
+        from mlflow_green.policy.document import parse_step_spec
+
+        if declared is not None:
+            return parse_step_spec(declared, where=f"rule {rule}, params: green")
+        return self._policy.steps.get(rule, StepSpec())
+
+    def ticket(self, step: Step, spec: StepSpec, group: str | None = None) -> Ticket:
+        return Ticket(step=step, spec=spec, group=group)
+
+    # --- steps that a batch system runs ------------------------------------------------------------
+
+    def place(self, tickets: Sequence[Ticket]) -> dict[str, str]:
+        """The environment that the batch system's job of these steps must have.
+
+        Call it right before the job is submitted: from then on only evidence of its end ends the holds. Writes files.
+        """
+        placement_id = uuid.uuid4().hex
+        placement = Placement(
+            placement_id=placement_id,
+            main=self._owner,
+            workflow_run=self.workflow_run,
+            project=self._policy.project,
+            user=self._planner.user,
+            site=self._planner.site,
+            spool_dir=str(self._settings.spool_dir.resolve()),
+            acts=self.acts,
+            enforces=self.fails_closed,
+            steps=tuple(self._placed_step(ticket) for ticket in tickets),
+        )
+        self._recorder.place(tickets, placement_id)
+        return {PLACEMENT: placement.encoded()}
+
+    def _placed_step(self, ticket: Ticket) -> PlacedStep:
+        hold = ticket.hold
+        assert ticket.decision is not None
+        return PlacedStep(
+            ticket_id=ticket.ticket_id,
+            step=ticket.step,
+            spec=ticket.spec,
+            decision=ticket.decision,
+            hold=hold,
+            late_request=ticket.late_request,
+            granted=ticket.granted,
+            leashes=self._planner.leashes(hold) if hold else (),
+            grace_seconds=self._planner.grace_seconds(hold) if hold else 0.0,
+        )
+
+    def submitted(self, tickets: Sequence[Ticket], job_id: str | None) -> None:
+        """The batch system has taken the job; ``job_id`` only where it can be asked about it."""
+        self._recorder.submitted(tickets, job_id)
+
+    def unplace(self, tickets: Sequence[Ticket], reason: str) -> None:
+        """The batch system did not take the job."""
+        self._recorder.unplace(tickets, reason)
+
+    def learn_halt(self, ticket: Ticket) -> None:
+        """After a failure: whether the step's node halted it, in ``ticket.halt_reason``. Reads files."""
+        self._recorder.learn_halt(ticket)
+
+    # --- the end -----------------------------------------------------------------------------------
 
     def close(self, *, interrupted: bool) -> str:
         """Post everything and return the closing table; the host program prints it."""
@@ -134,11 +201,27 @@ class Session:
         summary = ""
         try:
             summary = self._summary(posted=posted)
+            self._ask_slurm()
             self._finish_tracking(interrupted=interrupted)
             self._ledger.close()
         except LedgerUnavailable as error:
             self._say(str(error))
         return summary
+
+    def _ask_slurm(self) -> None:
+        """Put what Slurm's counters say beside what was metered, where the site has such counters."""
+        job_of = self._recorder.job_ids
+        try:
+            if not job_of or not has_energy_plugin():
+                return
+        except SensorError:
+            return
+        said = job_energy(set(job_of.values()))
+        steps = Counter(job_of.values())
+        entries = [entry for entry in self._ledger.entries(workflow_run=self.workflow_run) if entry.hold_id in job_of]
+        jobs = [(entry, job_of[entry.hold_id or ""]) for entry in entries]
+        facts = [fact for entry, job_id in jobs for fact in opinion(entry, said[job_id], steps[job_id])]
+        self._ledger.commit(Batch(facts=tuple(facts)), admit_at_nothing)
 
     def _finish_tracking(self, *, interrupted: bool) -> None:
         if self._tracking is None:
@@ -174,6 +257,50 @@ class Session:
             f"Not everything could be posted; it is kept in {self._settings.spool_dir} and the next run, "
             "or 'mlflow-green balance', posts it."
         )
+
+
+class NodeSession(_Steps):
+    """The steps of one job of a batch system, on the node that runs it: answered already, and metered to the spool."""
+
+    may_look_ahead = False
+
+    def __init__(
+        self, recorder: Recorder, placement: Placement, tickets: Sequence[Ticket], say: Callable[[str], None]
+    ) -> None:
+        super().__init__(recorder, placement.workflow_run, say, acts=placement.acts, fails_closed=placement.enforces)
+        self._tickets = {(ticket.step.name, ticket.step.wildcards): ticket for ticket in tickets}
+        self._runs_one = len(tickets) == 1
+
+    def begin(self, ticket: Ticket) -> CpuClock:
+        """The step starts in the calling thread. Where it is all of the job, the job's own control group counts it.
+
+        Snakemake runs a ``run:`` directive of such a job in this process, so the environment is set here too.
+        """
+        if self._runs_one:
+            os.environ.update(self.environment(ticket))
+        clock = open_clock(own_cgroup=self._runs_one)
+        self._recorder.begin(ticket, clock)
+        return clock
+
+    def spec(self, _rule: str, _declared: Mapping[str, object] | None) -> StepSpec:
+        """What the main process found declared travels with the ticket."""
+        return StepSpec()
+
+    def ticket(self, step: Step, spec: StepSpec, group: str | None = None) -> Ticket:
+        """The step's ticket, once; a step that was not sent here, or runs a second time, has no grant."""
+        sent = self._tickets.pop((step.name, step.wildcards), None)
+        if sent is not None:
+            sent.group = group
+            return sent
+        action = Action.REFUSE if self.fails_closed else Action.ADMIT
+        reason = "nothing was granted to it: the main process did not send it with this job"
+        decision = Decision(action=action, would=action, tier=None, amounts={}, reason=reason)
+        return Ticket(step=step, spec=spec, group=group, decision=decision)
+
+    def close(self, *, interrupted: bool) -> str:  # noqa: ARG002 - as the main process's session
+        """Write the last words; there is nothing to print."""
+        self._recorder.close(CLOSE_SECONDS)
+        return ""
 
 
 def inside_metered_step(environ: Mapping[str, str]) -> bool:

@@ -12,7 +12,7 @@ from snakemake_plugin import compat
 from snakemake_plugin.job_identity import JobKey, declared, key_of, step_of
 
 if TYPE_CHECKING:
-    from mlflow_green.bootstrap import Session, Ticket
+    from mlflow_green.bootstrap import NodeSession, Session, Ticket
 
 LOOK_AHEAD = 16
 WAITING_MAX = 64
@@ -38,8 +38,16 @@ class Admission:
     the DAG, and such a job is not to be held twice.
     """
 
-    def __init__(self, session: Session, greedy: Greedy, warn: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        session: Session | NodeSession,
+        greedy: Greedy,
+        warn: Callable[[str], None],
+        wall_time_seconds: Callable[[Any], float | None],
+    ) -> None:
+        """``wall_time_seconds`` of a job that a batch system runs is the longest that it may run, else ``None``."""
         self._session = session
+        self._wall_time_seconds = wall_time_seconds
         self._greedy = greedy
         self._warn = warn
         self._tickets: dict[JobKey, Ticket] = {}
@@ -79,7 +87,7 @@ class Admission:
         """Jobs seen for the first time, or again after they ran: a group is asked for as a whole."""
         for job in ready_jobs.difference(self._asked, self._unasked):
             tickets = [self.ticket(part) for part in compat.members(job)]
-            unused = tuple(ticket for ticket in tickets if ticket and ticket.began_at is None)
+            unused = tuple(ticket for ticket in tickets if ticket and not ticket.started)
             if len(unused) == len(tickets):
                 self._asked[job] = unused
             else:
@@ -135,7 +143,7 @@ class Admission:
         parts = compat.members(job)
         group = str(job.jobid) if len(parts) > 1 else None
         before = [ticket for part in parts if (ticket := self.ticket(part))]
-        self._session.void([ticket for ticket in before if ticket.began_at is None], "its group is started again")
+        self._session.void([ticket for ticket in before if not ticket.started], "its group is started again")
         tickets = tuple(self._new_ticket(part, group) for part in parts)
         self._tickets.update(zip(map(key_of, parts), tickets, strict=True))
         return tickets
@@ -143,7 +151,9 @@ class Admission:
     def _new_ticket(self, job: Any, group: str | None) -> Ticket:
         before = self.ticket(job)
         attempt = before.step.attempt + 1 if before else job.attempt
-        return self._session.ticket(step_of(job, self._session.workflow_run, attempt), self._spec(job), group)
+        ticket = self._session.ticket(step_of(job, self._session.workflow_run, attempt), self._spec(job), group)
+        ticket.walltime_seconds = self._wall_time_seconds(job)
+        return ticket
 
     def _spec(self, job: Any) -> StepSpec:
         try:

@@ -10,7 +10,7 @@ import gc
 import importlib
 import re
 import subprocess
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from typing import Any
 from snakemake.exceptions import SpawnedJobError
 from snakemake_interface_common.exceptions import ApiError
 from snakemake_interface_executor_plugins.executors.base import SubmittedJobInfo
-from snakemake_interface_executor_plugins.settings import ExecMode
+from snakemake_interface_executor_plugins.settings import ExecMode, SharedFSUsage
 
 VERSION_FIRST, VERSION_END = (9, 20), (10, 0)
 TIER = "green_tier"
@@ -28,6 +28,8 @@ _SCHEDULER_PARTS = (
     "_handle_error",
     "get_executor",
     "running",
+    "_local_executor",
+    "_user_kill",
 )
 _EXECUTOR_PARTS = (
     "cached_or_run",
@@ -39,6 +41,7 @@ _EXECUTOR_PARTS = (
     "shutdown",
     "cancel",
 )
+_REMOTE_PARTS = ("format_job_exec", "report_job_submission")
 _JOB_PARTS = ("_aux_resources", "_resources", "_params", "_attempt", "add_aux_resource", "restart_times")
 
 
@@ -72,8 +75,42 @@ class SnakemakeInternals:
         return bool(self.workflow.exec_mode == ExecMode.DEFAULT)
 
     @property
-    def runs_locally(self) -> bool:
-        return bool(self.workflow.local_exec)
+    def is_node(self) -> bool:
+        """Whether this is the innermost Snakemake of a job that another one sent: the one whose children work."""
+        return bool(self.workflow.exec_mode == ExecMode.REMOTE and self.workflow.local_exec)
+
+    @property
+    def is_courier(self) -> bool:
+        """Whether this Snakemake only starts the innermost one of its job: slurm-jobstep, by srun."""
+        return bool(self.workflow.exec_mode == ExecMode.REMOTE and not self.workflow.local_exec)
+
+    @property
+    def is_child(self) -> bool:
+        """Whether this Snakemake runs one ``run:`` or shadow job of another on this host."""
+        return bool(self.workflow.exec_mode == ExecMode.SUBPROCESS)
+
+    def executor_problem(self) -> str | None:
+        """Why the jobs of this executor cannot be metered; ``None`` if they can."""
+        if self.workflow.local_exec:
+            return None
+        settings = self.workflow.executor_plugin.common_settings
+        shares_files = SharedFSUsage.INPUT_OUTPUT in self.workflow.storage_settings.shared_fs_usage
+        if settings.implies_no_shared_fs or not shares_files:
+            return (
+                f"jobs of the executor {self.executor_name} share no file system with this host, so what their nodes"
+                " meter does not get here; use an executor with a shared file system, or MLFLOW_GREEN_DISABLE=1"
+            )
+        if self.workflow.remote_execution_settings.immediate_submit:
+            return "with --immediate-submit Snakemake ends before its jobs do, so they are not metered; leave it out"
+        return None
+
+    @property
+    def executor_name(self) -> str:
+        return str(self.workflow.executor_plugin.name)
+
+    def runs_here(self, job: Any) -> bool:
+        """Whether this process runs the job itself, not a batch system."""
+        return bool(self.workflow.local_exec or job.is_local)
 
     @property
     def keeps_going(self) -> bool:
@@ -104,12 +141,29 @@ class SnakemakeInternals:
 
     @property
     def executor(self) -> Any:
+        """What runs the jobs, or sends them to a batch system."""
         return self.scheduler._executor  # noqa: SLF001
+
+    @property
+    def local_executor(self) -> Any:
+        """What runs jobs here: all of them, or the local rules beside those of a batch system."""
+        return self.executor if self.workflow.local_exec else self.scheduler._local_executor  # noqa: SLF001
+
+    @property
+    def was_terminated(self) -> bool:
+        """Whether somebody asked this Snakemake to end: scancel, a time limit, Ctrl-C."""
+        return self.scheduler._user_kill is not None  # noqa: SLF001
+
+    def spawn_run_directives(self) -> None:
+        """A ``run:`` directive of a batch job shall have a process of its own, which can be halted."""
+        self.local_executor.use_threads = False
 
     def problems(self, jobs: Sequence[Any]) -> list[str]:
         """What this Snakemake lacks of the private API; empty when all is there."""
         parts = [(self.scheduler, name) for name in _SCHEDULER_PARTS]
-        parts += [(self.executor, name) for name in _EXECUTOR_PARTS]
+        parts += [(self.local_executor, name) for name in _EXECUTOR_PARTS]
+        if not self.workflow.local_exec:
+            parts += [(self.executor, name) for name in (*_EXECUTOR_PARTS[1:], *_REMOTE_PARTS)]
         parts += [(member, name) for job in jobs for member in members(job)[:1] for name in _JOB_PARTS]
         missing = sorted({f"{type(owner).__name__}.{name}" for owner, name in parts if not hasattr(owner, name)})
         modules = (("snakemake.shell", "sp"), ("snakemake.executors.local", "subprocess"))
@@ -169,6 +223,20 @@ def set_tier(job: Any, tier: str | None) -> None:
     job._params = None  # noqa: SLF001 - a look at job.params before this would have kept the default tier
     if tier is not None:
         job.add_aux_resource(TIER, tier)
+
+
+def wall_time_seconds(job: Any) -> float | None:
+    """The longest that the batch system lets the job run: Snakemake's ``runtime``, in minutes."""
+    minutes = job.resources.get("runtime")
+    return 60.0 * minutes if isinstance(minutes, int | float) and minutes > 0 else None
+
+
+def exported(environment: Mapping[str, str], command: str) -> str:
+    """A shell command that runs ``command`` with these variables; their values need no quoting."""
+    if not environment:
+        return command
+    assignments = " ".join(f"{name}={value}" for name, value in environment.items())
+    return f"export {assignments} && {command}"
 
 
 def no_more_attempts(job: Any) -> None:

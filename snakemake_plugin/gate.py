@@ -11,16 +11,16 @@ import logging
 import subprocess
 import threading
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from mlflow_green import bootstrap
+from mlflow_green.bootstrap import NodeSession, Session, Ticket
 from mlflow_green.errors import UnsupportedHost
 from mlflow_green.records import Outcome
 from snakemake_plugin import compat
 from snakemake_plugin.admission import Admission, Greedy
 from snakemake_plugin.job_identity import metrics_output, name_of
-
-if TYPE_CHECKING:
-    from mlflow_green.bootstrap import Session, Ticket
+from snakemake_plugin.placing import Placing
 
 _log = logging.getLogger(__name__)
 
@@ -29,13 +29,18 @@ class Gate:
     """Joins one running Snakemake and one session of the recorder."""
 
     def __init__(
-        self, snakemake: compat.SnakemakeInternals, session: Session, greedy: Greedy, logger: logging.Logger
+        self,
+        snakemake: compat.SnakemakeInternals,
+        session: Session | NodeSession,
+        greedy: Greedy,
+        logger: logging.Logger,
     ) -> None:
         self._snakemake = snakemake
         self._session = session
         self._greedy = greedy
         self._logger = logger
-        self._admission = Admission(session, greedy, self._warn)
+        self._admission = Admission(session, greedy, self._warn, self._wall_time_seconds)
+        self._placing: Placing | None = None
         self._attached = False
         self._passes_all = False  # the gate is out of order and stands open, or nothing can be metered
         self._closed = False
@@ -85,7 +90,10 @@ class Gate:
         if self._session.acts and ticket is not None and ticket.decision is not None:
             compat.set_tier(job, ticket.decision.tier)
 
-    # --- hooks into the local executor ------------------------------------------------------------------
+    def _wall_time_seconds(self, job: Any) -> float | None:
+        return None if self._snakemake.runs_here(job) else compat.wall_time_seconds(job)
+
+    # --- hooks into the executors ------------------------------------------------------------------
 
     def _attach(self, jobs: Sequence[Any]) -> None:
         self._attached = True
@@ -96,15 +104,21 @@ class Gate:
             text = f"this Snakemake lacks {', '.join(missing)}; install 'snakemake>=9.20,<10'"
             self._session.cannot_enforce(text)
             return
-        executor = self._snakemake.executor
-        compat.wrap(executor, "run_jobs", self._run_jobs)
-        compat.wrap(executor, "cached_or_run", self._run_metered)
-        compat.wrap(executor, "handle_job_success", self._succeeded)
-        compat.wrap(executor, "handle_job_error", self._failed)
-        compat.wrap(executor, "report_job_error", self._report_error)
-        compat.wrap(executor, "shutdown", self._shut_down)
-        compat.wrap(executor, "cancel", self._cancel)
+        here, there = self._snakemake.local_executor, self._snakemake.executor
+        for executor in (here,) if here is there else (here, there):
+            compat.wrap(executor, "run_jobs", self._run_jobs)
+            compat.wrap(executor, "handle_job_success", self._succeeded)
+            compat.wrap(executor, "handle_job_error", self._failed)
+            compat.wrap(executor, "report_job_error", self._report_error)
+        compat.wrap(here, "cached_or_run", self._run_metered)
+        if isinstance(self._session, bootstrap.Session) and here is not there:
+            self._placing = Placing(self._snakemake, self._session, self._admission)
+            self._placing.attach(there)
+        compat.wrap(there, "shutdown", self._shut_down)
+        compat.wrap(there, "cancel", self._cancel)
         self._snakemake.start_processes_with(self._popen)
+        if self._snakemake.is_node and self._session.fails_closed:
+            self._snakemake.spawn_run_directives()
 
     def _run_jobs(self, original: Any, jobs: Sequence[Any]) -> None:
         """Main thread, no lock held: refused jobs fail here, the others go on to the executor."""
@@ -114,7 +128,9 @@ class Gate:
             if refusal is not None:
                 self._snakemake.fail_before_start(job, f"mlflow-green refused {name_of(job)}: {refusal}\n")
                 continue
-            if job.is_group():  # only now: while a group is scheduled, its members' text resources must be equal
+            # Only now: while a group is scheduled, its members' text resources must be equal. A batch system's group is
+            # scheduled by its node.
+            if job.is_group() and self._snakemake.runs_here(job):
                 for part in compat.members(job):
                     self._set_tier(part)
             started.append(job)
@@ -169,20 +185,23 @@ class Gate:
 
     def _succeeded(self, original: Any, job: Any) -> None:
         original(job)
+        if self._placing is not None:
+            self._placing.forget(job)
         for part in compat.members(job):
             self._tell(part, Outcome.SUCCEEDED)
 
     def _failed(self, original: Any, job: Any) -> None:
         original(job)
+        terminated = self._snakemake.is_node and self._snakemake.was_terminated
         for part in compat.members(job):
-            self._tell(part, Outcome.FAILED)
+            self._tell(part, Outcome.CANCELLED if terminated else Outcome.FAILED)
             if job.is_group():
                 compat.set_tier(part, None)  # a retried group is scheduled again
 
     def _tell(self, job: Any, outcome: Outcome) -> None:
         try:
             ticket = self._admission.ticket(job)
-            if ticket is not None and ticket.began_at is not None and ticket.outcome is None:
+            if ticket is not None and ticket.started and ticket.outcome is None:
                 metrics = metrics_output(job)
                 path = self._snakemake.working_directory / metrics if metrics else None
                 self._session.tell(ticket, outcome, path)
@@ -192,7 +211,11 @@ class Gate:
     def _report_error(self, original: Any, job_info: Any, msg: str | None = None, **kwargs: Any) -> None:
         job = job_info.job
         tickets = [self._admission.ticket(part) for part in compat.members(job)]
+        if self._placing is not None:
+            self._placing.learn_why_failed(job)
         reasons = [ticket.halt_reason for ticket in tickets if ticket and ticket.halt_reason]
+        if self._snakemake.is_node:  # Snakemake sends --retries 0 along, but a rule's own retries would multiply here
+            compat.no_more_attempts(job)
         if reasons:
             compat.no_more_attempts(job)
             msg = f"mlflow-green halted {name_of(job)}: {'; '.join(reasons)}\n"

@@ -100,7 +100,8 @@ def decide(
 ) -> Decision:
     """The answer to one request, from the balances of its terms.
 
-    ``power_watts_max`` is the most that the step can draw: a step that nothing is known about holds at most 60 s of it.
+    ``power_watts_max`` is the most that the step can draw: a step that nothing is known about holds at most 60 s of it,
+    or all of its wall time if it cannot ask for more later.
     ``to_amounts`` turns energy into the amounts of the other units. Budgets in mode observe never change the answer;
     ``would`` says what it would have been, had every budget been hard.
     """
@@ -110,7 +111,7 @@ def decide(
         views=views,
         now=now,
         policy=policy,
-        unknown_amounts=to_amounts(microjoules(power_watts_max * UNKNOWN_STEP_SECONDS)),
+        unknown_amounts=to_amounts(microjoules(power_watts_max * (request.walltime_seconds or UNKNOWN_STEP_SECONDS))),
     )
     acting = tuple(
         replace(view, hard=view.balance.term.mode is Mode.HARD)
@@ -184,7 +185,7 @@ def _first_tier(question: _Question) -> tuple[int, _Obstacle | None]:
 
 
 def _needs(question: _Question, estimate: Estimate) -> Mapping[Unit, int | None]:
-    """What the tier would hold in each unit: its estimate; an unknown step what there is, up to 60 s of power."""
+    """What the tier would hold in each unit: its estimate; an unknown step what there is, up to its unknown amounts."""
     units = {view.balance.term.unit for view in question.views} | {Unit.ENERGY}
     if estimate.amounts is not None:
         return {unit: estimate.amounts.get(unit) for unit in units}

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 from mlflow_green.policy.document import GRACE_SECONDS, Budget, Policy, Verb
 from mlflow_green.policy.forecast import ToAmounts, energy_only
+from mlflow_green.policy.leash import Interval, Leash
 from mlflow_green.records import Balance, Hold, Mode, Unit, Usage
 from mlflow_green.units import format_amount, microjoules
 
@@ -14,23 +14,15 @@ TOP_UP_PERCENT = 80
 TOP_UP_PERIODS = 3
 
 
-class Interval(NamedTuple):
-    """An amount with its interval in the unit's integer scale: low <= point <= high."""
-
-    low: int
-    point: int
-    high: int
-
-
 def halt_due(
     policy: Policy,
     hold: Hold,
     usage: Usage,
-    amounts_used: Mapping[Unit, tuple[int, int, int]],
+    amounts_used: Mapping[Unit, Interval],
     balances: Sequence[Balance],
     granted: Mapping[Unit, int],
     *,
-    amounts_charged: Mapping[Unit, tuple[int, int, int]],
+    amounts_charged: Mapping[Unit, Interval],
 ) -> str | None:
     """Why a running step must be ended, in a sentence; ``None`` if it may go on.
 
@@ -45,21 +37,27 @@ def halt_due(
         budget, unit = policy.budget(balance.term.budget), balance.term.unit
         if unit not in amounts_used or unit not in amounts_charged:
             continue
-        used, charged = (
-            getattr(Interval(*amounts[unit]), budget.enforce) for amounts in (amounts_used, amounts_charged)
-        )
-        reason = _over_grant(budget, unit, used, granted) or _over_threshold(budget, balance, charged)
+        charged = getattr(amounts_charged[unit], budget.enforce)
+        reason = _over_grant(budget, unit, amounts_used[unit], granted) or _over_threshold(budget, balance, charged)
         if reason:
             return f"{budget.name}: {hold.step.label} {reason}, after {usage.duration_seconds:.0f} s; it is halted"
     return None
 
 
-def _over_grant(budget: Budget, unit: Unit, used: int, granted: Mapping[Unit, int]) -> str | None:
-    grant = granted.get(unit)
-    if budget.overrun != "halt" or grant is None or used <= grant:
+def leashes(policy: Policy, hold: Hold) -> tuple[Leash, ...]:
+    """The grants that end the step: those of its hard budgets, but for ``overrun: finish``."""
+    budgets = [(policy.budget(term.budget), term.unit) for term in hold.terms if term.mode is Mode.HARD]
+    return tuple(_leash(budget, unit) for budget, unit in budgets if budget.overrun == "halt")
+
+
+def _leash(budget: Budget, unit: Unit) -> Leash:
+    return Leash(budget=budget.name, unit=unit, enforce=budget.enforce, currency=budget.currency)
+
+
+def _over_grant(budget: Budget, unit: Unit, used: Interval, granted: Mapping[Unit, int]) -> str | None:
+    if budget.overrun != "halt" or unit not in granted:
         return None
-    text = format_amount(unit, used, budget.currency)
-    return f"used {unit} {text} ({budget.enforce}) of {format_amount(unit, grant, budget.currency)} granted"
+    return _leash(budget, unit).over(used, granted[unit])
 
 
 def _over_threshold(budget: Budget, balance: Balance, charged: int) -> str | None:

@@ -17,8 +17,9 @@ from typing import Protocol
 from mlflow_green.clock import Clock
 from mlflow_green.errors import LedgerUnavailable
 from mlflow_green.ledger.ledger import Ledger
-from mlflow_green.recorder.late_hold import hold_late
+from mlflow_green.recorder.late_hold import hold_late, hold_nothing
 from mlflow_green.recorder.ticket import Book, Ticket, entry_of
+from mlflow_green.recorder.windows import unposted_windows
 from mlflow_green.records import (
     Action,
     Answer,
@@ -28,7 +29,6 @@ from mlflow_green.records import (
     ClosingKind,
     Decision,
     Fact,
-    Hold,
     HoldRequest,
     NodeWindow,
     Outcome,
@@ -192,6 +192,7 @@ class Bookkeeper:
         self._inbox.put(add)
 
     def post(self, windows: Sequence[NodeWindow]) -> None:
+        """Post windows of single ticks, but for those that are posted already."""
         posted = list(windows)
         self._inbox.put(lambda work: work.windows.extend(posted))
 
@@ -292,7 +293,7 @@ class Bookkeeper:
         committed = self._ledger.commit(
             Batch(
                 closings=tuple(work.closings),
-                windows=tuple(work.windows),
+                windows=unposted_windows(self._ledger, work.windows),
                 facts=tuple(work.facts),
                 top_ups=tuple(top_up for _, top_up in work.top_ups),
                 requests=requests,
@@ -340,20 +341,7 @@ class Bookkeeper:
         for ticket in tickets:
             request = self._planner.bare_request(ticket, now)
             decision = self._planner.choose(request, ())
-            ticket.hold = Hold(
-                hold_id=ticket.ticket_id,
-                step=request.step,
-                project=request.project,
-                user=request.user,
-                spec=request.spec,
-                tier=decision.tier,
-                decision=decision.action,
-                would_decision=decision.would,
-                amounts={},
-                terms=(),
-                owner=self._owner,
-                opened_at=now,
-            )
+            ticket.hold = hold_nothing(request, decision, self._owner)
             ticket.decision = decision
         if tickets:
             self._wake()

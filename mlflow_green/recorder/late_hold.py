@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 
-from mlflow_green.errors import HoldClosed
+from mlflow_green.errors import HoldClosed, LedgerError, LedgerUnavailable
 from mlflow_green.ledger.ledger import Ledger
 from mlflow_green.records import (
     Action,
@@ -30,6 +30,29 @@ def hold_late(ledger: Ledger, requests: Iterable[HoldRequest], owner: Owner) -> 
             ledger.commit(Batch(requests=(request,), owner=owner), admit_at_nothing)
 
 
+def hold_nothing(request: HoldRequest, decision: Decision, owner: Owner) -> Hold:
+    """A hold of nothing, for a step that falls under no budget or is charged afterwards."""
+    return Hold(
+        hold_id=request.hold_id or request.step.key,
+        step=request.step,
+        project=request.project,
+        user=request.user,
+        spec=request.spec,
+        tier=decision.tier,
+        decision=decision.action,
+        would_decision=decision.would,
+        amounts={},
+        terms=(),
+        owner=owner,
+        opened_at=request.requested_at,
+    )
+
+
+def promised_hold(request: HoldRequest, owner: Owner) -> Hold:
+    """The hold that this step will get when it is settled."""
+    return hold_nothing(request, admit_at_nothing(request), owner)
+
+
 def admit_at_nothing(request: HoldRequest, _balances: Sequence[Balance] = ()) -> Decision:
     """For facts: nothing is reserved, and what was spent is posted in full."""
     tiers = request.spec.tiers
@@ -40,6 +63,17 @@ def admit_at_nothing(request: HoldRequest, _balances: Sequence[Balance] = ()) ->
         amounts={},
         reason="metered without asking the ledger: no budget is hard",
     )
+
+
+@contextmanager
+def told_if_refused(say: Callable[[str], None], subject: str) -> Iterator[None]:
+    """What the ledger does not take is said and passed over: it must not keep every later run from starting."""
+    try:
+        yield
+    except LedgerUnavailable:
+        raise
+    except LedgerError as error:
+        say(f"the ledger did not take {subject}: {error}; please report it")
 
 
 class NoLedger:
@@ -60,6 +94,13 @@ class NoLedger:
 
     def last_sequences(self, _sampler_id: str) -> dict[Domain, int]:
         return {}
+
+    def posted_sequences(self, _sampler_id: str) -> dict[Domain, tuple[tuple[int, int], ...]]:
+        return {}
+
+    @property
+    def excludes_other_hosts(self) -> bool:
+        return False
 
     def close(self) -> None:
         """There is nothing to release."""

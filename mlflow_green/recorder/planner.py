@@ -10,12 +10,13 @@ from mlflow_green.emissions.operational import charged_amounts, hold_amounts
 from mlflow_green.ledger.ledger import Ledger
 from mlflow_green.policy.decide import decide
 from mlflow_green.policy.document import Policy, Verb
-from mlflow_green.policy.enforce import Interval, grace_seconds, halt_due, overrun_text, top_up_need
+from mlflow_green.policy.enforce import grace_seconds, halt_due, leashes, overrun_text, top_up_need
 from mlflow_green.policy.forecast import ToAmounts, estimate
+from mlflow_green.policy.leash import Interval, Leash
 from mlflow_green.policy.terms import reserve_for, terms
 from mlflow_green.recorder.recorder import SAMPLING_PERIOD_SECONDS, Verdict
 from mlflow_green.recorder.ticket import Book, Ticket
-from mlflow_green.records import Balance, Decision, Energy, Estimate, HoldRequest, Mode, PastUse, Site, Term, Unit
+from mlflow_green.records import Balance, Decision, Energy, Estimate, Hold, HoldRequest, Mode, PastUse, Site, Term, Unit
 
 
 class Planner:
@@ -44,6 +45,10 @@ class Planner:
     @property
     def site(self) -> Site:
         return self._book.site
+
+    @property
+    def user(self) -> str:
+        return self._book.user
 
     def terms(self, now: datetime) -> tuple[Term, ...]:
         """The buckets that every step of this execution falls under now."""
@@ -85,6 +90,7 @@ class Planner:
             estimates=(Estimate(tier=dearest, amounts=None, source="not asked"),),
             terms=self.terms(now),
             requested_at=now,
+            walltime_seconds=ticket.walltime_seconds,
             hold_id=ticket.ticket_id,  # what is metered under one id stays under it
         )
 
@@ -108,13 +114,20 @@ class Planner:
             to_amounts=self._amounts,
         )
 
+    def leashes(self, hold: Hold) -> tuple[Leash, ...]:
+        """What ends this step where nobody can be asked for more."""
+        return leashes(self._policy, hold)
+
+    def grace_seconds(self, hold: Hold) -> int:
+        return grace_seconds(self._policy, hold)
+
     def judge(self, ticket: Ticket, balances: Sequence[Balance]) -> Verdict:
         """What is to happen to a running step after a sample."""
         usage, hold = ticket.usage, ticket.hold
         if usage is None or hold is None or usage.total is None:
             return Verdict()
-        used = _intervals(usage.total, self._amounts)
-        charged = _intervals(usage.total, lambda amount: charged_amounts(amount, self.site))
+        used = intervals(usage.total, self._amounts)
+        charged = intervals(usage.total, lambda amount: charged_amounts(amount, self.site))
         # A bucket that is newer than the last look at the balances still has its grant to watch.
         known = {balance.term.key: balance for balance in balances}
         own = [known.get(term.key, Balance(term=term, spent=0, held=0)) for term in hold.terms]
@@ -139,7 +152,7 @@ class Planner:
         return hold_amounts(energy_microjoules, self.site)
 
 
-def _intervals(energy: Energy, to_amounts: ToAmounts) -> Mapping[Unit, Interval]:
+def intervals(energy: Energy, to_amounts: ToAmounts) -> Mapping[Unit, Interval]:
     """An energy with its interval, in every unit that ``to_amounts`` knows."""
     low, point, high = map(to_amounts, (energy.low_microjoules, energy.microjoules, energy.high_microjoules))
     return {unit: Interval(low[unit], point[unit], high[unit]) for unit in point}

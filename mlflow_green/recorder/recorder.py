@@ -19,11 +19,21 @@ from typing import Protocol
 
 from mlflow_green.clock import Clock
 from mlflow_green.metering.cpu_clock import CpuClock
-from mlflow_green.metering.sampler import Sampler, merge_windows
+from mlflow_green.metering.sampler import Sampler
 from mlflow_green.metering.supervise import Ending
-from mlflow_green.recorder.bookkeeper import Bookkeeper
+from mlflow_green.recorder.placed import JobEnds
+from mlflow_green.recorder.placement_watch import PlacementWatch
+from mlflow_green.recorder.second_opinion import JOB_ID
+from mlflow_green.recorder.spool_session import (
+    END_LINE,
+    begin_line,
+    closing_line,
+    placed_line,
+    submitted_line,
+    unplaced_line,
+)
 from mlflow_green.recorder.ticket import Book, Ticket, entry_of
-from mlflow_green.records import Balance, Closing, ClosingKind, Fact, NodeWindow, Outcome, Unit
+from mlflow_green.records import Balance, Closing, ClosingKind, Fact, NodeWindow, Outcome, Owner, Term, Unit
 from mlflow_green.spool import SpoolWriter, to_json
 
 _log = logging.getLogger(__name__)
@@ -34,6 +44,7 @@ _ENDING_PERIOD_SECONDS = 0.2
 _RECHECK_SECONDS = 5.0
 _POST_WINDOWS_SECONDS = 10.0
 _METRICS_BYTES_MAX = 1_000_000
+_PLACED_CLOSE_SECONDS = 20.0
 _TOP_UP_SECONDS_MAX = 10.0
 _UNWRITTEN_LINES_MAX = 10_000
 
@@ -59,6 +70,28 @@ class Enforcer(Protocol):
     def judge(self, ticket: Ticket, balances: Sequence[Balance]) -> Verdict: ...
 
 
+class Bookkeeping(Protocol):
+    """Answers tickets and posts what they used: the ledger's thread, or on a compute node what was granted before."""
+
+    @property
+    def is_busy(self) -> bool: ...
+    @property
+    def has_waiting(self) -> bool: ...
+    @property
+    def balances(self) -> tuple[Balance, ...]: ...
+
+    def start(self) -> None: ...
+    def ask(self, tickets: Sequence[Ticket]) -> None: ...
+    def settle(self, ticket: Ticket, closing: Closing, facts: Sequence[Fact] = ()) -> None: ...
+    def void(self, tickets: Sequence[Ticket], reason: str) -> None: ...
+    def post(self, windows: Sequence[NodeWindow]) -> None: ...
+    def top_up(self, ticket: Ticket, amounts: dict[Unit, int]) -> None: ...
+    def recheck(self) -> None: ...
+    def read_balances(self, terms: Sequence[Term]) -> None: ...
+    def flush(self, timeout_seconds: float) -> bool: ...
+    def stop(self, timeout_seconds: float) -> None: ...
+
+
 class Recorder:
     """Every method may be called from any thread; all return at once but ``close``, and ``end`` of a halted step."""
 
@@ -66,7 +99,7 @@ class Recorder:
         self,
         *,
         sampler: Sampler,
-        bookkeeper: Bookkeeper,
+        bookkeeper: Bookkeeping,
         spool: SpoolWriter | None,
         enforcer: Enforcer | None,
         book: Book,
@@ -80,6 +113,7 @@ class Recorder:
         self._bookkeeper = bookkeeper
         self._spool = spool
         self._keeps_spool = keeps_spool
+        self._watch: PlacementWatch | None = None
         self._spool_lock = threading.Lock()
         self._unwritten: deque[Mapping[str, object]] = deque(maxlen=_UNWRITTEN_LINES_MAX)
         self._enforcer = enforcer
@@ -118,6 +152,67 @@ class Recorder:
         self._write(begin_line(ticket))
         self._sampler.join(ticket.hold_id, cpu_clock)
 
+    # --- steps that a batch system runs ------------------------------------------------------------
+
+    def watch_placed(self, spool_dir: Path, owner: Owner, job_ends: JobEnds) -> None:
+        """From now on steps may be placed; ``job_ends`` asks the batch system."""
+        self._watch = PlacementWatch(
+            spool_dir,
+            owner,
+            self._clock,
+            job_ends=job_ends,
+            settle=self._settle_placed,
+            post=self._bookkeeper.post,
+        )
+
+    def place(self, tickets: Sequence[Ticket], placement_id: str) -> None:
+        """The batch system is about to be given one job with these steps; from now on only evidence ends their holds.
+
+        Raises:
+            OSError: the spool folder cannot be written; nothing was placed.
+        """
+        assert self._watch is not None
+        self._watch.make_room(placement_id)
+        for ticket in tickets:
+            ticket.placement_id = placement_id
+            ticket.placed_at = self._clock.now()
+            self._write(placed_line(ticket))
+        self._watch.add(tickets)
+
+    def submitted(self, tickets: Sequence[Ticket], job_id: str | None) -> None:
+        """The batch system has taken the job."""
+        for ticket in tickets:
+            ticket.submitted, ticket.job_id = True, job_id
+            self._write(submitted_line(ticket))
+
+    def unplace(self, tickets: Sequence[Ticket], reason: str) -> None:
+        """The batch system did not take the job: nothing of it runs."""
+        assert self._watch is not None
+        self._watch.forget(tickets)
+        for ticket in tickets:
+            self._write(unplaced_line(ticket))
+        self._bookkeeper.void(tickets, reason)
+
+    def learn_halt(self, ticket: Ticket) -> None:
+        """Ask what the step's node wrote whether it was halted there. Reads files."""
+        if self._watch is not None and ticket.placed_at is not None:
+            ticket.halt_reason = self._watch.halt_reason(ticket)
+
+    def _settle_placed(self, ticket: Ticket, closing: Closing) -> None:
+        if closing.kind is ClosingKind.VOID:
+            self._write(unplaced_line(ticket))
+            self._bookkeeper.void([ticket], closing.reason)
+        else:
+            self._write(closing_line(closing))
+            self._bookkeeper.settle(ticket, closing, [*self._quality(ticket), *_job_id(ticket)])
+
+    @property
+    def job_ids(self) -> Mapping[str, str]:
+        """The batch system's job of each step that it ran, by hold id, where it can be asked about it."""
+        return {ticket.hold_id: ticket.job_id for ticket in self._asked if ticket.job_id}
+
+    # --- the end of a step ---------------------------------------------------------------------------
+
     def wait_until_gone(self, ticket: Ticket) -> None:
         """Block until a halted step has no process left: one that lives on could write its output again."""
         with self._halting:
@@ -136,6 +231,7 @@ class Recorder:
     def tell(self, ticket: Ticket, outcome: Outcome, metrics_path: Path | None = None) -> None:
         """Fix the outcome. Does no I/O: it is called under the host program's lock."""
         ticket.metrics_path = metrics_path
+        ticket.told_at = self._clock.now()
         ticket.outcome = Outcome.HALTED if ticket.halt_reason and outcome is not Outcome.SUCCEEDED else outcome
         if self._bookkeeper.has_waiting:
             self._cut.set()
@@ -147,21 +243,34 @@ class Recorder:
     def close(self, timeout_seconds: float) -> bool:
         """Close the books: last sample, unused holds voided, all posted. False if some is left in the spool."""
         deadline_seconds = self._clock.monotonic_seconds() + timeout_seconds
+        all_placed_are_over = self._finish_placed()
         self._stopping = True
         self._cut.set()
         self._thread.join(timeout_seconds)
         meters = not self._thread.is_alive()  # else a sensor does not answer, and nobody may read it beside that
         if meters:
             self._last_sample()
-        unused = [ticket for ticket in self._asked if ticket.began_at is None]
+        unused = [ticket for ticket in self._asked if not ticket.started]
         self._bookkeeper.void(unused, "the workflow ended before the step began")
         left_seconds = max(1.0, deadline_seconds - self._clock.monotonic_seconds())
-        posted = self._bookkeeper.flush(left_seconds) and meters and not self._open
+        posted = self._bookkeeper.flush(left_seconds) and meters and not self._open and all_placed_are_over
         self._bookkeeper.stop(left_seconds if posted else 1.0)
         if meters:
             self._sampler.close()
+        if posted and self._watch is not None:
+            self._watch.remove_files()
+        if meters and not self._open:
+            self._write(END_LINE)
         self._close_spool(removes=posted and not self._keeps_spool)
         return posted
+
+    def _finish_placed(self) -> bool:
+        if self._watch is None or self._watch.is_done:
+            return True
+        for ticket in self._asked:
+            if ticket.placed_at is not None and ticket.outcome is None:
+                self.tell(ticket, Outcome.CANCELLED)
+        return self._watch.finish(_PLACED_CLOSE_SECONDS)
 
     @property
     def ledger_is_busy(self) -> bool:
@@ -185,7 +294,7 @@ class Recorder:
             self._tick()
         except Exception:  # noqa: BLE001 - the host program's boundary: what is settled already must be posted
             _log.exception("mlflow-green: the last sample failed; its steps are settled by the next run")
-        self._bookkeeper.post(merge_windows(self._windows))
+        self._bookkeeper.post(self._windows)
         self._windows.clear()
 
     def _wait_longer(self, ending: Ending) -> bool:
@@ -244,7 +353,7 @@ class Recorder:
             if ticket.usage_final and ticket.outcome is not None:
                 entry = entry_of(ticket, ticket.outcome, self._book, self._clock.now())
                 closing = Closing(kind=ClosingKind.SETTLE, hold_id=entry.hold_id, entry=entry)
-                self._write({"kind": "closing", "closing": to_json(closing)})
+                self._write(closing_line(closing))
                 self._bookkeeper.settle(ticket, closing, self._quality(ticket))
                 del self._open[hold_id]
 
@@ -283,7 +392,7 @@ class Recorder:
     def _housekeeping(self) -> None:
         now = self._last_tick_seconds
         if self._windows and now - self._last_post_seconds >= _POST_WINDOWS_SECONDS:
-            self._bookkeeper.post(merge_windows(self._windows))
+            self._bookkeeper.post(self._windows)
             self._windows.clear()
             self._last_post_seconds = now
         if self._bookkeeper.has_waiting and now - self._last_recheck_seconds >= _RECHECK_SECONDS:
@@ -328,15 +437,8 @@ class Recorder:
                     )
 
 
-def begin_line(ticket: Ticket) -> dict[str, object]:
-    """The spool's line for a step that starts: enough to charge it, should this process and the ledger be lost."""
-    return {
-        "kind": "begin",
-        "hold_id": ticket.hold_id,
-        "at": to_json(ticket.began_at),
-        "hold": to_json(ticket.hold),
-        "request": to_json(ticket.late_request),
-    }
+def _job_id(ticket: Ticket) -> list[Fact]:
+    return [Fact(hold_id=ticket.hold_id, name=JOB_ID, value=ticket.job_id)] if ticket.job_id else []
 
 
 def _numbers_in(path: Path) -> dict[str, float]:

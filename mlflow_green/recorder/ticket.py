@@ -32,7 +32,8 @@ class Ticket:
     """The state of one step. Every field has one writing thread at a time, so readers need no lock.
 
     The asking thread creates it; the ledger thread writes the answer, what is granted and ``late_request``; the
-    job's thread writes begin and end; the ticker writes usage and halting; the host program tells the outcome.
+    job's thread writes begin and end, or that it was placed; the ticker writes usage and halting; the host program
+    tells the outcome.
     ``top_up_pending`` is set by the ticker with the question, and taken back by the ledger thread with the answer.
 
     ``late_request`` is there for a step that was admitted without a hold: the hold that it gets when it is settled,
@@ -53,6 +54,14 @@ class Ticket:
     top_up_asked_seconds: float = 0.0
     top_up_refused: bool = False
     overrun_said: bool = False
+
+    # For a step that a batch system runs: the longest that it may run, and where it was handed over.
+    walltime_seconds: float | None = None
+    placed_at: datetime | None = None
+    placement_id: str | None = None
+    submitted: bool = False
+    job_id: str | None = None
+    told_at: datetime | None = None
 
     began_at: datetime | None = None
     began_monotonic_seconds: float = 0.0
@@ -78,6 +87,11 @@ class Ticket:
     @property
     def refused(self) -> bool:
         return self.decision is not None and self.decision.action is Action.REFUSE
+
+    @property
+    def started(self) -> bool:
+        """Whether it began here or was handed to a batch system: from then on its hold cannot be released."""
+        return self.began_at is not None or self.placed_at is not None
 
     @property
     def running(self) -> bool:

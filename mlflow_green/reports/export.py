@@ -20,7 +20,7 @@ RUN_ID_FACT = "mlflow/run_id"
 
 def entry_to_json(entry: Entry, facts: Facts) -> JsonObject:
     """One entry; ``energy_microjoules`` has a value for each domain and their ``total``."""
-    total = entry.total
+    total, told = entry.total, facts_of(entry, facts)
     return {
         "entry_id": entry.entry_id,
         "hold_id": entry.hold_id,
@@ -58,7 +58,11 @@ def entry_to_json(entry: Entry, facts: Facts) -> JsonObject:
         "pue": entry.pue,
         "operational_g_co2e": _grams(entry.operational_micrograms_co2e),
         "embodied_g_co2e": _grams(entry.embodied_micrograms_co2e),
-        "mlflow_run_id": facts_of(entry, facts).get(RUN_ID_FACT),
+        "mlflow_run_id": told.get(RUN_ID_FACT),
+        "slurm_job_id": told.get("slurm/job_id"),
+        "slurm_energy_microjoules": told.get("slurm/energy_microjoules"),
+        "slurm_energy_difference_ratio": told.get("slurm/energy_difference_ratio"),
+        "slurm_energy_note": told.get("slurm/energy_note"),
     }
 
 

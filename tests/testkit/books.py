@@ -50,7 +50,7 @@ class SpooledEnergy:
     def look(self, folder: Path) -> None:
         for line in spool_lines(folder):
             if line["kind"] == "session":
-                self.power_watts_max[line["sampler"]] = line["book"]["power_watts_max"]
+                self.power_watts_max[line["book"]["sampler_id"]] = line["book"]["power_watts_max"]
             if line["kind"] == "tick":
                 for window in line["tick"]["windows"]:
                     key = (window["sampler_id"], window["domain"], window["sequence_last"])

@@ -15,8 +15,8 @@ from mlflow_green.clock import SystemClock
 from mlflow_green.ledger.memory import MemoryLedger
 from mlflow_green.ledger.verify import verify
 from mlflow_green.metering.sampler import merge_windows
-from mlflow_green.recorder.recorder import begin_line
-from mlflow_green.recorder.recovery import recover, session_line
+from mlflow_green.recorder.recovery import recover
+from mlflow_green.recorder.spool_session import begin_line, session_line
 from mlflow_green.recorder.ticket import Book, Ticket, entry_of
 from mlflow_green.records import (
     Action,

@@ -16,7 +16,7 @@ BUDGETS = "budgets: [{{name: b, limit: 1 Wh, period: total, mode: {mode}}}]"
 
 def open_meter(tmp_path, monkeypatch, mode: str):
     blind = Sampler((), clock=SystemClock(), host="h", boot_id="b", lock_path=None)
-    monkeypatch.setattr(bootstrap, "open_sampler", lambda _settings, _clock: blind)
+    monkeypatch.setattr(bootstrap, "open_sampler", lambda _settings, _spool_dir, _clock: blind)
     policy = parse_policy(f"version: 1\nproject: p\n{BUDGETS.format(mode=mode)}\n".encode())
     return bootstrap.open_meter(load_settings(tmp_path, {}), policy, SystemClock(), "p")
 

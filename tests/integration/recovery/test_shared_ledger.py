@@ -12,8 +12,8 @@ from mlflow_green.clock import SystemClock
 from mlflow_green.errors import LedgerError, LedgerUnavailable
 from mlflow_green.ledger.memory import MemoryLedger
 from mlflow_green.recorder.late_hold import admit_at_nothing
-from mlflow_green.recorder.recorder import begin_line
-from mlflow_green.recorder.recovery import recover, session_line
+from mlflow_green.recorder.recovery import recover
+from mlflow_green.recorder.spool_session import begin_line, session_line
 from mlflow_green.recorder.ticket import Book, entry_of
 from mlflow_green.records import (
     Batch,

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from mlflow_green.policy.document import parse_policy
 from mlflow_green.policy.enforce import grace_seconds, halt_due, overrun_text, top_up_need
+from mlflow_green.policy.leash import Interval
 from mlflow_green.records import Action, Balance, Hold, Mode, Owner, Step, StepSpec, Term, Unit, Usage
 
 WH = 3_600_000_000
@@ -23,7 +24,7 @@ def due(policy, used, *, granted=10 * WH, spent=0):
     budget = policy.budgets[0]
     term = Term(budget="b", account="project:x", unit=Unit.ENERGY, period="total", limit=100 * WH, mode=budget.mode)
     balances = (Balance(term=term, spent=spent, held=granted),)
-    amounts = {} if used is None else {Unit.ENERGY: used}
+    amounts = {} if used is None else {Unit.ENERGY: Interval(*used)}
     return halt_due(policy, hold_of(term), USAGE, amounts, balances, {Unit.ENERGY: granted}, amounts_charged=amounts)
 
 

@@ -118,7 +118,7 @@ def test_books_that_cannot_be_closed_are_kept_in_the_spool(parts) -> None:
     parts.recorder.tell(step, Outcome.SUCCEEDED)
     parts.ledger.problem = down()
     assert not parts.recorder.close(SECONDS)
-    assert [line["kind"] for line in parts.spool.lines] == ["begin", "tick", "closing"]
+    assert [line["kind"] for line in parts.spool.lines] == ["begin", "tick", "closing", "end"]
 
 
 def test_a_step_that_has_finished_is_not_halted_any_more() -> None:
@@ -157,5 +157,5 @@ def test_a_ledger_that_does_not_answer_does_not_keep_the_host_from_ending(parts)
     parts.ledger.is_free.clear()
     assert not parts.recorder.close(0.1)
     assert parts.recorder.ledger_is_busy
-    assert [line["kind"] for line in parts.spool.lines] == ["begin", "tick", "closing"]
+    assert [line["kind"] for line in parts.spool.lines] == ["begin", "tick", "closing", "end"]
     parts.ledger.is_free.set()

@@ -40,6 +40,10 @@ ENTRY_FIELDS = [
     "operational_g_co2e",
     "embodied_g_co2e",
     "mlflow_run_id",
+    "slurm_job_id",
+    "slurm_energy_microjoules",
+    "slurm_energy_difference_ratio",
+    "slurm_energy_note",
 ]
 WINDOW_FIELDS = [
     "host",
