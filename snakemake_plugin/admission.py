@@ -43,11 +43,11 @@ class Admission:
         session: Session | NodeSession,
         greedy: Greedy,
         warn: Callable[[str], None],
-        wall_time_seconds: Callable[[Any], float | None],
+        runs_here: Callable[[Any], bool],
     ) -> None:
-        """``wall_time_seconds`` of a job that a batch system runs is the longest that it may run, else ``None``."""
+        """``runs_here`` says of a job whether this process runs it, and not a batch system."""
         self._session = session
-        self._wall_time_seconds = wall_time_seconds
+        self._runs_here = runs_here
         self._greedy = greedy
         self._warn = warn
         self._tickets: dict[JobKey, Ticket] = {}
@@ -152,7 +152,9 @@ class Admission:
         before = self.ticket(job)
         attempt = before.step.attempt + 1 if before else job.attempt
         ticket = self._session.ticket(step_of(job, self._session.workflow_run, attempt), self._spec(job), group)
-        ticket.walltime_seconds = self._wall_time_seconds(job)
+        if not self._runs_here(job):
+            ticket.can_ask_for_more = False
+            ticket.walltime_seconds = compat.wall_time_seconds(job)
         return ticket
 
     def _spec(self, job: Any) -> StepSpec:

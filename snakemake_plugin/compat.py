@@ -100,8 +100,6 @@ class SnakemakeInternals:
                 f"jobs of the executor {self.executor_name} share no file system with this host, so what their nodes"
                 " meter does not get here; use an executor with a shared file system, or MLFLOW_GREEN_DISABLE=1"
             )
-        if self.workflow.remote_execution_settings.immediate_submit:
-            return "with --immediate-submit Snakemake ends before its jobs do, so they are not metered; leave it out"
         return None
 
     @property
@@ -210,8 +208,8 @@ class SnakemakeInternals:
 
 
 def members(job: Any) -> Sequence[Any]:
-    """The single jobs of a group (the members of a pipe), or the job itself."""
-    return tuple(job.jobs) if job.is_group() else (job,)
+    """The single jobs of a group in Snakemake's numbering, for a group keeps them in none; or the job itself."""
+    return tuple(sorted(job.jobs, key=lambda part: part.jobid)) if job.is_group() else (job,)
 
 
 def set_tier(job: Any, tier: str | None) -> None:

@@ -39,7 +39,7 @@ class Gate:
         self._session = session
         self._greedy = greedy
         self._logger = logger
-        self._admission = Admission(session, greedy, self._warn, self._wall_time_seconds)
+        self._admission = Admission(session, greedy, self._warn, snakemake.runs_here)
         self._placing: Placing | None = None
         self._attached = False
         self._passes_all = False  # the gate is out of order and stands open, or nothing can be metered
@@ -89,9 +89,6 @@ class Gate:
         ticket = self._admission.ticket(job)
         if self._session.acts and ticket is not None and ticket.decision is not None:
             compat.set_tier(job, ticket.decision.tier)
-
-    def _wall_time_seconds(self, job: Any) -> float | None:
-        return None if self._snakemake.runs_here(job) else compat.wall_time_seconds(job)
 
     # --- hooks into the executors ------------------------------------------------------------------
 

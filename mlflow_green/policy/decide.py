@@ -346,7 +346,8 @@ def _fits(question: _Question, answer: _Answer, label: str) -> str:
         return f"{label} falls under no budget"
     if answer.estimate.amounts is None:
         held = format_amount(Unit.ENERGY, answer.needs.get(Unit.ENERGY) or 0)
-        return f"{label} is admitted; nothing is known about its need, so it holds {held} and asks for more"
+        more = "and asks for more" if question.request.walltime_seconds is None else "for all of its wall time"
+        return f"{label} is admitted; nothing is known about its need, so it holds {held} {more}"
     least = min(question.views, key=lambda view: Fraction(view.balance.available, view.balance.term.limit or 1))
     term, needed = least.balance.term, answer.estimate.amounts.get(least.balance.term.unit)
     need = _amount(least, needed) if needed is not None else "an unknown amount"

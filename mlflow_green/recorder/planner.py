@@ -18,6 +18,8 @@ from mlflow_green.recorder.recorder import SAMPLING_PERIOD_SECONDS, Verdict
 from mlflow_green.recorder.ticket import Book, Ticket
 from mlflow_green.records import Balance, Decision, Energy, Estimate, Hold, HoldRequest, Mode, PastUse, Site, Term, Unit
 
+_WALLTIME_SECONDS = 3600.0  # of a batch job that says nothing
+
 
 class Planner:
     """Used by the ledger thread (``request``, ``choose``) and the ticker (``judge``), which share no state.
@@ -90,7 +92,7 @@ class Planner:
             estimates=(Estimate(tier=dearest, amounts=None, source="not asked"),),
             terms=self.terms(now),
             requested_at=now,
-            walltime_seconds=ticket.walltime_seconds,
+            walltime_seconds=None if ticket.can_ask_for_more else ticket.walltime_seconds or _WALLTIME_SECONDS,
             hold_id=ticket.ticket_id,  # what is metered under one id stays under it
         )
 

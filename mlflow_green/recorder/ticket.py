@@ -55,7 +55,8 @@ class Ticket:
     top_up_refused: bool = False
     overrun_said: bool = False
 
-    # For a step that a batch system runs: the longest that it may run, and where it was handed over.
+    # For a step that a batch system runs: the longest that it may run, if that is known, and where it was handed over.
+    can_ask_for_more: bool = True
     walltime_seconds: float | None = None
     placed_at: datetime | None = None
     placement_id: str | None = None
