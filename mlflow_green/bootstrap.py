@@ -160,14 +160,14 @@ def recover_into(ledger: SqlLedger, settings: Settings, clock: Clock, say: Calla
     recover(ledger, settings.spool_dir, host=platform.node(), clock=clock, say=say, job_ends=slurm_job_ends)
 
 
-def slurm_job_ends(job_ids: Collection[str]) -> Mapping[str, JobEnd]:
-    """Which of these Slurm jobs are over; none where Slurm does not answer."""
+def slurm_job_ends(job_ids: Collection[str]) -> Mapping[str, JobEnd | None]:
+    """How these Slurm jobs ended, ``None`` for one that has not; without those that Slurm cannot speak of."""
     from mlflow_green.metering.slurm import JobState, job_reports
 
+    known = {id_: report for id_, report in job_reports(job_ids).items() if report.state is not JobState.UNKNOWN}
     return {
-        job_id: JobEnd(at=report.ended_at, started=report.started_at is not None)
-        for job_id, report in job_reports(job_ids).items()
-        if report.state is JobState.ENDED and report.ended_at is not None
+        id_: JobEnd(at=report.ended_at, started=report.started_at is not None) if report.ended_at else None
+        for id_, report in known.items()
     }
 
 
@@ -394,17 +394,18 @@ def open_node_session(
     Raises:
         GreenError: a hard budget cannot be kept here. Without one that is said, and the job runs unmetered.
     """
-    from mlflow_green.recorder.placement import VARIABLE, Placement
+    from mlflow_green.recorder.placement import VARIABLE, Placement, is_enforced
 
     sent = environ.pop(VARIABLE, None)  # what runs inside this job was not sent
     if sent is None or is_disabled(environ):
         return None
-    placement = Placement.decoded(sent)
     try:
-        return _open_node(placement, wake=wake, say=say, environ=environ)
-    except (GreenError, OSError) as error:
-        if placement.enforces:
+        return _open_node(Placement.decoded(sent), wake=wake, say=say, environ=environ)
+    except Exception as error:
+        if is_enforced(sent):
             raise UnsupportedHost(f"{error}. A hard budget cannot be kept here, so the job is not run") from error
+        if not isinstance(error, GreenError | OSError):
+            _log.exception("mlflow-green met an unexpected error")
         say(f"{error}. The job runs as usual, but what it uses is not recorded")
         return None
 
@@ -434,7 +435,7 @@ def _open_node(
         sampler=sampler,
         bookkeeper=Escrow(wake),
         spool=open_spool(folder, meter, origin=origin),
-        enforcer=GrantEnforcer(placement.steps, placement.site) if placement.enforces else None,
+        enforcer=GrantEnforcer(placement.steps, book, clock) if placement.enforces else None,
         book=book,
         clock=clock,
         say=say,
@@ -444,17 +445,11 @@ def _open_node(
     return NodeSession(recorder, placement, tickets, say)
 
 
-def was_halted_on_node(environ: Mapping[str, str] = os.environ) -> bool:
-    """Whether the node of the batch job that this process belongs to has halted one of its steps."""
-    from mlflow_green.recorder.placement import VARIABLE, Placement
+def is_placed(environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether this process belongs to a batch job that a main process sent with its grants."""
+    from mlflow_green.recorder.placement import VARIABLE
 
-    try:
-        placement = Placement.decoded(environ.get(VARIABLE, ""))
-    except GreenError:
-        return False
-    sessions = read_node_sessions(node_folder(Path(placement.spool_dir), placement.placement_id))
-    entries = [closing.entry for session in sessions for closing in session.closings.values() if closing.entry]
-    return any(entry.outcome is Outcome.HALTED for entry in entries)
+    return VARIABLE in environ
 
 
 def _take_off_earlier_use(tickets: Sequence[Ticket], earlier: Sequence[SpoolSession], site: Site) -> None:

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 CLOSE_SECONDS = 30.0
 TRACKING_SECONDS = 15.0
+SLURM_SECONDS = 5.0
 
 
 class _Steps:
@@ -159,8 +160,9 @@ class Session(_Steps):
             enforces=self.fails_closed,
             steps=tuple(self._placed_step(ticket) for ticket in tickets),
         )
+        environment = {PLACEMENT: placement.encoded()}
         self._recorder.place(tickets, placement_id)
-        return {PLACEMENT: placement.encoded()}
+        return environment
 
     def _placed_step(self, ticket: Ticket) -> PlacedStep:
         hold = ticket.hold
@@ -185,9 +187,9 @@ class Session(_Steps):
         """The batch system did not take the job."""
         self._recorder.unplace(tickets, reason)
 
-    def learn_halt(self, ticket: Ticket) -> None:
-        """After a failure: whether the step's node halted it, in ``ticket.halt_reason``. Reads files."""
-        self._recorder.learn_halt(ticket)
+    def learn_halts(self, tickets: Sequence[Ticket]) -> None:
+        """After a failure of their job: whether its node halted a step, in ``ticket.halt_reason``. Reads files."""
+        self._recorder.learn_halts(tickets)
 
     # --- the end -----------------------------------------------------------------------------------
 
@@ -201,7 +203,8 @@ class Session(_Steps):
         summary = ""
         try:
             summary = self._summary(posted=posted)
-            self._ask_slurm()
+            if not interrupted:
+                self._ask_slurm()
             self._finish_tracking(interrupted=interrupted)
             self._ledger.close()
         except LedgerUnavailable as error:
@@ -212,11 +215,11 @@ class Session(_Steps):
         """Put what Slurm's counters say beside what was metered, where the site has such counters."""
         job_of = self._recorder.job_ids
         try:
-            if not job_of or not has_energy_plugin():
+            if not job_of or not has_energy_plugin(timeout_seconds=SLURM_SECONDS):
                 return
         except SensorError:
             return
-        said = job_energy(set(job_of.values()))
+        said = job_energy(set(job_of.values()), timeout_seconds=SLURM_SECONDS)
         steps = Counter(job_of.values())
         entries = [entry for entry in self._ledger.entries(workflow_run=self.workflow_run) if entry.hold_id in job_of]
         jobs = [(entry, job_of[entry.hold_id or ""]) for entry in entries]

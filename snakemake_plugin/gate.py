@@ -1,7 +1,8 @@
 """The gate of the main Snakemake process: every job passes here before it starts, and is metered to its end.
 
 Runs under Snakemake's locks in places, so nothing here does I/O except in the job's own thread, at shutdown, and once
-where a private name of Snakemake is missing: the session is then given up at the first selection.
+where a private name of Snakemake is missing: the session is then given up at the first selection. Jobs of a batch
+system are the exception, see ``placing``.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ class Gate:
         self._attached = False
         self._passes_all = False  # the gate is out of order and stands open, or nothing can be metered
         self._closed = False
+        self._cancelled = False
         self._thread = threading.local()
         atexit.register(self._close, interrupted=True)  # Snakemake may give up before its first job
 
@@ -226,11 +228,12 @@ class Gate:
         interrupted = True
         try:
             original(*args, **kwargs)
-            interrupted = False
+            interrupted = self._cancelled
         finally:
             self._close(interrupted=interrupted)
 
     def _cancel(self, original: Any, *args: Any, **kwargs: Any) -> None:
+        self._cancelled = True  # a remote executor shuts itself down when it is cancelled
         try:
             original(*args, **kwargs)
         finally:

@@ -1,6 +1,7 @@
 """Jobs that a batch system runs: what they are sent with, and what is learnt of them. Not under Snakemake's locks.
 
-The executor calls these hooks in threads of its own, so they may write and read files.
+The executor calls these hooks where it submits and asks after jobs, which takes its time anyway: they may write and
+read files.
 """
 
 from __future__ import annotations
@@ -41,11 +42,10 @@ class Placing:
         """The job was never submitted, or its node may have halted it: then its tickets say so afterwards."""
         if not self._sent.pop(job, None):
             return
-        tickets = self._tickets(job)
         try:
+            tickets = self._tickets(job)
             if all(ticket.submitted for ticket in tickets):
-                for ticket in tickets:
-                    self._session.learn_halt(ticket)
+                self._session.learn_halts(tickets)
             else:
                 self._session.unplace(tickets, "its job was not submitted")
         except Exception:  # noqa: BLE001 - the host program's boundary
@@ -77,10 +77,13 @@ class Placing:
             return {}
 
     def _submitted(self, original: Any, job_info: Any, *args: Any, **kwargs: Any) -> None:
-        original(job_info, *args, **kwargs)
-        if self._sent.get(job_info.job):
-            job_id = job_info.external_jobid if self._can_be_asked else None
-            self._session.submitted(self._tickets(job_info.job), job_id)
+        try:
+            if self._sent.get(job_info.job):
+                job_id = job_info.external_jobid if self._can_be_asked else None
+                self._session.submitted(self._tickets(job_info.job), job_id)
+        except Exception:  # noqa: BLE001 - the host program's boundary
+            _log.exception("the job of %s was not noted", name_of(job_info.job))
+        original(job_info, *args, **kwargs)  # only now may its end be told
 
     def _tickets(self, job: Any) -> Sequence[Ticket]:
         """Raises ``UnsupportedHost`` where the budget was not asked about the job."""

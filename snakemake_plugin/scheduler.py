@@ -35,7 +35,7 @@ class Scheduler(SchedulerBase):
         if self._gate is not None:
             return self._gate.select(selectable_jobs, remaining_jobs, available_resources, input_sizes)
         if self._snakemake.is_courier:
-            self._end_retries_of_halted_jobs()
+            self._leave_attempts_to_main()
         elif self._snakemake.is_child:
             self._restore_tier(selectable_jobs)
         jobs = list(selectable_jobs)
@@ -71,20 +71,20 @@ class Scheduler(SchedulerBase):
             say=say,
         )
 
-    def _end_retries_of_halted_jobs(self) -> None:
-        """In the Snakemake between the main process and the node: it would send a halted job there again."""
+    def _leave_attempts_to_main(self) -> None:
+        """In the Snakemake between the main process and the node, which would repeat a rule's own ``retries`` too."""
         if self._watches_errors:
             return
         self._watches_errors = True
 
         def report_error(original: Any, job_info: Any, *args: Any, **kwargs: Any) -> None:
-            from mlflow_green import bootstrap
-
-            if bootstrap.was_halted_on_node():
-                compat.no_more_attempts(job_info.job)
+            compat.no_more_attempts(job_info.job)
             original(job_info, *args, **kwargs)
 
-        compat.wrap(self._snakemake.executor, "report_job_error", report_error)
+        from mlflow_green import bootstrap
+
+        if bootstrap.is_placed():
+            compat.wrap(self._snakemake.executor, "report_job_error", report_error)
 
     @staticmethod
     def _restore_tier(jobs: Any) -> None:

@@ -153,7 +153,11 @@ class Lease:
     def is_held(self) -> bool:
         """Renew it, and say whether no other host has it."""
         try:
-            return server_stat(self._fd).st_nlink == 1
+            found = server_stat(self._fd)
+            # An NFS client gives a file that it has open another name when the file is removed through it.
+            return found.st_nlink == 1 and os.path.samestat(found, self._path.stat())
+        except FileNotFoundError:
+            return False
         except OSError as error:
             if error.errno == errno.ESTALE:  # how a server tells that the file is gone
                 return False

@@ -20,6 +20,12 @@ from mlflow_green.records import Decision, Hold, HoldRequest, Owner, Site, Step,
 from mlflow_green.spool import from_json, to_json
 
 VARIABLE = "GREEN_PLACEMENT"
+_OBSERVED = "observed."  # readable by a node whose version cannot read the rest
+
+
+def is_enforced(text: str) -> bool:
+    """Whether a hard budget must be kept, or may have to be, for a job that was sent with this text."""
+    return not text.startswith(_OBSERVED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,18 +73,26 @@ class Placement:
     enforces: bool
     steps: tuple[PlacedStep, ...]
 
+    def __post_init__(self) -> None:
+        parts = (self.placement_id, str), (self.main, Owner), (self.site, Site), (self.spool_dir, str)
+        if not all(isinstance(*part) for part in (*parts, *((step, PlacedStep) for step in self.steps))):
+            raise TypeError("a part of it is missing")
+
     def encoded(self) -> str:
         data = json.dumps(to_json(self), separators=(",", ":")).encode()
-        return base64.urlsafe_b64encode(zlib.compress(data, level=9)).decode()
+        mark = "" if self.enforces else _OBSERVED
+        return mark + base64.urlsafe_b64encode(zlib.compress(data, level=9)).decode()
 
     @classmethod
     def decoded(cls, text: str) -> Placement:
         """Raises ``SettingsError`` if this is not what ``encoded`` made."""
         try:
-            placement = from_json(cls, json.loads(zlib.decompress(base64.urlsafe_b64decode(text))))
+            placement = from_json(
+                cls, json.loads(zlib.decompress(base64.urlsafe_b64decode(text.removeprefix(_OBSERVED))))
+            )
             if not isinstance(placement, cls):
                 raise TypeError(f"{placement!r} is no placement")  # noqa: TRY301 - told as every other garbage is
-        except (binascii.Error, zlib.error, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (binascii.Error, zlib.error, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise SettingsError(
                 f"{VARIABLE} is not what the main process sent with this job ({error}); install the same version of"
                 " mlflow-green on the nodes and where snakemake is started"

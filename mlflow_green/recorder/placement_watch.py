@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -86,13 +87,11 @@ class PlacementWatch:
                 self._open.pop(placement_id, None)
             self._remove_empty_folder(placement_id)
 
-    def halt_reason(self, ticket: Ticket) -> str | None:
-        """Why its node halted the step, if it did; reads the share."""
-        for session in self._sessions(ticket.placement_id or "") or ():
-            closing = session.closings.get(ticket.hold_id)
-            if closing is not None and closing.entry is not None and closing.entry.outcome is Outcome.HALTED:
-                return closing.entry.reason
-        return None
+    def halt_reasons(self, placement_id: str) -> Mapping[str, str]:
+        """Why the node halted steps of this placement, by hold id; reads the share."""
+        closings = [closing for session in self._sessions(placement_id) or () for closing in session.closings.values()]
+        entries = [closing.entry for closing in closings if closing.entry]
+        return {entry.entry_id: entry.reason for entry in entries if entry.outcome is Outcome.HALTED}
 
     def finish(self, timeout_seconds: float) -> bool:
         """Settle what is left; ``False`` if some job was not over in time. Nothing is watched afterwards."""
@@ -133,8 +132,8 @@ class PlacementWatch:
             told = {key: tickets for key, tickets in self._open.items() if all(t.outcome for t in tickets)}
         due = {
             key: sessions
-            for key in told
-            if (sessions := self._sessions(key)) is not None and self._is_due(key, sessions)
+            for key, tickets in told.items()
+            if (sessions := self._sessions(key)) is not None and self._is_due(key, tickets, sessions)
         }
         # Whoever cancelled a job may not have waited for its end.
         asked = {
@@ -159,19 +158,25 @@ class PlacementWatch:
         job_ids = {ticket.job_id for tickets in silent.values() for ticket in tickets if ticket.job_id}
         ends = self._job_ends(job_ids) if job_ids else {}
         for placement_id, tickets in silent.items():
-            if any(ends.get(ticket.job_id or "") for ticket in tickets):
-                self._settle_all(placement_id, tickets, ends, self._sessions(placement_id) or ())
+            sessions = self._sessions(placement_id)
+            if sessions is not None and any(ends.get(ticket.job_id or "") for ticket in tickets):
+                self._settle_all(placement_id, tickets, ends, sessions)
 
     def _sessions(self, placement_id: str) -> Sequence[SpoolSession] | None:
         """What the nodes have written; ``None`` while the share does not answer."""
         with self._survived(f"what the nodes of {placement_id} wrote"):
-            return read_node_sessions(node_folder(self._spool_dir, placement_id))
+            folder = node_folder(self._spool_dir, placement_id)
+            os.listdir(folder)  # noqa: PTH208 - a glob takes a folder that cannot be read for an empty one
+            return read_node_sessions(folder)
         return None
 
-    def _is_due(self, placement_id: str, sessions: Sequence[SpoolSession]) -> bool:
+    def _is_due(self, placement_id: str, tickets: Sequence[Ticket], sessions: Sequence[SpoolSession]) -> bool:
+        """Whether the node has said all, or has had the time to. What succeeded was metered, so it will be seen yet."""
+        unseen = not sessions and any(ticket.outcome is Outcome.SUCCEEDED for ticket in tickets)
+        lag_seconds = max(self._lag_seconds, _LAG_SECONDS) if unseen else self._lag_seconds
         now_seconds = self._clock.monotonic_seconds()
         waited_seconds = now_seconds - self._over_since_seconds.setdefault(placement_id, now_seconds)
-        return _is_complete(sessions) or waited_seconds >= self._lag_seconds
+        return _is_complete(sessions) or waited_seconds >= lag_seconds
 
     def _settle_all(
         self,
@@ -183,12 +188,11 @@ class PlacementWatch:
         closings = [self._closing(ticket, ends, sessions) for ticket in tickets]
         if None in closings:
             return
-        with self._lock:
-            if self._open.pop(placement_id, None) is None:
-                return
         for ticket, closing in zip(tickets, closings, strict=True):
             assert closing is not None
             self._settle(ticket, _as_told(closing, ticket))
+        with self._lock:
+            self._open.pop(placement_id, None)
         self._post([window for session in sessions for window in session.windows])
         self._read += [session.path for session in sessions]
         self._remove_empty_folder(placement_id)

@@ -6,6 +6,7 @@ the meters, writes the spool, ends steps that overran their grant and closes ste
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import math
@@ -93,7 +94,10 @@ class Bookkeeping(Protocol):
 
 
 class Recorder:
-    """Every method may be called from any thread; all return at once but ``close``, and ``end`` of a halted step."""
+    """Every method may be called from any thread; all return at once but ``close``, and ``end`` of a halted step.
+
+    What concerns steps that a batch system runs also reads and writes files.
+    """
 
     def __init__(  # noqa: PLR0913 - the parts that bootstrap wires
         self,
@@ -173,16 +177,24 @@ class Recorder:
         """
         assert self._watch is not None
         self._watch.make_room(placement_id)
-        for ticket in tickets:
-            ticket.placement_id = placement_id
-            ticket.placed_at = self._clock.now()
-            self._write(placed_line(ticket))
+        try:
+            for ticket in tickets:
+                ticket.placement_id = placement_id
+                ticket.placed_at = self._clock.now()
+                self._write(placed_line(ticket))
+            if self._unwritten:
+                raise OSError(errno.ENOSPC, "the spool cannot be written")  # noqa: TRY301 - said already, by _write
+        except OSError:
+            for ticket in tickets:
+                ticket.placement_id = ticket.placed_at = None
+            raise
         self._watch.add(tickets)
 
     def submitted(self, tickets: Sequence[Ticket], job_id: str | None) -> None:
         """The batch system has taken the job."""
         for ticket in tickets:
             ticket.submitted, ticket.job_id = True, job_id
+        for ticket in tickets:
             self._write(submitted_line(ticket))
 
     def unplace(self, tickets: Sequence[Ticket], reason: str) -> None:
@@ -193,10 +205,12 @@ class Recorder:
             self._write(unplaced_line(ticket))
         self._bookkeeper.void(tickets, reason)
 
-    def learn_halt(self, ticket: Ticket) -> None:
-        """Ask what the step's node wrote whether it was halted there. Reads files."""
-        if self._watch is not None and ticket.placed_at is not None:
-            ticket.halt_reason = self._watch.halt_reason(ticket)
+    def learn_halts(self, tickets: Sequence[Ticket]) -> None:
+        """Ask what their node wrote whether it halted steps of this job. Reads files."""
+        assert self._watch is not None
+        reasons = self._watch.halt_reasons(tickets[0].placement_id or "")
+        for ticket in tickets:
+            ticket.halt_reason = reasons.get(ticket.hold_id)
 
     def _settle_placed(self, ticket: Ticket, closing: Closing) -> None:
         if closing.kind is ClosingKind.VOID:
@@ -341,9 +355,8 @@ class Recorder:
                 ticket.usage = usage
                 ticket.usage_final = hold_id in tick.final
         self._settle_ended()
-        for hold_id in tick.usages:
-            ticket = self._open.get(hold_id)
-            if ticket is not None and ticket.running:
+        for ticket in list(self._open.values()):
+            if ticket.running:
                 self._enforce(ticket)
         while self._sampler.notes:
             self._say(self._sampler.notes.pop(0))

@@ -72,8 +72,9 @@ def run(slurm: SlurmCluster, way: str, jobs: int, seconds: int) -> list[float]:
 
 def accounted(slurm: SlurmCluster) -> dict[str, float]:
     """CPU seconds of each completed job, over its steps."""
-    rows = slurm.run("sacct", "-X", "-n", "-P", "--state=COMPLETED", "--format=JobID,TotalCPU").split()
-    return {job: cpu_seconds(text) for job, text in (row.split("|") for row in rows)}
+    rows = slurm.run("sacct", "-X", "-n", "-P", "--format=JobID,State,TotalCPU").splitlines()
+    ended = [row.split("|") for row in rows if "|COMPLETED|" in row]
+    return {job: cpu_seconds(text) for job, _, text in ended}
 
 
 def cpu_seconds(text: str) -> float:
