@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from mlflow_green.ledger.sql import SqlLedger
     from mlflow_green.ledger.verify import Books
     from mlflow_green.metering.sampler import Sampler
+    from mlflow_green.metering.slurm import JobReport
     from mlflow_green.policy.document import Policy
     from mlflow_green.recorder.placement import Placement
     from mlflow_green.sensors.detect import Detection
@@ -165,10 +166,15 @@ def slurm_job_ends(job_ids: Collection[str]) -> Mapping[str, JobEnd | None]:
     from mlflow_green.metering.slurm import JobState, job_reports
 
     known = {id_: report for id_, report in job_reports(job_ids).items() if report.state is not JobState.UNKNOWN}
-    return {
-        id_: JobEnd(at=report.ended_at, started=report.started_at is not None) if report.ended_at else None
-        for id_, report in known.items()
-    }
+    return {id_: _job_end(report) for id_, report in known.items()}
+
+
+def _job_end(report: JobReport) -> JobEnd | None:
+    if report.ended_at is None:
+        return None
+    ran = report.ended_at - report.started_at if report.started_at else None
+    failed_after = None if report.slurm_state == "COMPLETED" else ran
+    return JobEnd(at=report.ended_at, started=report.started_at is not None, failed_after=failed_after)
 
 
 def verify_books(settings: Settings, books: Books) -> tuple[str, ...]:
@@ -431,10 +437,15 @@ def _open_node(
     meter = Meter(sampler, book, this_process(book.host, spool_dir))
     job_id = environ.get("SLURM_JOB_ID")
     origin = Origin(at=clock.now(), main=placement.main, placement_id=placement.placement_id, job_id=job_id)
+    try:
+        spool = open_spool(folder, meter, origin=origin)
+    except OSError as error:
+        sampler.close()
+        raise LedgerUnavailable(f"cannot write {folder}: {error.strerror}; make it writable or free space") from error
     recorder = Recorder(
         sampler=sampler,
         bookkeeper=Escrow(wake),
-        spool=open_spool(folder, meter, origin=origin),
+        spool=spool,
         enforcer=GrantEnforcer(placement.steps, book, clock) if placement.enforces else None,
         book=book,
         clock=clock,

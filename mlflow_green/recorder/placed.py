@@ -23,11 +23,12 @@ class JobEnd:
     """The batch system says that a job is over.
 
     ``started`` is ``None`` where it does not say whether it ever began; of one that was begun again, it is about the
-    last time.
+    last time. ``failed_after`` is how long one ran that did not succeed, ``None`` where that is not known.
     """
 
     at: datetime
     started: bool | None
+    failed_after: timedelta | None = None
 
 
 JobEnds = Callable[[Collection[str]], Mapping[str, JobEnd | None]]
@@ -108,6 +109,10 @@ def _never_began(hold: Hold, placed: Placed, sessions: Sequence[SpoolSession], e
     """No meter has seen it begin. Where its meter had no time to say so, it is charged all the same."""
     if (sessions and sessions[-1].ended) or (end is not None and end.started is False):
         return Closing(kind=ClosingKind.VOID, hold_id=hold.hold_id, entry=None, reason="its job ended before it began")
+    if not sessions and end is not None and end.failed_after is not None and end.failed_after <= SILENCE:
+        # A meter starts before its first step does, so this job died on its way there.
+        reason = f"its job failed {end.failed_after.total_seconds():.0f} s after it began, before its meter started"
+        return Closing(kind=ClosingKind.VOID, hold_id=hold.hold_id, entry=None, reason=reason)
     why = "its job ended without a word from its node's meter"
     if end is None:
         why = "no word from its job since long after its wall time"

@@ -13,6 +13,7 @@ from mlflow_green.ledger.ledger import Ledger
 from mlflow_green.recorder.late_hold import admit_at_nothing, promised_hold, told_if_refused
 from mlflow_green.recorder.loss import SILENCE
 from mlflow_green.recorder.placed import JobEnd, JobEnds, closing_of, heard_of
+from mlflow_green.recorder.second_opinion import job_id_facts
 from mlflow_green.recorder.spool_session import Placed, SpoolSession, in_order, node_folder
 from mlflow_green.records import Batch, Closing, ClosingKind, Hold, Owner
 
@@ -83,7 +84,8 @@ def close_placed(
     lost = 0
     for hold, closing in (*over, *_corrections(placed, starts, holds, now)):
         with told_if_refused(say, f"the end of {hold.step.label}, which ran on the cluster"):
-            ledger.commit(Batch(closings=(closing,)), admit_at_nothing)
+            facts = job_id_facts(hold.hold_id, placed[hold.hold_id].step.job_id) if closing.entry else ()
+            ledger.commit(Batch(closings=(closing,), facts=facts), admit_at_nothing)
             lost += closing.kind is ClosingKind.LOST and hold.hold_id in holds
             for session in starts.get(placed[hold.hold_id].step.placement_id, ()):
                 session.closings.pop(hold.hold_id, None)

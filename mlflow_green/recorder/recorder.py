@@ -24,7 +24,7 @@ from mlflow_green.metering.sampler import Sampler
 from mlflow_green.metering.supervise import Ending
 from mlflow_green.recorder.placed import JobEnds
 from mlflow_green.recorder.placement_watch import PlacementWatch
-from mlflow_green.recorder.second_opinion import JOB_ID
+from mlflow_green.recorder.second_opinion import job_id_facts
 from mlflow_green.recorder.spool_session import (
     END_LINE,
     begin_line,
@@ -45,6 +45,7 @@ _ENDING_PERIOD_SECONDS = 0.2
 _RECHECK_SECONDS = 5.0
 _POST_WINDOWS_SECONDS = 10.0
 _METRICS_BYTES_MAX = 1_000_000
+_PLACED_SOON_SECONDS = 3.0
 _PLACED_CLOSE_SECONDS = 20.0
 _TOP_UP_SECONDS_MAX = 10.0
 _UNWRITTEN_LINES_MAX = 10_000
@@ -218,7 +219,8 @@ class Recorder:
             self._bookkeeper.void([ticket], closing.reason)
         else:
             self._write(closing_line(closing))
-            self._bookkeeper.settle(ticket, closing, [*self._quality(ticket), *_job_id(ticket)])
+            facts = [*self._quality(ticket), *job_id_facts(ticket.hold_id, ticket.job_id)]
+            self._bookkeeper.settle(ticket, closing, facts)
 
     @property
     def job_ids(self) -> Mapping[str, str]:
@@ -284,6 +286,9 @@ class Recorder:
         for ticket in self._asked:
             if ticket.placed_at is not None and ticket.outcome is None:
                 self.tell(ticket, Outcome.CANCELLED)
+        if self._watch.finish(_PLACED_SOON_SECONDS):
+            return True
+        self._say(f"waiting up to {_PLACED_CLOSE_SECONDS:.0f} s for the last word about steps on the cluster")
         return self._watch.finish(_PLACED_CLOSE_SECONDS)
 
     @property
@@ -448,10 +453,6 @@ class Recorder:
                         f"cannot write {self._spool.path}: {error.strerror}; free space or make it writable. "
                         "Until then a kill -9 would lose the readings since the last commit"
                     )
-
-
-def _job_id(ticket: Ticket) -> list[Fact]:
-    return [Fact(hold_id=ticket.hold_id, name=JOB_ID, value=ticket.job_id)] if ticket.job_id else []
 
 
 def _numbers_in(path: Path) -> dict[str, float]:

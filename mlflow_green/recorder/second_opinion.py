@@ -13,6 +13,11 @@ NOTE = "slurm/energy_note"
 _WHOLE_NODE = "Slurm counts the whole node from the job's first second to its last, idle energy included"
 
 
+def job_id_facts(hold_id: str, job_id: str | None) -> tuple[Fact, ...]:
+    """The batch system's job that ran the step, where it is known."""
+    return (Fact(hold_id=hold_id, name=JOB_ID, value=job_id),) if job_id else ()
+
+
 def opinion(entry: Entry, said: SlurmEnergy, steps_of_job: int) -> tuple[Fact, ...]:
     """Facts about the entry's hold; a sentence instead of a number where the two cannot be compared.
 

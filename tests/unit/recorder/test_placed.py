@@ -89,6 +89,8 @@ def charged(found: Closing | None) -> list[int]:
         (over(started=None), SECOND, ClosingKind.LOST),
         (over(started=False), SECOND, ClosingKind.VOID),
         (over(started=False), GIVEN_UP, ClosingKind.VOID),
+        (replace(over(), failed_after=SILENCE), SECOND, ClosingKind.VOID),
+        (replace(over(), failed_after=SILENCE + SECOND), SECOND, ClosingKind.LOST),
     ],
 )
 def test_a_step_that_no_node_has_seen(end, after, expected) -> None:
