@@ -72,9 +72,9 @@ def run(slurm: SlurmCluster, way: str, jobs: int, seconds: int) -> list[float]:
 
 def accounted(slurm: SlurmCluster) -> dict[str, float]:
     """CPU seconds of each completed job, over its steps."""
-    rows = slurm.run("sacct", "-X", "-n", "-P", "--format=JobID,State,TotalCPU").splitlines()
+    rows = slurm.run("sacct", "-n", "-P", "--format=JobID,State,TotalCPU").splitlines()  # with -X the job's row has 0
     ended = [row.split("|") for row in rows if "|COMPLETED|" in row]
-    return {job: cpu_seconds(text) for job, _, text in ended}
+    return {job: cpu_seconds(text) for job, _, text in ended if "." not in job}
 
 
 def cpu_seconds(text: str) -> float:
