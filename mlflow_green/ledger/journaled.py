@@ -74,6 +74,7 @@ class SharedJournal:
         self._lease.check()
         known = self._position = read_position(connection)
         if not self._file.has(known):
+            self._lease.check()  # a host that takes over just now removes the file too, after it has the lease
             raise LedgerUnavailable(
                 f"the journal {self._file.path} was replaced or removed while it was in use; end every mlflow-green"
                 " process on this host, and try again"

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from mlflow_green.errors import LedgerUnavailable
+from mlflow_green.ledger.lease import Lease
 from mlflow_green.ledger.memory import MemoryLedger
 from mlflow_green.ledger.share import publish
 from mlflow_green.ledger.verify import verify
@@ -321,6 +322,24 @@ def test_a_host_that_is_stopped_and_goes_on_after_a_takeover_loses_nothing_that_
     assert acknowledged | mine <= held(rebuilt)
     assert verify(rebuilt, lambda _owner: True) == ()
     rebuilt.close()
+
+
+def test_a_takeover_just_after_the_lease_was_looked_at_is_told_as_one(tmp_path, monkeypatch):
+    stopped = open_on_share(tmp_path)
+    check, elsewhere = Lease.check, []
+
+    def taken_over_after(lease):
+        monkeypatch.undo()
+        check(lease)
+        let_lapse(tmp_path)
+        elsewhere.append(open_on_share(tmp_path, host="node7"))
+
+    monkeypatch.setattr(Lease, "check", taken_over_after)
+    with pytest.raises(LedgerUnavailable, match="was taken over by host node7"):
+        hold_one(stopped, "train")
+    assert held(elsewhere[0]) == set()
+    die(stopped)
+    elsewhere[0].close()
 
 
 def test_what_was_acknowledged_survives_kill_nine_and_the_loss_of_the_cache(tmp_path):
