@@ -32,7 +32,6 @@ _SCHEDULER_PARTS = (
     "_user_kill",
 )
 _EXECUTOR_PARTS = (
-    "cached_or_run",
     "run_jobs",
     "handle_job_success",
     "handle_job_error",
@@ -41,6 +40,7 @@ _EXECUTOR_PARTS = (
     "shutdown",
     "cancel",
 )
+_LOCAL_PARTS = ("cached_or_run",)
 _REMOTE_PARTS = ("format_job_exec", "report_job_submission")
 _JOB_PARTS = ("_aux_resources", "_resources", "_params", "_attempt", "add_aux_resource", "restart_times")
 
@@ -159,9 +159,9 @@ class SnakemakeInternals:
     def problems(self, jobs: Sequence[Any]) -> list[str]:
         """What this Snakemake lacks of the private API; empty when all is there."""
         parts = [(self.scheduler, name) for name in _SCHEDULER_PARTS]
-        parts += [(self.local_executor, name) for name in _EXECUTOR_PARTS]
+        parts += [(self.local_executor, name) for name in (*_EXECUTOR_PARTS, *_LOCAL_PARTS)]
         if not self.workflow.local_exec:
-            parts += [(self.executor, name) for name in (*_EXECUTOR_PARTS[1:], *_REMOTE_PARTS)]
+            parts += [(self.executor, name) for name in (*_EXECUTOR_PARTS, *_REMOTE_PARTS)]
         parts += [(member, name) for job in jobs for member in members(job)[:1] for name in _JOB_PARTS]
         missing = sorted({f"{type(owner).__name__}.{name}" for owner, name in parts if not hasattr(owner, name)})
         modules = (("snakemake.shell", "sp"), ("snakemake.executors.local", "subprocess"))

@@ -213,10 +213,10 @@ class Gate:
         if self._placing is not None:
             self._placing.learn_why_failed(job)
         reasons = [ticket.halt_reason for ticket in tickets if ticket and ticket.halt_reason]
-        if self._snakemake.is_node:  # Snakemake sends --retries 0 along, but a rule's own retries would multiply here
+        # Snakemake sends --retries 0 to a node, but a rule's own retries would multiply there.
+        if reasons or self._snakemake.is_node:
             compat.no_more_attempts(job)
         if reasons:
-            compat.no_more_attempts(job)
             msg = f"mlflow-green halted {name_of(job)}: {'; '.join(reasons)}\n"
             if job.is_group():
                 self._logger.error(msg)  # a group's own error report drops the message

@@ -104,6 +104,8 @@ def has_history(settings: Settings) -> bool:
     """Whether there is anything to read: a ledger, its journal, or meters' files that wait to be posted."""
     if not settings.ledger_url.startswith(_SQLITE):
         return True
+    from mlflow_green.ledger.filesystem import journal_path
+
     spooled = settings.spool_dir.is_dir() and any(settings.spool_dir.iterdir())
     path = Path(settings.ledger_url.removeprefix(_SQLITE))
-    return spooled or path.exists() or path.with_suffix(".journal").exists()
+    return spooled or path.exists() or journal_path(path).exists()

@@ -62,13 +62,18 @@ def local_folders(mountinfo_path: Path) -> tuple[Path, ...]:
     return tuple(folder for folder in folders if network_file_system(folder, mountinfo_path) is None)
 
 
+def journal_path(path: Path) -> Path:
+    """Where the journal of the ledger ``path`` is, if it has one."""
+    return path.with_suffix(".journal")
+
+
 def journal_folder(path: Path, mountinfo_path: Path) -> Path | None:
     """Where the journal of the ledger ``path`` is or would be; ``None`` where its SQLite file is the ledger itself.
 
     A journal that is there counts on a local disk too: that is how the file server itself sees it, or whoever copied
     the project home.
     """
-    folder = path.with_suffix(".journal")
+    folder = journal_path(path)
     return folder if folder.is_dir() or network_file_system(path, mountinfo_path) else None
 
 
@@ -81,7 +86,7 @@ def refuse_network_file_system(path: Path, mountinfo_path: Path) -> None:
     if kind is None:
         return
     local = f"/var/tmp/{path.resolve().parent.parent.name or 'green'}-ledger.db"  # noqa: S108 - an example
-    if path.exists() and not path.with_suffix(".journal").exists():
+    if path.exists() and not journal_path(path).exists():
         raise LedgerUnavailable(
             f"the ledger {path} is a SQLite file on a network file system ({kind}), where SQLite can corrupt it;"
             f" copy it to a local disk of this host and name it: cp {path} {local},"

@@ -55,10 +55,6 @@ class Ledger(Protocol):
         """Metered energy of earlier successful and halted executions of a step, oldest first, at most 200."""
         ...
 
-    def last_sequences(self, sampler_id: str) -> dict[Domain, int]:
-        """The last tick that was posted of a sampler, by domain; empty when none was."""
-        ...
-
     def posted_sequences(self, sampler_id: str) -> dict[Domain, tuple[tuple[int, int], ...]]:
         """The (first, last) ticks that were posted of a sampler, by domain: sorted, with adjoining ones joined."""
         ...

@@ -99,13 +99,6 @@ class MemoryLedger:
         uses = (past_use(entry) for entry in self._entries.values() if (entry.project, entry.step) == (project, step))
         return tuple(use for use in uses if use is not None)[-HISTORY_LENGTH_MAX:]
 
-    def last_sequences(self, sampler_id: str) -> dict[Domain, int]:
-        last: dict[Domain, int] = {}
-        for window in self._windows.values():
-            if window.sampler_id == sampler_id:
-                last[window.domain] = max(window.sequence_last, last.get(window.domain, window.sequence_last))
-        return last
-
     def posted_sequences(self, sampler_id: str) -> dict[Domain, tuple[tuple[int, int], ...]]:
         ranges: defaultdict[Domain, list[tuple[int, int]]] = defaultdict(list)
         for window in self._windows.values():

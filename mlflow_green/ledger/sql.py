@@ -223,12 +223,6 @@ class SqlLedger:
             for name, wildcards, tier, energy_microjoules, outcome in reversed(newest_first)
         )
 
-    def last_sequences(self, sampler_id: str) -> dict[Domain, int]:
-        columns = schema.node_windows.c
-        query = select(columns.domain, func.max(columns.sequence_last)).where(columns.sampler_id == sampler_id)
-        with self._reading() as connection:
-            return {Domain(domain): last for domain, last in connection.execute(query.group_by(columns.domain))}
-
     def posted_sequences(self, sampler_id: str) -> dict[Domain, tuple[tuple[int, int], ...]]:
         columns = schema.node_windows.c
         query = select(columns.domain, columns.sequence_first, columns.sequence_last)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from mlflow_green.policy.document import GRACE_SECONDS, Budget, Policy, Verb
 from mlflow_green.policy.forecast import ToAmounts, energy_only
-from mlflow_green.policy.leash import Interval, Leash
+from mlflow_green.policy.leash import Interval, Leash, halted_text
 from mlflow_green.records import Balance, Hold, Mode, Unit, Usage
 from mlflow_green.units import format_amount, microjoules
 
@@ -40,7 +40,7 @@ def halt_due(
         charged = getattr(amounts_charged[unit], budget.enforce)
         reason = _over_grant(budget, unit, amounts_used[unit], granted) or _over_threshold(budget, balance, charged)
         if reason:
-            return f"{budget.name}: {hold.step.label} {reason}, after {usage.duration_seconds:.0f} s; it is halted"
+            return halted_text(budget.name, hold.step.label, reason, usage.duration_seconds)
     return None
 
 

@@ -44,5 +44,10 @@ def leash_pulled(
         if leash.unit in used and leash.unit in granted:
             reason = leash.over(used[leash.unit], granted[leash.unit])
             if reason is not None:
-                return f"{leash.budget}: {label} {reason}, after {seconds:.0f} s; it is halted"
+                return halted_text(leash.budget, label, reason, seconds)
     return None
+
+
+def halted_text(budget: str, label: str, reason: str, seconds: float) -> str:
+    """The sentence about a step that a budget ends after so many seconds."""
+    return f"{budget}: {label} {reason}, after {seconds:.0f} s; it is halted"

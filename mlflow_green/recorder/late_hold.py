@@ -7,6 +7,7 @@ from contextlib import contextmanager, suppress
 
 from mlflow_green.errors import HoldClosed, LedgerError, LedgerUnavailable
 from mlflow_green.ledger.ledger import Ledger
+from mlflow_green.ledger.posting import hold_nothing
 from mlflow_green.records import (
     Action,
     Answer,
@@ -30,27 +31,9 @@ def hold_late(ledger: Ledger, requests: Iterable[HoldRequest], owner: Owner) -> 
             ledger.commit(Batch(requests=(request,), owner=owner), admit_at_nothing)
 
 
-def hold_nothing(request: HoldRequest, decision: Decision, owner: Owner) -> Hold:
-    """A hold of nothing, for a step that falls under no budget or is charged afterwards."""
-    return Hold(
-        hold_id=request.hold_id or request.step.key,
-        step=request.step,
-        project=request.project,
-        user=request.user,
-        spec=request.spec,
-        tier=decision.tier,
-        decision=decision.action,
-        would_decision=decision.would,
-        amounts={},
-        terms=(),
-        owner=owner,
-        opened_at=request.requested_at,
-    )
-
-
 def promised_hold(request: HoldRequest, owner: Owner) -> Hold:
     """The hold that this step will get when it is settled."""
-    return hold_nothing(request, admit_at_nothing(request), owner)
+    return hold_nothing(request, admit_at_nothing(request), owner, hold_id=request.hold_id or request.step.key)
 
 
 def admit_at_nothing(request: HoldRequest, _balances: Sequence[Balance] = ()) -> Decision:
@@ -91,9 +74,6 @@ class NoLedger:
 
     def history(self, _project: str, _step: str) -> tuple[PastUse, ...]:
         return ()
-
-    def last_sequences(self, _sampler_id: str) -> dict[Domain, int]:
-        return {}
 
     def posted_sequences(self, _sampler_id: str) -> dict[Domain, tuple[tuple[int, int], ...]]:
         return {}

@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import NamedTuple
 
 from mlflow_green.ledger.ledger import Ledger
 from mlflow_green.recorder.late_hold import admit_at_nothing, promised_hold, told_if_refused
@@ -25,6 +26,14 @@ class Handed:
     step: Placed
     main: Owner
     folder: Path
+
+
+class Closed(NamedTuple):
+    """What ``close_placed`` left open, by hold id; the placements that ended; how many steps were lost."""
+
+    waiting: set[str]
+    over: set[str]
+    lost: int
 
 
 def placed_steps(sessions: Iterable[SpoolSession], nodes: Iterable[SpoolSession]) -> dict[str, Handed]:
@@ -60,8 +69,8 @@ def close_placed(
     job_ends: JobEnds,
     now: datetime,
     say: Callable[[str], None],
-) -> tuple[set[str], set[str], int]:
-    """Close what is over; the ids of the holds that stay open, the placements that ended, how many steps were lost.
+) -> Closed:
+    """Close what is over.
 
     What it has posted of ``nodes`` is taken out of their closings: alone, the last word about one start of a job would
     undo what its other starts were charged.
@@ -70,25 +79,17 @@ def close_placed(
     holds = _open_holds(ledger, placed)
     asked = {job_id for hold_id in holds if (job_id := placed[hold_id].step.job_id)}
     ends = job_ends(asked) if asked else {}
-    over: list[tuple[Hold, Closing]] = []
-    waiting: set[str] = set()
-    for hold_id, hold in holds.items():
-        step = placed[hold_id].step
-        job_id = step.job_id or ""
-        sessions = starts.get(step.placement_id, ())
-        closing = closing_of(hold, step, sessions, ends.get(job_id), now, is_known=job_id in ends)
-        if closing is None:
-            waiting.add(hold_id)
-        else:
-            over.append((hold, closing))
+    decided = {hold_id: _decided(hold, placed[hold_id].step, starts, ends, now) for hold_id, hold in holds.items()}
+    closings = [(holds[hold_id], closing) for hold_id, closing in decided.items() if closing]
     lost = 0
-    for hold, closing in (*over, *_corrections(placed, starts, holds, now)):
+    for hold, closing in (*closings, *_corrections(placed, starts, holds, now)):
         with told_if_refused(say, f"the end of {hold.step.label}, which ran on the cluster"):
             facts = job_id_facts(hold.hold_id, placed[hold.hold_id].step.job_id) if closing.entry else ()
             ledger.commit(Batch(closings=(closing,), facts=facts), admit_at_nothing)
             lost += closing.kind is ClosingKind.LOST and hold.hold_id in holds
             for session in starts.get(placed[hold.hold_id].step.placement_id, ()):
                 session.closings.pop(hold.hold_id, None)
+    waiting = {hold_id for hold_id, closing in decided.items() if closing is None}
     placements = {placed[hold_id].step.placement_id for hold_id in waiting}
     for handed in placed.values():
         if handed.step.placement_id not in placements:
@@ -96,16 +97,27 @@ def close_placed(
                 handed.folder.rmdir()
     ended = {job_id for job_id, end in ends.items() if end is not None}
     closed = {key: sessions[-1] for key, sessions in starts.items() if key not in placements}
-    return waiting, {key for key, last in closed.items() if _has_ended(last, ended, now)}, lost
+    return Closed(waiting, {key for key, last in closed.items() if _writes_no_more(last, ended, now)}, lost)
+
+
+def _decided(
+    hold: Hold,
+    step: Placed,
+    starts: Mapping[str, Sequence[SpoolSession]],
+    ends: Mapping[str, JobEnd | None],
+    now: datetime,
+) -> Closing | None:
+    job_id, sessions = step.job_id or "", starts.get(step.placement_id, ())
+    return closing_of(hold, step, sessions, ends.get(job_id), now, is_known=job_id in ends)
 
 
 def has_ended(node: SpoolSession, over: set[str], now: datetime) -> bool:
     """Whether all is over of which the node's meter tells: ``over`` are the placements that ended."""
-    return _has_ended(node, (), now) if node.origin is None else node.origin.placement_id in over
+    return _writes_no_more(node, (), now) if node.origin is None else node.origin.placement_id in over
 
 
-def _has_ended(node: SpoolSession, ended_jobs: Collection[str], now: datetime) -> bool:
-    """Whether the node's meter will write no more: it said so, its job is over, or it has long been silent."""
+def _writes_no_more(node: SpoolSession, ended_jobs: Collection[str], now: datetime) -> bool:
+    """Whether the node's meter has ended: it said so, its job is over, or it has long been silent."""
     is_over = node.origin is not None and node.origin.job_id in ended_jobs
     return node.ended or is_over or now - (heard_of(node) or now) > SILENCE
 

@@ -14,7 +14,13 @@ from pathlib import Path
 from mlflow_green.clock import Clock
 from mlflow_green.recorder.late_hold import promised_hold
 from mlflow_green.recorder.placed import JobEnd, JobEnds, closing_of
-from mlflow_green.recorder.spool_session import Placed, SpoolSession, node_folder, read_node_sessions, remove_node_file
+from mlflow_green.recorder.spool_session import (
+    SpoolSession,
+    node_folder,
+    placed_of,
+    read_node_sessions,
+    remove_node_file,
+)
 from mlflow_green.recorder.ticket import Ticket
 from mlflow_green.records import Closing, Hold, NodeWindow, Outcome, Owner
 
@@ -205,7 +211,7 @@ class PlacementWatch:
         end = ends.get(job_id)
         if end is None and ticket.told_at is not None and ticket.outcome not in {None, Outcome.CANCELLED}:
             end = JobEnd(at=ticket.told_at, started=None)
-        hold, placed = self._hold(ticket), _placed(ticket)
+        hold, placed = self._hold(ticket), placed_of(ticket)
         return closing_of(hold, placed, sessions, end, self._clock.now(), is_known=job_id in ends)
 
     def _remove_empty_folder(self, placement_id: str) -> None:
@@ -232,18 +238,6 @@ class PlacementWatch:
 
 def _sizes(folder: Path) -> Mapping[str, int]:
     return {path.name: path.stat().st_size for path in folder.glob("*.jsonl")}
-
-
-def _placed(ticket: Ticket) -> Placed:
-    assert ticket.placed_at is not None
-    return Placed(
-        at=ticket.placed_at,
-        placement_id=ticket.placement_id or "",
-        hold=ticket.hold,
-        request=ticket.late_request,
-        walltime_seconds=ticket.walltime_seconds,
-        job_id=ticket.job_id,
-    )
 
 
 def _is_complete(sessions: Sequence[SpoolSession]) -> bool:

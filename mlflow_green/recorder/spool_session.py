@@ -115,16 +115,22 @@ def begin_line(ticket: Ticket) -> Line:
     }
 
 
-def placed_line(ticket: Ticket) -> Line:
-    """A step is about to be handed to a batch system."""
-    placed = Placed(
-        at=ticket.placed_at,  # type: ignore[arg-type]  # the recorder has just set it
+def placed_of(ticket: Ticket) -> Placed:
+    """A step that was placed, as its spool tells it."""
+    assert ticket.placed_at is not None
+    return Placed(
+        at=ticket.placed_at,
         placement_id=ticket.placement_id or "",
         hold=ticket.hold,
         request=ticket.late_request,
         walltime_seconds=ticket.walltime_seconds,
+        job_id=ticket.job_id,
     )
-    return {"kind": "placed", "hold_id": ticket.hold_id, "placed": to_json(placed)}
+
+
+def placed_line(ticket: Ticket) -> Line:
+    """A step is about to be handed to a batch system."""
+    return {"kind": "placed", "hold_id": ticket.hold_id, "placed": to_json(placed_of(ticket))}
 
 
 def submitted_line(ticket: Ticket) -> Line:
@@ -216,13 +222,7 @@ def node_folder(spool_dir: Path, placement_id: str) -> Path:
 
 def read_node_sessions(folder: Path) -> list[SpoolSession]:
     """What the meters of one placement have written so far, the earliest start first; unreadable files are left out."""
-    found = []
-    for path in sorted(folder.glob("*.jsonl")):
-        try:
-            found.append(read_session(path))
-        except (OSError, ValueError):
-            _log.warning("%s cannot be read", path, exc_info=True)
-    return in_order(found)
+    return in_order(_readable(sorted(folder.glob("*.jsonl"))))
 
 
 def in_order(sessions: Iterable[SpoolSession]) -> list[SpoolSession]:
@@ -232,12 +232,16 @@ def in_order(sessions: Iterable[SpoolSession]) -> list[SpoolSession]:
 
 def unposted_sessions(spool_dir: Path) -> list[SpoolSession]:
     """Every meter whose file is still there: it runs, or what it read has not been posted yet."""
+    return _readable((*spool_dir.glob("*.jsonl"), *spool_dir.glob(NODE_FILES)))
+
+
+def _readable(paths: Iterable[Path]) -> list[SpoolSession]:
     found = []
-    for path in (*spool_dir.glob("*.jsonl"), *spool_dir.glob(NODE_FILES)):
+    for path in paths:
         try:
             found.append(read_session(path))
         except (OSError, ValueError):
-            _log.debug("%s cannot be read", path, exc_info=True)
+            _log.warning("%s cannot be read", path, exc_info=True)
     return found
 
 

@@ -15,8 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mlflow_green.ledger.memory import MemoryLedger
+from mlflow_green.ledger.posting import hold_nothing
 from mlflow_green.ledger.verify import verify
-from mlflow_green.recorder.late_hold import hold_nothing
 from mlflow_green.recorder.placed import WALLTIME_MARGIN, JobEnd
 from mlflow_green.recorder.placement_watch import PlacementWatch
 from mlflow_green.recorder.recovery import recover
@@ -165,7 +165,7 @@ class Cluster:
             step.late_request = PLANNER.bare_request(step, NOON)
         else:
             request = replace(PLANNER.bare_request(step, NOON), terms=())
-            step.hold = hold_nothing(request, ADMITTED, OWNER)
+            step.hold = hold_nothing(request, ADMITTED, OWNER, hold_id=step.ticket_id)
         return step
 
     def submit(self, which: int) -> None:
