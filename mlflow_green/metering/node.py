@@ -55,6 +55,13 @@ class Node:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Use:
+    """What one consumer did in a window: CPU seconds of all its processes, >= 0."""
+
+    cpu_seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SharedWindow:
     """A closed window, and each consumer's share of it."""
 
@@ -86,13 +93,14 @@ def taken_over(node: Node, devices: Iterable[Device]) -> Node:
 
 
 def close_windows(
-    node: Node, readings: Mapping[str, Reading], used: Mapping[str, float], now: Moment
+    node: Node, readings: Mapping[str, Reading], uses: Mapping[str, Use], now: Moment
 ) -> tuple[Node, tuple[SharedWindow, ...]]:
-    """Close one window a domain, and share it by the CPU seconds that each consumer has ``used`` in it.
+    """Close one window a domain, and share it by what each consumer did in it.
 
     A device without a reading is a gap. A domain whose devices moved by no time has no window yet.
     """
     sequence = node.sequence + 1
+    used = {key: use.cpu_seconds for key, use in uses.items()}
     tracks, found = _advance(node.tracks, readings, now.monotonic_seconds)
     openings, quiet = dict(node.openings), dict(node.quiet_power_microwatts)
     closed: list[SharedWindow] = []

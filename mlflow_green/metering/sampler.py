@@ -18,7 +18,7 @@ from pathlib import Path
 from mlflow_green.clock import Clock
 from mlflow_green.errors import SensorError, SensorRetry
 from mlflow_green.metering.cpu_clock import CpuClock
-from mlflow_green.metering.node import Moment, Node, begun, close_windows, taken_over
+from mlflow_green.metering.node import Moment, Node, Use, begun, close_windows, taken_over
 from mlflow_green.metering.shared_state import Account, LeaderState, Presence, SharedFolder, opened
 from mlflow_green.records import Device, NodeWindow, Reading, Tick, Usage
 from mlflow_green.sensors.proc_stat import PROC_ROOT, HostCpu, read_host_cpu
@@ -288,13 +288,13 @@ class Sampler:
             present.update(report or {})
         now, before_seconds = self._now(), self._node.last.monotonic_seconds
         accounts = {key: self._accounts.get(key) or opened(presence) for key, presence in present.items()}
-        used = {
-            key: max(0.0, present[key].cpu_seconds - account.shared_cpu_seconds)
+        uses = {
+            key: Use(cpu_seconds=max(0.0, present[key].cpu_seconds - account.shared_cpu_seconds))
             for key, account in accounts.items()
             if account.left_seconds is None
         }
-        self._node, closed = close_windows(self._node, readings, used, now)
-        for key in used:
+        self._node, closed = close_windows(self._node, readings, uses, now)
+        for key in uses:
             accounts[key] = accounts[key].charged(key, present[key], closed, before_seconds, now.monotonic_seconds)
         usages = {
             consumer.consumer_id: accounts[consumer.key].usage(presence.cpu_clock, now.monotonic_seconds)
