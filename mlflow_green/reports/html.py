@@ -32,6 +32,7 @@ from mlflow_green.reports.totals import (
     Variant,
     carbon_micrograms,
     charged_beyond_metered_microjoules,
+    embodied_micrograms,
     metered,
     metric_goal,
     rule_totals,
@@ -55,6 +56,7 @@ from mlflow_green.reports.wording import (
 CHART_WIDTHS = (("wide", 960), ("narrow", 360))
 CHARTS_MAX = 6
 ROWS_MAX = 500
+INTENSITIES_MAX = 3  # more than these are told as a range
 _BOUNDARIES = {
     Boundary.COMPONENT: "the metered components (processor, memory and GPU where they have a counter or a model)",
     Boundary.NODE: "the whole node",
@@ -154,6 +156,10 @@ def _cards(entries: Sequence[Entry]) -> list[Card]:
         ),
         _carbon_card(entries),
     ]
+    embodied = embodied_micrograms(entries)
+    if embodied is not None:
+        note = "each job's part of making the node, by the figures of green.yaml; in no carbon budget"
+        cards.append(Card(title="Carbon, embodied", value=units.format_carbon(embodied), note=note))
     costs = _costs(entries)
     if costs:
         cards.append(Card(title="Cost", value=costs, note="energy x price at the site"))
@@ -179,9 +185,11 @@ def _carbon_card(entries: Sequence[Entry]) -> Card:
     if carbon is None:
         note = "no carbon intensity is known: set site.country in green.yaml"
         return Card(title="Carbon", value="not known", note=note)
-    intensities = {e.carbon_intensity_g_per_kwh for e in entries if e.carbon_intensity_g_per_kwh is not None}
+    intensities = sorted({e.carbon_intensity_g_per_kwh for e in entries if e.carbon_intensity_g_per_kwh is not None})
     sources = sorted({entry.intensity_source for entry in entries if entry.intensity_source})
-    at = ", ".join(f"{value:g}" for value in sorted(intensities))
+    at = ", ".join(f"{value:g}" for value in intensities)
+    if len(intensities) > INTENSITIES_MAX:
+        at = f"{intensities[0]:g} to {intensities[-1]:g}"
     note = "; ".join([f"at {at} g/kWh", *sources])
     without = sum(entry.total is not None and entry.operational_micrograms_co2e is None for entry in entries)
     if without:
