@@ -302,9 +302,11 @@ def open_meter(settings: Settings, policy: Policy, clock: Clock, project: str) -
 
     Raises:
         UnsupportedHost: there is a hard budget, and nothing here can be metered or estimated.
+        IntensityUnknown: the site's file of intensities cannot be read any more.
     """
+    site = site_of(policy, settings, clock.now())
     sampler = open_sampler(settings, settings.spool_dir, clock)
-    book = _book(sampler, project, user_name(), site_of(policy, settings, clock.now()))
+    book = _book(sampler, project, user_name(), site)
     if is_hard(policy):
         _check_meter(sampler)
     return Meter(sampler, book, this_process(platform.node(), settings.spool_dir))

@@ -20,6 +20,7 @@ from mlflow_green.errors import IntensityUnknown
 from mlflow_green.records import Boundary, Intensity
 from mlflow_green.units import MICRO_UNITS_PER_UNIT, grams, kilograms, kilowatt_hours, three_digits
 
+DIGITS_MAX = 40
 STATED = "stated on the command line"
 ASSUMED = "not stated: counts as this"
 DEVICE_HINT = "--embodied-kg with --lifetime-years, or --embodied-device"
@@ -34,13 +35,15 @@ def _number_type(low: int, high: int, *, above: bool = False) -> Callable[[Any],
         if isinstance(value, Fraction):
             return value
         try:
-            read = Fraction(Decimal(value.replace("_", "")))
-        except (DecimalException, ValueError, OverflowError):
-            raise click.BadParameter(f"{value!r} is not a number; write e.g. 280 or 0.6") from None
+            read = Decimal(value.replace("_", ""))
+        except DecimalException:
+            read = Decimal("NaN")
+        if read.is_nan() or (read and read.adjusted() < -DIGITS_MAX) or len(value) > DIGITS_MAX:
+            raise click.BadParameter(f"{value[:DIGITS_MAX]!r} is not a number; write e.g. 280 or 0.6")
         if not low <= read <= high or (above and read == low):
             least = f"more than {low}" if above else f"at least {low}"
             raise click.BadParameter(f"{value} is out of range; write a number of {least} and at most {high:,}")
-        return read
+        return Fraction(read)
 
     return number
 
@@ -127,6 +130,8 @@ def estimate(as_json: bool, **given: Any) -> None:
 def _place(intensity: Fraction | None, country: str | None, region: str | None, source: str | None) -> _Place:
     if sum(value is not None for value in (intensity, country, region)) > 1:
         raise click.UsageError("give one place: --intensity, --country or --region")
+    if source is not None and intensity is None:
+        raise click.UsageError("--source says where the number of --intensity comes from, but there is none")
     if intensity is not None:
         return _Place(g_per_kwh=intensity, source=source or STATED)
     try:

@@ -34,8 +34,8 @@ what is *held*; what is charged uses the mean.
 _COUNTRIES = Path("data", "private_infra", "global_energy_mix.json")
 _US_STATES = Path("data", "private_infra", "2023", "usa_emissions.json")
 _GOOGLE_REGIONS = Path("data", "cloud", "impact.csv")
-_GOOGLE_YEAR = 2023
-"""The table does not say it; its values are those that Google published for this year."""
+_GOOGLE_2023 = {"asia-south1": 648.0, "europe-west9": 34.0, "us-central1": 430.0}
+"""What Google published for this year; the table itself does not say of which year it is."""
 _GOOGLE_MISSPELT = {"me-cenrtal1": "me-central1"}
 _USUAL_NAMES = {
     "UK": "GBR",
@@ -92,7 +92,8 @@ def cloud_intensity(name: str) -> Intensity:
     """
     provider, _, region = name.strip().lower().partition(":")
     if provider == "gcp" and region in _google_regions():
-        source = f"Google Cloud region data, {_GOOGLE_YEAR}, operational, {_by_codecarbon()}"
+        year = "2023" if _GOOGLE_2023.items() <= _google_regions().items() else "year not stated"
+        source = f"Google Cloud region data, {year}, operational, {_by_codecarbon()}"
         return _yearly(_google_regions()[region], f"{provider}:{region}: {source}")
     place = REGIONS.get(provider, {}).get(region)
     if place is None:
@@ -102,8 +103,7 @@ def cloud_intensity(name: str) -> Intensity:
         )
     country, _, state = place.partition("/")
     if state:
-        source = f"{state.title()}, EPA eGRID 2023, operational, public domain, {_by_codecarbon()}"
-        return _yearly(_us_state(state), f"{provider}:{region}: {source}")
+        return _us_state(state, f"{provider}:{region}: {state.title()}")
     if country in COUNTRIES_WITHOUT_ONE_GRID:
         raise IntensityUnknown(
             f"{provider}:{region} is in {known_countries()[country]}, where the grids of two provinces can differ"
@@ -141,9 +141,17 @@ def _google_regions() -> Mapping[str, float]:
     return MappingProxyType({_GOOGLE_MISSPELT.get(region, region): value for region, value in found.items()})
 
 
-def _us_state(name: str) -> float:
+def _us_state(state: str, name: str) -> Intensity:
     table = json.loads(_text(_US_STATES))
-    return from_pounds_per_mwh(table[name]["emissions"])
+    try:
+        unit, publication = table["_unit"]["emissions"], table["_source"]["name"]
+        pounds_per_mwh = float(table[state]["emissions"])
+    except (KeyError, TypeError, ValueError):
+        unit = publication = ""
+    if unit != "lbs/MWh":
+        raise IntensityUnknown(f"CodeCarbon's table of the United States has no {state.title()} in lbs/MWh", _NEXT_STEP)
+    source = f"{name}, {publication}, operational, public domain, {_by_codecarbon()}"
+    return _yearly(from_pounds_per_mwh(pounds_per_mwh), source)
 
 
 @lru_cache(maxsize=1)

@@ -248,17 +248,9 @@ def _country_meant(value: str, known: Collection[str]) -> str | None:
     return next((code for code in codes if code.startswith(start)), None) or close_name(value, codes)
 
 
-def _cloud(value: str, info: ValidationInfo) -> str:
-    return _looked_up(value, info, "cloud")
-
-
-def _series(value: str, info: ValidationInfo) -> str:
-    return _looked_up(value, info, "intensity_series")
-
-
-def _looked_up(value: str, info: ValidationInfo, key: str) -> str:
+def _looked_up(value: str, info: ValidationInfo) -> str:
     """``value``, if whoever loads the policy finds what it names."""
-    look_up = (info.context or {}).get("look_up", {}).get(key)
+    look_up = (info.context or {}).get("look_up", {}).get(info.field_name)
     if look_up is not None:
         try:
             look_up(value)
@@ -342,8 +334,8 @@ class SiteDocument(_Model):
     """Where the energy is used: what turns joules into carbon and money."""
 
     country: Annotated[str, AfterValidator(_country)] | None = None
-    cloud: Annotated[str, AfterValidator(_cloud)] | None = None
-    intensity_series: Annotated[Name, AfterValidator(_series)] | None = None
+    cloud: Annotated[str, AfterValidator(_looked_up)] | None = None
+    intensity_series: Annotated[Name, AfterValidator(_looked_up)] | None = None
     carbon_intensity_g_per_kwh: Annotated[
         float | None, BeforeValidator(_quantity(_intensity, "56 g/kWh")), Field(alias="carbon_intensity")
     ] = None

@@ -16,6 +16,7 @@ from mlflow_green.records import (
     Boundary,
     Decision,
     Domain,
+    EmbodiedShare,
     Energy,
     Entry,
     Hold,
@@ -210,6 +211,8 @@ def _embodied(usage: Usage | None, duration_seconds: float, book: Book) -> int |
     embodied = book.site.embodied
     if embodied is None or usage is None:
         return None
+    if embodied.share is EmbodiedShare.CORES and Domain.GPU in usage.energy:
+        return None  # time on the cores says nothing about time on the GPUs
     cpu_seconds = usage.cpu_seconds if usage.cpu_clock else None
     busy = busy_seconds(embodied, duration_seconds=duration_seconds, cpu_seconds=cpu_seconds, cores=book.cores)
     return None if busy is None else embodied_micrograms(embodied, busy)

@@ -77,6 +77,10 @@ def test_devices_utilisation_and_lifetime_count():
 WRONG = {
     "no number": ("--pue x", "'x' is not a number"),
     "not a number": ("--pue nan", "'nan' is not a number"),
+    "endlessly large": ("--hours 1e999999999", "out of range"),
+    "endlessly small": ("--pue 1 --hours 1e-999999999", "is not a number"),
+    "infinite": ("--hours inf", "out of range"),
+    "source of nothing": ("--source me", "but there is none"),
     "pue below one": ("--pue 0.9", "0.9 is out of range; write a number of at least 1"),
     "all is used twice": ("--utilisation 1.1", "at most 1"),
     "nothing is used": ("--utilisation 0", "more than 0"),

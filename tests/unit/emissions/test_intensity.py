@@ -73,7 +73,7 @@ def test_a_region_of_google_has_what_google_publishes():
 def test_a_region_in_the_united_states_has_the_intensity_of_its_state():
     virginia = cloud_intensity("aws:us-east-1")
     assert virginia.g_per_kwh == pytest.approx(539.599 * 0.45359237)
-    assert "Virginia, EPA eGRID 2023" in virginia.source
+    assert "Virginia, EPA eGRID2023" in virginia.source
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from mlflow_green.records import (
     CpuClockName,
     Domain,
     Embodied,
+    EmbodiedShare,
     Energy,
     IntensitySeries,
     Method,
@@ -67,15 +68,22 @@ def test_an_entry_has_its_part_of_the_node_beside_its_budgets_and_not_in_them():
     assert told.charged[Unit.CARBON] == told.operational_micrograms_co2e
 
 
+def test_a_job_that_has_the_node_alone_has_all_of_it_while_it_runs_also_with_gpus():
+    alone = replace(BOOK, site=replace(SITE, embodied=replace(SITE.embodied, share=EmbodiedShare.NODE)))
+    with_gpu = replace(USAGE, energy={Domain.CPU: KWH, Domain.GPU: KWH})
+    assert entry(with_gpu, alone).embodied_micrograms_co2e == 7_200_000
+
+
 @pytest.mark.parametrize(
     ("usage", "book"),
     [
         (None, BOOK),
         (replace(USAGE, cpu_clock=None, cpu_seconds=0.0), BOOK),
+        (replace(USAGE, energy={Domain.CPU: KWH, Domain.GPU: KWH}), BOOK),
         (USAGE, replace(BOOK, cores=None)),
         (USAGE, replace(BOOK, site=Site())),
     ],
-    ids=["not metered", "no clock", "cores not known", "node not known"],
+    ids=["not metered", "no clock", "a GPU beside the cores", "cores not known", "node not known"],
 )
 def test_an_unknown_part_of_the_node_is_none_and_not_zero(usage, book):
     assert entry(usage, book).embodied_micrograms_co2e is None
