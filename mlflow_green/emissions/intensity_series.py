@@ -11,7 +11,7 @@ import csv
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from itertools import pairwise
+from itertools import islice, pairwise
 from math import fsum, isfinite
 from pathlib import Path
 
@@ -44,10 +44,11 @@ def read_series(path: Path) -> IntensitySeries:
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = list(_rows(path, file))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise IntensityUnknown(f"{path} cannot be read: {reason}") from error
+            rows = list(islice(_rows(path, file), VALUES_MAX + 1))
+    except OSError as error:
+        raise IntensityUnknown(f"{path} cannot be read: {error.strerror}") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise IntensityUnknown(f"{path} cannot be read: it is not a CSV file in UTF-8") from error
     if len(rows) < 2 or all(value is None for _, _, value in rows):  # noqa: PLR2004 - one row has no step
         raise IntensityUnknown(f"{path} has fewer than two rows with values; one for each hour is needed")
     return _on_a_grid(path, rows)
@@ -70,11 +71,11 @@ def _rows(path: Path, lines: Iterator[str]) -> Iterator[tuple[int, datetime, flo
 def _moment(where: str, text: str) -> datetime:
     try:
         moment = datetime.fromisoformat(text)
-    except ValueError:
+        if moment.tzinfo is not None:
+            return moment.astimezone(UTC)
+    except (ValueError, OverflowError):
         raise IntensityUnknown(f"{where}: {text!r} is not a time; write e.g. '2026-01-31T13:00+01:00'") from None
-    if moment.tzinfo is None:
-        raise IntensityUnknown(f"{where}: {text!r} does not say its offset from UTC; write e.g. '{text}Z' for UTC")
-    return moment.astimezone(UTC)
+    raise IntensityUnknown(f"{where}: {text!r} does not say its offset from UTC; write e.g. '{text}Z' for UTC")
 
 
 def _value(where: str, text: str) -> float | None:
@@ -95,10 +96,12 @@ def _on_a_grid(path: Path, rows: list[tuple[int, datetime, float | None]]) -> In
         if at <= before:
             raise IntensityUnknown(f"{path}, line {line}: {at.isoformat()} does not come after the line before it")
     step = min(at - before for (_, before, _), (_, at, _) in pairwise(rows))
-    if not STEP_SECONDS_MIN <= step.total_seconds() <= STEP_SECONDS_MAX:
-        raise IntensityUnknown(f"{path} has a row every {step}; a series has one every 5 minutes to every day")
+    if not STEP_SECONDS_MIN <= step.total_seconds() <= STEP_SECONDS_MAX or step.microseconds:
+        raise IntensityUnknown(
+            f"{path} has a row every {step}; a series has one every 5 minutes to every day, in whole seconds"
+        )
     count = (rows[-1][1] - start) // step + 1
-    if count > VALUES_MAX:
+    if max(count, len(rows)) > VALUES_MAX:
         raise IntensityUnknown(f"{path} spans {count} steps of {step}; keep at most {VALUES_MAX}")
     values: list[float | None] = [None] * count
     for line, at, value in rows:
@@ -123,14 +126,11 @@ def series_intensity(series: IntensitySeries, source: str, now: datetime) -> Int
     ahead = [value for _, value in _pieces(series, now, now + AHEAD)]
     highest = max(known if None in ahead else [value for value in ahead if value is not None])
     mean = round(fsum(known) / len(known), DECIMALS)
-    first, last = (
-        series.starts_at,
-        series.starts_at + timedelta(seconds=series.step_seconds * len(series.g_per_kwh) - 1),
-    )
+    last = series.starts_at + timedelta(seconds=series.step_seconds) * (len(series.g_per_kwh) - 1)
     return Intensity(
         g_per_kwh=mean,
         g_per_kwh_high=max(highest, mean),
-        source=f"{source} (hours of {first.date()} to {last.date()})",
+        source=f"{source} (hours of {series.starts_at.date()} to {last.date()})",
         series=_cut(series, now - KEPT_BEFORE, now + KEPT_AHEAD),
     )
 

@@ -79,6 +79,8 @@ BROKEN = {
         "time,g_per_kwh\n1026-11-21T12:00Z,5\n1026-11-21T13:00Z,5\n2026-11-21T13:00Z,5\n",
         "spans .* keep at most",
     ),
+    "half seconds": ("time,g_per_kwh\n2026-11-21T12:00Z,5\n2026-11-21T12:30:00.5Z,5\n", "in whole seconds"),
+    "before all time": ("time,g_per_kwh\n0001-01-01T00:00+14:00,5\n", "line 2: '0001-.*' is not a time"),
     "one row": ("time,g_per_kwh\n2026-11-21T12:00Z,5\n", "fewer than two rows"),
     "only gaps": ("time,g_per_kwh\n2026-11-21T12:00Z,\n2026-11-21T13:00Z,\n", "fewer than two rows with values"),
 }
@@ -93,9 +95,10 @@ def test_a_broken_file_is_told_with_its_line(read, text, message):
 def test_a_file_that_is_not_there_or_not_text_is_told(tmp_path):
     with pytest.raises(IntensityUnknown, match=r"grid\.csv cannot be read: No such file"):
         read_series(tmp_path / "grid.csv")
-    (tmp_path / "grid.csv").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(IntensityUnknown, match="it is not UTF-8 text"):
-        read_series(tmp_path / "grid.csv")
+    for data in (b"\xff\xfe\x00", b"time,g_per_kwh\n2026-11-21T12:00Z," + b"5" * 200_000, b"\0\0"):
+        (tmp_path / "grid.csv").write_bytes(data)
+        with pytest.raises(IntensityUnknown, match=r"grid\.csv"):
+            read_series(tmp_path / "grid.csv")
 
 
 # --- what a run is charged by ---------------------------------------------------------------------------
