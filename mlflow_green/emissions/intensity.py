@@ -28,7 +28,7 @@ The table has yearly means; the hour in which a step runs can be dirtier. How mu
 that are mostly coal, mostly nuclear or mostly hydro stay within some tens of percent of their mean, grids that
 mix wind and sun with gas or coal go further. 1.5 is our assumption, not a quantile of hourly data: wide enough for
 most hours of most grids, narrow enough that a carbon budget is not half empty because of the margin. It only widens
-what is *held*; what is charged uses the mean.
+what is *held* and the interval of ``mlflow-green estimate``; what is charged uses the mean.
 """
 
 _COUNTRIES = Path("data", "private_infra", "global_energy_mix.json")
