@@ -178,8 +178,10 @@ def _place_of(policy: Policy) -> str:
     site = policy.site
     if site.carbon_intensity_g_per_kwh is not None:
         return f"{site.carbon_intensity_g_per_kwh:g} g/kWh, PUE {site.pue:g}"
-    if site.country is not None:
-        return f"grid of {site.country}, PUE {site.pue:g}"
+    if site.intensity_series is not None:
+        return f"hour by hour from {site.intensity_series}, PUE {site.pue:g}"
+    if site.country or site.cloud:
+        return f"grid of {site.country or site.cloud}, PUE {site.pue:g}"
     return "not known; set site.country in green.yaml ('mlflow-green init --country FRA' writes one)"
 
 
