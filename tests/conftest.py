@@ -13,9 +13,15 @@ def pytest_configure():
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_itemcollected(item):
+    """Keep a module in one process, for its fixtures are dear, and all of Slurm too: there is one cluster."""
+    item.add_marker(pytest.mark.xdist_group("slurm" if is_slurm(item) else str(item.path)))
+
+
 def pytest_collection_modifyitems(items):
-    """Keep a module in one process, for its fixtures are dear, and all of Slurm too; the longest group begins first."""
-    for item in items:
-        place = item.path.relative_to(TESTS)
-        item.add_marker(pytest.mark.xdist_group("slurm" if "slurm" in place.parts else str(place)))
-    items.sort(key=lambda item: "slurm" not in item.path.relative_to(TESTS).parts)
+    """The longest group begins first."""
+    items.sort(key=lambda item: not is_slurm(item))
+
+
+def is_slurm(item):
+    return item.path.is_relative_to(TESTS / "integration/slurm")
