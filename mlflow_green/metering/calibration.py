@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from itertools import combinations
 from statistics import fmean, median
 
@@ -27,7 +28,7 @@ from mlflow_green.metering.alignment import (
     node_windows,
     paired,
 )
-from mlflow_green.records import Method
+from mlflow_green.records import Method, check_aware
 
 SECONDS_MIN = 60.0  # a BMC's readings lag and are averages: below a minute they tell nothing
 VARIATION_MIN = 0.10
@@ -42,12 +43,16 @@ _NORMAL_95 = 1.96
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """What both saw of one time, and how the components' part was obtained."""
+    """What both saw of one time, and how the components' part was obtained. Seconds count from ``started_at``."""
 
+    started_at: datetime
     components: tuple[ComponentSample, ...]
     node: tuple[NodeSample, ...]
     method: Method
     coverage_ratio: float
+
+    def __post_init__(self) -> None:
+        check_aware(self.started_at, "started_at")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,6 +14,7 @@ from mlflow_green.metering.calibration import WALL_METER_LAG_SECONDS, Comparison
 from mlflow_green.records import Method
 from mlflow_green.sensors.node_meter import NodeReading
 from mlflow_green.units import microjoules
+from tests.testkit.metering_fakes import START
 
 PHASE_SECONDS = 40
 
@@ -29,7 +30,7 @@ def comparison(levels_watts, node_watts, *, method=Method.MEASURED, coverage_rat
         for second, joules in zip(seconds, used, strict=True)
     )
     node = tuple(NodeSample(seconds=second, reading=NodeReading(power_watts=node_watts(second))) for second in seconds)
-    return Comparison(components=components, node=node, method=method, coverage_ratio=coverage_ratio)
+    return Comparison(started_at=START, components=components, node=node, method=method, coverage_ratio=coverage_ratio)
 
 
 def level_at(levels_watts, second):
