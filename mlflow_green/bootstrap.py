@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from mlflow_green.recorder.placement import Placement
     from mlflow_green.sensors.detect import Detection
     from mlflow_green.sensors.node_meter import NodeMeter
+    from mlflow_green.sensors.sensor import Sensor
     from mlflow_green.tracking.child import TrackingChild
 
 __all__ = ["NodeSession", "Session", "Ticket", "open_node_session", "open_session"]
@@ -254,38 +255,37 @@ def compare_with_node(
     meter: NodeMeter | None,
     *,
     seconds: float,
-    with_load: bool,
+    start_load: Callable[[float], Callable[[], None]] | None,
     say: Callable[[str], None],
+    sensors: Sequence[Sensor] | None = None,
     clock: Clock | None = None,
     pause: Callable[[float], None] = time.sleep,
-    start_load: Callable[[float], Callable[[], None]] | None = None,
 ) -> Comparison:
     """Watch this node's components and its meter side by side. The sampler is one of its own: it shares nothing out.
 
     Raises:
         GreenError: no component can be metered, or the node's meter is gone for good.
     """
-    from mlflow_green.metering.comparison import busy_cores, compare
+    from mlflow_green.metering.comparison import compare
     from mlflow_green.metering.sampler import Sampler
 
-    clock, cores = clock or SystemClock(), len(os.sched_getaffinity(0))
-    sampler = Sampler(detect(settings).sensors, clock=clock, host=host_name(), boot_id=boot_id(), lock_path=None)
+    clock = clock or SystemClock()
+    sensors = detect(settings).sensors if sensors is None else sensors
+    sampler = Sampler(sensors, clock=clock, host=host_name(), boot_id=boot_id(), lock_path=None)
     try:
         _check_meter(sampler)
-        load = start_load or (lambda seconds: busy_cores(cores, seconds))
-        return compare(
-            sampler,
-            meter,
-            seconds=seconds,
-            clock=clock,
-            pause=pause,
-            say=say,
-            start_load=load if with_load else None,
-        )
+        return compare(sampler, meter, seconds=seconds, clock=clock, pause=pause, say=say, start_load=start_load)
     finally:
         sampler.close()
         for note in sampler.notes:
             say(note)
+
+
+def load_every_core(seconds: float) -> Callable[[], None]:
+    """Keep the cores that this process may use busy for at most so long; call what it returns to stop."""
+    from mlflow_green.metering.comparison import busy_cores
+
+    return busy_cores(len(os.sched_getaffinity(0)), seconds)
 
 
 def cpu_clock_here(environ: Mapping[str, str] = os.environ) -> CpuClockName:

@@ -14,6 +14,7 @@ import click
 
 from mlflow_green import __version__
 from mlflow_green.cli import exit_codes
+from mlflow_green.cli.calibrate import calibrate
 from mlflow_green.cli.doors import Place
 from mlflow_green.cli.output import console, json_option, opened, print_json
 from mlflow_green.errors import GreenError
@@ -39,11 +40,14 @@ class Findings:
     problems: list[str] = field(default_factory=list)
 
 
-@click.command()
+@click.group(invoke_without_command=True)
 @json_option
-@click.pass_obj
-def doctor(place: Place, as_json: bool) -> None:
+@click.pass_context
+def doctor(context: click.Context, as_json: bool) -> None:
     """Show what is measured, estimated and missing here; exit status 1 if something needs repair."""
+    if context.invoked_subcommand is not None:
+        return
+    place: Place = context.obj
     settings = place.settings()
     findings = Findings(data={"version": __version__, "disabled": settings.disabled})
     if settings.disabled:
@@ -58,6 +62,9 @@ def doctor(place: Place, as_json: bool) -> None:
     else:
         _print(findings)
     sys.exit(exit_codes.FOUND if findings.problems else exit_codes.OK)
+
+
+doctor.add_command(calibrate)
 
 
 def _print(findings: Findings) -> None:

@@ -124,7 +124,7 @@ def _counter_windows(samples: Sequence[NodeSample], least_seconds: float) -> Ite
 
 
 def _power_windows(samples: Sequence[NodeSample], least_seconds: float) -> Iterator[Window]:
-    """Readings joined by straight lines; a break of more than three times their usual distance is left out.
+    """Readings joined by straight lines; a break of more than a window and three usual distances is left out.
 
     Where they are dense each is the median of three neighbours: BMCs show a wild value now and then, and edges stay.
     """
@@ -138,7 +138,7 @@ def _power_windows(samples: Sequence[NodeSample], least_seconds: float) -> Itera
     start_seconds, area_joules = readings[0][0] if readings else 0.0, 0.0
     for (before_seconds, before_watts), (seconds, watts) in pairwise(readings):
         area_joules += (before_watts + watts) / 2 * (seconds - before_seconds)
-        is_broken = seconds - before_seconds > 3 * usual_seconds
+        is_broken = seconds - before_seconds > max(WINDOW_SECONDS, 3 * usual_seconds)
         if is_broken or seconds - start_seconds >= least_seconds:
             if not is_broken:
                 yield Window(start_seconds, seconds, area_joules / (seconds - start_seconds))
