@@ -421,7 +421,7 @@ def test_doctor_describes_the_machine(green):
         os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, abs=0.1
     )
     shown = green("doctor").stdout
-    assert shown.startswith("Machine\n")
+    assert shown.startswith("Machine ")
     assert f"{told['cores_logical']} logical" in shown
 
 
