@@ -30,7 +30,7 @@ class IpmiMeter:
     """The DCMI power reading of the machine's own BMC, or of the one at ``host``, in whole watts.
 
     ``password`` is handed over in the environment of ``ipmitool``, never on its command line. The BMC's own average
-    is not used: its period is often the time since the statistics were last cleared.
+    is not used: over how long it is taken is the BMC's choice.
 
     Raises:
         SensorUnavailable: there is no ``ipmitool``, no BMC, no right to ask it, or it has no power reading.
@@ -93,10 +93,12 @@ class IpmiMeter:
         power = _POWER.search(done.stdout)
         if done.returncode != 0 or power is None:
             raise self._error(done.stdout + done.stderr)
-        if not _IS_ACTIVE.search(done.stdout) or int(power[1]) == 0:  # what answers is switched on
+        if not _IS_ACTIVE.search(done.stdout):
             raise SensorUnavailable(
                 f"the BMC{self._at()} has its power reading switched off; 'ipmitool dcmi power activate' switches it on"
             )
+        if int(power[1]) == 0:
+            raise SensorRetry(f"the BMC{self._at()} shows 0 W, which no machine that runs draws; try Redfish")
         return NodeReading(power_watts=float(power[1]))
 
     def close(self) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import http.client
 import json
-import math
 import ssl
 import time
 from collections.abc import Iterator, Mapping
@@ -26,6 +25,7 @@ from mlflow_green.units import SECONDS, microjoules
 TIMEOUT_SECONDS = 5.0
 ANSWER_BYTES_MAX = 1_000_000
 MEMBERS_MAX = 64
+_NUMBER_MAX = 1e18  # also above the joules that any counter has seen
 _ROOT = "/redfish/v1/"
 _SESSIONS = "/redfish/v1/SessionService/Sessions"
 _LOCAL_HOSTS = {"127.0.0.1", "::1", "localhost"}
@@ -56,12 +56,7 @@ class RedfishMeter:
         certificate: Path | None = None,
         timeout_seconds: float = TIMEOUT_SECONDS,
     ) -> None:
-        parts = urlsplit(address if "//" in address else f"https://{address}")
-        if parts.hostname is None or not (parts.scheme == "https" or _is_tunnel(parts.scheme, parts.hostname)):
-            raise SensorUnavailable(
-                f"{address} is no address of a BMC; write https://HOST (http would show the password to the network)"
-            )
-        self._host, self._port, self._is_plain = parts.hostname, parts.port, parts.scheme == "http"
+        self._host, self._port, self._is_plain, path = _place(address)
         self._certificate = None if certificate is None else _pinned(certificate)
         self._timeout_seconds = timeout_seconds
         self._user, self._password = user, password
@@ -69,7 +64,7 @@ class RedfishMeter:
         self._session: str | None = None
         self._connection: http.client.HTTPConnection | None = None
         try:
-            self._chassis = self._find(parts.path.rstrip("/"))
+            self._chassis = self._find(path)
         except SensorRetry as error:
             self.close()
             raise SensorUnavailable(str(error)) from error
@@ -216,6 +211,8 @@ class RedfishMeter:
         except TimeoutError:
             self._hang_up()
             raise SensorRetry(f"{self._host} did not answer within {self._timeout_seconds:g} s") from None
+        except UnicodeError:
+            raise SensorRetry(f"{self._host} names a resource by {path!r}, which is no path") from None
         except (OSError, http.client.HTTPException) as error:
             self._hang_up()
             if not is_new:  # BMCs hang up after a while
@@ -226,7 +223,7 @@ class RedfishMeter:
     def _parsed(self, text: bytes, path: str) -> _Json:
         try:
             body = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             body = None
         if not isinstance(body, dict):
             raise SensorRetry(f"{self._host} answered {path} with something that is not Redfish")
@@ -263,8 +260,19 @@ class RedfishMeter:
             self._connection = None
 
 
-def _is_tunnel(scheme: str, host: str) -> bool:
-    return scheme == "http" and host in _LOCAL_HOSTS
+def _place(address: str) -> tuple[str, int | None, bool, str]:
+    """Host, port, whether it is plain HTTP, and path. An address may hold a password, so no message repeats it."""
+    try:
+        parts = urlsplit(address if "//" in address else f"https://{address}")
+        host, port = parts.hostname or "", parts.port
+    except ValueError:
+        raise SensorUnavailable("MLFLOW_GREEN_BMC is no address; write e.g. https://bmc7.example") from None
+    is_tunnel = parts.scheme == "http" and host in _LOCAL_HOSTS
+    if not host or not (parts.scheme == "https" or is_tunnel):
+        raise SensorUnavailable(
+            "MLFLOW_GREEN_BMC must begin with https:// for Redfish; http would show the password to the network"
+        )
+    return host, port, is_tunnel, parts.path.rstrip("/")
 
 
 def _pinned(file: Path) -> bytes:
@@ -292,8 +300,10 @@ def _at(value: object, *keys: str) -> object:
 
 
 def _number(value: object) -> float | None:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if is_number and value >= 0 else None  # type: ignore[operator, arg-type]
+    """A finite number >= 0; nothing else, however it is written."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if 0 <= value < _NUMBER_MAX else None
 
 
 def _positive(value: object, *keys: str) -> float | None:

@@ -97,8 +97,10 @@ def test_a_saved_certificate_is_trusted_whatever_name_it_has_and_no_other(tmp_pa
 
 
 def test_plain_http_is_for_this_machine_only():
-    with pytest.raises(SensorUnavailable, match="https://HOST"):
-        RedfishMeter("http://bmc7.example")
+    for address in ("http://ana:s3cret@bmc7.example", "ftp://ana:s3cret@bmc7", "https://", "https://bmc7:s3cret"):
+        with pytest.raises(SensorUnavailable, match="MLFLOW_GREEN_BMC") as raised:
+            RedfishMeter(address)
+        assert "s3cret" not in str(raised.value)
 
 
 def test_nobody_there_says_so():
@@ -126,6 +128,14 @@ def test_a_link_that_leads_nowhere_is_no_meter():
         assert meter(bmc).read().power_watts == 200
 
 
+def test_a_resource_with_an_impossible_name_is_garbage():
+    with FakeRedfish() as bmc:
+        for path in ("/redfish/v1/Chassis/Gehäuse\u2028", "/redfish/v1/\r\nHost: x", "https://elsewhere.example/"):
+            bmc.resources[CHASSIS] = {"Power": {"@odata.id": path}}
+            with pytest.raises(SensorUnavailable):
+                meter(bmc)
+
+
 def test_of_several_chassis_with_a_meter_one_must_be_named():
     with FakeRedfish() as bmc:
         blade = f"{ROOT}/Chassis/Blade7"
@@ -137,7 +147,7 @@ def test_of_several_chassis_with_a_meter_one_must_be_named():
         assert meter(bmc, bmc.address + blade).read().power_watts == 90
 
 
-@pytest.mark.parametrize("watts", [0, -5, None, "200", True, float("nan")])
+@pytest.mark.parametrize("watts", [0, -5, None, "200", True, float("nan"), float("inf"), 10**400])
 def test_a_value_that_is_no_power_is_missing_and_not_zero(watts):
     with FakeRedfish() as bmc:
         redfish = meter(bmc)
@@ -146,7 +156,9 @@ def test_a_value_that_is_no_power_is_missing_and_not_zero(watts):
             redfish.read()
 
 
-@pytest.mark.parametrize("garbage", [b"", b"<html>busy</html>", b"[1, 2]", b'{"PowerControl": "x"}', b"\xff\xfe"])
+@pytest.mark.parametrize(
+    "garbage", [b"", b"<html>busy</html>", b"[1, 2]", b'{"PowerControl": "x"}', b"\xff\xfe", b"[" * 100_000]
+)
 def test_garbage_is_a_failed_read_and_the_next_one_works(garbage):
     with FakeRedfish() as bmc:
         redfish = meter(bmc)
