@@ -18,6 +18,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Collection, Mapping, MutableMapping, Sequence
+from datetime import datetime
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -71,34 +72,56 @@ def load_policy_for(settings: Settings) -> Policy:
     Raises:
         PolicyError: with every problem of the file.
     """
-    from mlflow_green.emissions.intensity import known_countries
+    from mlflow_green.emissions.intensity import cloud_intensity, known_countries
+    from mlflow_green.emissions.intensity_series import read_series
     from mlflow_green.policy.document import default_policy, load_policy
 
     if settings.policy_path is None:
         return default_policy(settings.state_dir.resolve().parent.name or "default")
-    return load_policy(settings.policy_path, known_countries=known_countries())
+    folder = settings.policy_path.parent
+    look_up = {"cloud": cloud_intensity, "intensity_series": lambda name: read_series(folder / name)}
+    return load_policy(settings.policy_path, known_countries=known_countries(), look_up=look_up)
 
 
-def site_of(policy: Policy) -> Site:
-    """What turns joules into grams and money at the policy's site; no intensity for an unknown place."""
-    from mlflow_green.emissions.intensity import country_intensity
-    from mlflow_green.records import Intensity
+def site_of(policy: Policy, settings: Settings, now: datetime) -> Site:
+    """What turns joules into grams and money at the policy's site; no intensity for an unknown place.
+
+    Raises:
+        IntensityUnknown: the site's file of intensities cannot be read any more.
+    """
+    from mlflow_green.emissions.intensity import cloud_intensity, country_intensity
+    from mlflow_green.emissions.intensity_series import read_series, series_intensity
+    from mlflow_green.records import Embodied, Intensity
 
     site = policy.site
     intensity = None
-    if site.carbon_intensity_g_per_kwh is not None:
+    if site.intensity_series is not None and settings.policy_path is not None:
+        series = read_series(settings.policy_path.parent / site.intensity_series)
+        intensity = series_intensity(series, site.source or site.intensity_series, now)
+    elif site.carbon_intensity_g_per_kwh is not None:
         stated = site.carbon_intensity_g_per_kwh
         intensity = Intensity(
             g_per_kwh=stated, g_per_kwh_high=stated, source=site.source or "stated in green.yaml without a source"
         )
     elif site.country is not None:
         intensity = country_intensity(site.country)
+    elif site.cloud is not None:
+        intensity = cloud_intensity(site.cloud)
+    embodied = None
+    if site.embodied is not None:
+        embodied = Embodied(
+            micrograms_co2e=site.embodied.carbon_micrograms,
+            lifetime_seconds=site.embodied.lifetime_seconds,
+            source=site.embodied.source,
+            share=site.embodied.share,
+        )
     return Site(
         intensity=intensity,
         pue=site.pue,
         node_overhead=site.node_overhead,
         price_per_kwh=site.price.per_kwh if site.price else None,
         currency=site.price.currency if site.price else None,
+        embodied=embodied,
     )
 
 
@@ -360,9 +383,11 @@ def open_meter(settings: Settings, policy: Policy, clock: Clock, project: str) -
 
     Raises:
         UnsupportedHost: there is a hard budget, and nothing here can be metered or estimated.
+        IntensityUnknown: the site's file of intensities cannot be read any more.
     """
+    site = site_of(policy, settings, clock.now())
     sampler = open_sampler(settings, settings.spool_dir, clock)
-    book = _book(sampler, project, user_name(), site_of(policy))
+    book = _book(sampler, project, user_name(), site)
     if is_hard(policy):
         _check_meter(sampler)
     return Meter(sampler, book, this_process(platform.node(), settings.spool_dir))
@@ -376,6 +401,7 @@ def _book(sampler: Sampler, project: str, user: str, site: Site) -> Book:
         site=site,
         sampler_id=sampler.sampler_id if sampler.coordinated else None,
         power_watts_max=sampler.power_watts_max,
+        cores=os.cpu_count(),
     )
 
 

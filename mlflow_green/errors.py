@@ -57,7 +57,11 @@ class SensorRetry(SensorError):
 
 
 class IntensityUnknown(GreenError):
-    """No carbon intensity is known for the place; set ``site.country`` or ``site.carbon_intensity``."""
+    """No carbon intensity is known for the place. ``problem`` is the message without what to set in green.yaml."""
+
+    def __init__(self, problem: str, remedy: str = "") -> None:
+        super().__init__(f"{problem}; {remedy}" if remedy else problem)
+        self.problem = problem
 
 
 class LedgerError(GreenError):

@@ -227,12 +227,48 @@ class Tick:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class IntensitySeries:
+    """Carbon intensity over time in g CO2e/kWh: each value counts for ``step_seconds``; ``None`` is a gap."""
+
+    starts_at: datetime
+    step_seconds: int
+    g_per_kwh: tuple[float | None, ...]
+
+    def __post_init__(self) -> None:
+        check_aware(self.starts_at, "starts_at")
+        if self.step_seconds <= 0:
+            raise ValueError(f"a step of {self.step_seconds} s is no step")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Intensity:
-    """Carbon intensity of a place's electricity in g CO2e/kWh, with its source, year and licence."""
+    """Carbon intensity of a place's electricity in g CO2e/kWh, with its source, year and licence.
+
+    What is used at a time that ``series`` knows is charged at that, all else at ``g_per_kwh``, a mean. Holds are
+    made at ``g_per_kwh_high``.
+    """
 
     g_per_kwh: float
     g_per_kwh_high: float
     source: str
+    series: IntensitySeries | None = None
+
+
+class EmbodiedShare(StrEnum):
+    """What part of the node a job keeps busy: its CPU time as a part of all cores', or the whole node."""
+
+    CORES = "cores"
+    NODE = "node"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Embodied:
+    """Carbon from making a node, > 0, spread evenly over the time that it is used, > 0; ``source`` of both."""
+
+    micrograms_co2e: int
+    lifetime_seconds: int
+    source: str
+    share: EmbodiedShare = EmbodiedShare.CORES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -244,6 +280,7 @@ class Site:
     node_overhead: float = 1.0
     price_per_kwh: float | None = None
     currency: str | None = None
+    embodied: Embodied | None = None
 
 
 # --- steps, estimates and decisions ---------------------------------------------------------------

@@ -18,6 +18,7 @@ JOULES_PER_KWH = 3_600_000
 MICROJOULES_PER_WATT_HOUR = JOULES_PER_WATT_HOUR * MICROJOULES_PER_JOULE
 MICROJOULES_PER_KWH = JOULES_PER_KWH * MICROJOULES_PER_JOULE
 MICROGRAMS_PER_GRAM = 1_000_000
+MICROGRAMS_PER_KILOGRAM = 1_000_000_000
 MICRO_UNITS_PER_UNIT = 1_000_000
 NANOSECONDS_PER_SECOND = 1_000_000_000
 MILLIWATTS_PER_WATT = 1_000
@@ -27,6 +28,10 @@ MILLISECONDS_PER_SECOND = 1_000
 METRES_PER_KILOMETRE = 1_000
 BYTES_PER_MB = 1_000_000
 BYTES_PER_GIB = 2**30
+SECONDS_PER_HOUR = 3_600
+SECONDS_PER_YEAR = 31_557_600  # the Julian year of 365.25 days
+GRAMS_PER_POUND = Fraction("453.59237")  # international avoirdupois pound, exact since 1959
+KILOWATT_HOURS_PER_MWH = 1_000
 SECONDS = {"s": 1, "min": 60, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 
 ENERGY_MICROJOULES = {
@@ -113,8 +118,26 @@ def watt_hours(energy_microjoules: int) -> float:
     return energy_microjoules / MICROJOULES_PER_WATT_HOUR
 
 
+def kilowatt_hours(energy_microjoules: int) -> float:
+    return energy_microjoules / MICROJOULES_PER_KWH
+
+
 def grams(carbon_micrograms: int) -> float:
     return carbon_micrograms / MICROGRAMS_PER_GRAM
+
+
+def kilograms(carbon_micrograms: int) -> float:
+    return carbon_micrograms / MICROGRAMS_PER_KILOGRAM
+
+
+def g_per_kwh(pounds_per_mwh: float) -> float:
+    """Pounds per megawatt-hour, as the US counts emissions, in grams per kilowatt-hour."""
+    return float(Fraction(str(pounds_per_mwh)) * GRAMS_PER_POUND / KILOWATT_HOURS_PER_MWH)
+
+
+def parse_years_seconds(text: str) -> int:
+    """A lifetime such as ``"6 years"`` in whole seconds, at least 0."""
+    return _parse(text, {"years": SECONDS_PER_YEAR, "year": SECONDS_PER_YEAR, "y": SECONDS_PER_YEAR}, "lifetime")
 
 
 def micrograms(carbon_grams: float) -> int:

@@ -20,13 +20,13 @@ from mlflow_green.cli.calibrate import calibrate
 from mlflow_green.cli.doors import Place
 from mlflow_green.cli.output import console, json_option, opened, print_json
 from mlflow_green.errors import GreenError, SensorError
-from mlflow_green.records import CpuClockName, Device, Domain, Method
+from mlflow_green.records import CpuClockName, Device, Domain, Intensity, Method
 from mlflow_green.settings import Settings
 from mlflow_green.units import gibibytes, megabytes
 
 if TYPE_CHECKING:
     from mlflow_green.ledger.whereabouts import Whereabouts
-    from mlflow_green.policy.document import Policy
+    from mlflow_green.policy.document import SiteDocument
 
 HOSTS = ("mlflow", "snakemake")
 CPUINFO = Path("/proc/cpuinfo")
@@ -256,6 +256,7 @@ def _policy(place: Place, settings: Settings, findings: Findings) -> None:
     findings.data["policy"] = {"path": str(path) if path else None}
     try:
         policy = place.doors.load_policy(settings)
+        intensity = place.doors.site(settings, policy).intensity
     except GreenError as error:
         findings.problems.append(str(error))
         return
@@ -263,12 +264,15 @@ def _policy(place: Place, settings: Settings, findings: Findings) -> None:
     lines[0] += f"; project {policy.project}, {budgets}"
     site = policy.site
     price = f"{site.price.per_kwh:g} {site.price.currency}/kWh" if site.price else "no price"
-    findings.sections["Site"] = [f"{_place_of(policy)}; {price}; PUE {site.pue:g}", _overhead_of(policy)]
+    findings.sections["Site"] = [f"{_carbon_of(site, intensity)}; {price}; PUE {site.pue:g}", _overhead_of(site)]
     findings.data["policy"] |= {
         "project": policy.project,
         "budgets": [{"name": budget.name, "mode": budget.mode.value} for budget in policy.budgets],
         "country": site.country,
-        "carbon_intensity_g_per_kwh": site.carbon_intensity_g_per_kwh,
+        "cloud": site.cloud,
+        "intensity_series": site.intensity_series,
+        "carbon_intensity_g_per_kwh": intensity.g_per_kwh if intensity else None,
+        "intensity_source": intensity.source if intensity else None,
         "pue": site.pue,
         "node_overhead": site.node_overhead,
         "price_per_kwh": site.price.per_kwh if site.price else None,
@@ -276,20 +280,17 @@ def _policy(place: Place, settings: Settings, findings: Findings) -> None:
     }
 
 
-def _place_of(policy: Policy) -> str:
-    site = policy.site
-    if site.carbon_intensity_g_per_kwh is not None:
-        return f"{site.carbon_intensity_g_per_kwh:g} g/kWh"
-    if site.country is not None:
-        return f"grid of {site.country}"
-    return "no carbon: set site.country ('mlflow-green init --country FRA')"
+def _carbon_of(site: SiteDocument, intensity: Intensity | None) -> str:
+    if intensity is None:
+        return "no carbon: set site.country ('mlflow-green init --country FRA')"
+    place = site.intensity_series or site.country or site.cloud
+    return f"{intensity.g_per_kwh:.0f} g/kWh" + (f" ({place})" if place else "")
 
 
-def _overhead_of(policy: Policy) -> str:
-    factor = policy.site.node_overhead
-    if factor == 1:
+def _overhead_of(site: SiteDocument) -> str:
+    if site.node_overhead == 1:
         return "node overhead 1 ('mlflow-green doctor calibrate' measures it)"
-    return f"node overhead {factor:g} on carbon and money"
+    return f"node overhead {site.node_overhead:g} on carbon and money"
 
 
 def _ledger(place: Place, settings: Settings, findings: Findings) -> None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from mlflow_green.ledger.whereabouts import Whereabouts
     from mlflow_green.metering.calibration import Comparison
     from mlflow_green.policy.document import Policy
-    from mlflow_green.records import Balance, CpuClockName
+    from mlflow_green.records import Balance, CpuClockName, Site
     from mlflow_green.sensors.detect import Detection
     from mlflow_green.sensors.node_meter import NodeMeter
 
@@ -61,6 +61,13 @@ class Doors:
         from mlflow_green.bootstrap import load_policy_for
 
         return load_policy_for(settings)
+
+    def site(self, settings: Settings, policy: Policy) -> Site:
+        """What turns joules into grams and money now."""
+        from mlflow_green.bootstrap import site_of
+        from mlflow_green.clock import SystemClock
+
+        return site_of(policy, settings, SystemClock().now())
 
     def detect(self, settings: Settings) -> Detection:
         from mlflow_green.bootstrap import detect

@@ -14,6 +14,7 @@ from mlflow_green.cli import exit_codes
 from mlflow_green.cli.books import balance, explain, ledger
 from mlflow_green.cli.doctor import doctor
 from mlflow_green.cli.doors import Place
+from mlflow_green.cli.estimate import estimate
 from mlflow_green.cli.policy import init, policy
 from mlflow_green.cli.report import report, sync
 from mlflow_green.cli.run import run
@@ -54,7 +55,7 @@ def cli(context: click.Context, policy_path: Path | None, ledger_url: str | None
     context.obj.ledger_url = ledger_url or context.obj.ledger_url
 
 
-for command in (init, run, doctor, balance, explain, ledger, policy, report, sync):
+for command in (init, run, doctor, balance, explain, estimate, ledger, policy, report, sync):
     cli.add_command(command)
 
 

@@ -32,21 +32,24 @@ budgets:   # mode observe only watches, soft advises, hard keeps the limit: down
      rules: [{{at: 80%, of: committed, do: downgrade}}, {{at: 100%, of: committed, do: wait, for: 1h}}]}}
 """
 _NO_SITE = "# site: {country: FRA, pue: 1.2}   # uncomment with your country (ISO 3166 alpha-3) to get carbon"
-_SITE = "site: {{country: {country}, pue: 1.0}}   # grid carbon of this country; pue is the overhead of the building"
+_SITE = "site: {{{key}: {place}, pue: 1.0}}   # carbon of the grid there; pue is the overhead of the building"
 
 
 @click.command()
 @click.option("--country", help="Country of the electricity grid, three letters such as FRA.")
+@click.option("--cloud", help="Cloud region instead of the country, such as aws:eu-west-3.")
 @click.option("--project", help="Name of the project; the folder's name by default.")
 @json_option
 @click.pass_obj
-def init(place: Place, country: str | None, project: str | None, as_json: bool) -> None:
+def init(place: Place, country: str | None, cloud: str | None, project: str | None, as_json: bool) -> None:
     """Write a six-line green.yaml here; an existing one is never touched."""
+    if country and cloud:
+        raise click.UsageError("a site has one place: give --country or --cloud")
     path = place.policy_path or place.cwd / POLICY_NAME
     name = project or place.cwd.resolve().name or "default"
     try:
         with path.open("x", encoding="utf-8") as file:
-            file.write(policy_text(name, country))
+            file.write(policy_text(name, country=country, cloud=cloud))
     except FileExistsError:
         raise SettingsError(f"{path} is there already and was not touched; edit it, or remove it first") from None
     try:
@@ -55,26 +58,28 @@ def init(place: Place, country: str | None, project: str | None, as_json: bool) 
         path.unlink()
         raise SettingsError(f"nothing was written, for this would not work:\n{error}") from None
     if as_json:
-        print_json({"path": str(path), "project": name, "country": country})
+        print_json({"path": str(path), "project": name, "country": country, "cloud": cloud})
         return
     click.echo(f"Wrote {path}.")
-    if country is None:
+    if not country and not cloud:
         click.echo("Set site.country in it, so that carbon is known.")
     click.echo(
         "Next: 'snakemake --scheduler green -c1' meters your pipeline; 'mlflow-green doctor' shows what is measured."
     )
 
 
-def policy_text(project: str, country: str | None) -> str:
+def policy_text(project: str, *, country: str | None = None, cloud: str | None = None) -> str:
     """The six lines of a first green.yaml."""
     plain = _PLAIN.match(project) and project.lower() not in _YAML_WORDS
-    site = _SITE.format(country=_quoted(country)) if country else _NO_SITE
+    site = _NO_SITE
+    if country or cloud:
+        site = _SITE.format(key="country" if country else "cloud", place=_quoted(country or cloud or ""))
     return _TEMPLATE.format(project=project if plain else json.dumps(project), site=site)
 
 
-def _quoted(country: str) -> str:
+def _quoted(place: str) -> str:
     """Norway is a word of YAML (NO), and whatever a user typed may be another."""
-    return country if re.fullmatch("[A-Z]{3}", country) else json.dumps(country)
+    return place if re.fullmatch("[A-Z]{3}", place) else json.dumps(place)
 
 
 @click.group()

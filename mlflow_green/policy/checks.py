@@ -19,6 +19,8 @@ Data = Mapping[str, object]
 
 _ONLY_WITH = {"to": ("notify",), "for": ("wait",), "then": ("wait",), "grace": ("halt",)}
 _MODES = ("observe", "soft")
+PLACES = ("country", "cloud", "carbon_intensity", "intensity_series")
+"""The keys of ``site`` that say how carbon-intensive its electricity is."""
 
 
 def cross_checks(data: Data) -> Iterator[Problem]:
@@ -37,9 +39,14 @@ def cross_checks(data: Data) -> Iterator[Problem]:
 
 
 def _site(site: Data) -> Iterator[Problem]:
-    if "carbon_intensity" in site and "source" not in site:
-        message = "say where the number comes from, e.g. 'source: my supplier, 2025'"
-        yield Problem(path=("site", "carbon_intensity"), on_key=True, message=message)
+    first, *others = [key for key in site if key in PLACES] or [""]
+    for key in others:
+        message = f"a site has one place, and {first!r} names it already; remove one of them"
+        yield Problem(path=("site", key), on_key=True, message=message)
+    for key in ("carbon_intensity", "intensity_series"):
+        if key in site and "source" not in site:
+            message = "say where the number comes from, e.g. 'source: my supplier, 2025'"
+            yield Problem(path=("site", key), on_key=True, message=message)
 
 
 def _duplicate_names(data: Data) -> Iterator[Problem]:
@@ -68,7 +75,7 @@ def _limits(path: KeyPath, budget: Data, site: Data) -> Iterator[Problem]:
         if unit in seen:
             yield Problem(path=place, message=f"a second {unit} limit; a budget has one limit for each unit")
         seen.add(unit)
-        if unit is Unit.CARBON and not {"country", "carbon_intensity"} & set(site):
+        if unit is Unit.CARBON and not set(PLACES) & set(site):
             message = "a carbon limit needs the carbon intensity of the site; add e.g. 'site: {country: FRA}'"
             yield Problem(path=place, message=message)
         if unit is Unit.MONEY:

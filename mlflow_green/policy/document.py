@@ -26,10 +26,10 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from mlflow_green.errors import PolicyError, QuantityError
+from mlflow_green.errors import GreenError, PolicyError, QuantityError
 from mlflow_green.policy.checks import cross_checks
 from mlflow_green.policy.source import KeyPath, Problem, Source, close_name, decoded, read_bytes
-from mlflow_green.records import Mode, StepSpec, Tier, Unit
+from mlflow_green.records import EmbodiedShare, Mode, StepSpec, Tier, Unit
 from mlflow_green.units import (
     CARBON_MICROGRAMS,
     ENERGY_MICROJOULES,
@@ -37,6 +37,7 @@ from mlflow_green.units import (
     parse_energy_microjoules,
     parse_money_micro_units,
     parse_seconds,
+    parse_years_seconds,
     split_quantity,
 )
 
@@ -247,6 +248,23 @@ def _country_meant(value: str, known: Collection[str]) -> str | None:
     return next((code for code in codes if code.startswith(start)), None) or close_name(value, codes)
 
 
+def _looked_up(value: str, info: ValidationInfo) -> str:
+    """``value``, if whoever loads the policy finds what it names."""
+    look_up = (info.context or {}).get("look_up", {}).get(info.field_name)
+    if look_up is not None:
+        try:
+            look_up(value)
+        except GreenError as error:
+            raise _wrong(str(error)) from None
+    return value
+
+
+def _above_nothing(value: int) -> int:
+    if value == 0:
+        raise _wrong("must be more than 0; leave it out where it is not known")
+    return value
+
+
 def _tracking(value: object) -> object:
     return {"jobs": value} if isinstance(value, str) else value
 
@@ -293,10 +311,31 @@ class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=False)
 
 
+class EmbodiedDocument(_Model):
+    """What making one node emitted, and the time of use over which that is spread."""
+
+    carbon_micrograms: Annotated[
+        int,
+        BeforeValidator(_quantity(parse_carbon_micrograms, "1300 kgCO2e")),
+        AfterValidator(_above_nothing),
+        Field(alias="carbon"),
+    ]
+    lifetime_seconds: Annotated[
+        int,
+        BeforeValidator(_quantity(parse_years_seconds, "5 years")),
+        AfterValidator(_above_nothing),
+        Field(alias="lifetime"),
+    ]
+    source: Name
+    share: EmbodiedShare = EmbodiedShare.CORES
+
+
 class SiteDocument(_Model):
     """Where the energy is used: what turns joules into carbon and money."""
 
     country: Annotated[str, AfterValidator(_country)] | None = None
+    cloud: Annotated[str, AfterValidator(_looked_up)] | None = None
+    intensity_series: Annotated[Name, AfterValidator(_looked_up)] | None = None
     carbon_intensity_g_per_kwh: Annotated[
         float | None, BeforeValidator(_quantity(_intensity, "56 g/kWh")), Field(alias="carbon_intensity")
     ] = None
@@ -304,6 +343,7 @@ class SiteDocument(_Model):
     pue: AtLeastOne = 1.0
     node_overhead: AtLeastOne = 1.0
     price: Annotated[Price | None, BeforeValidator(_quantity(_price, "0.21 EUR/kWh"))] = None
+    embodied: EmbodiedDocument | None = None
 
 
 class Tracking(_Model):
@@ -460,26 +500,43 @@ class Policy(_Model):
 # --- loading ------------------------------------------------------------------------------------
 
 
-def load_policy(path: Path, *, known_countries: Collection[str] | None = None) -> Policy:
+LookUps = Mapping[str, Callable[[str], object]]
+"""By key of ``site``: finds what its value names, or raises the ``GreenError`` that says why not."""
+
+
+def load_policy(
+    path: Path, *, known_countries: Collection[str] | None = None, look_up: LookUps | None = None
+) -> Policy:
     """The policy in a file; see ``parse_policy``.
 
     Raises:
         PolicyError: also when the file cannot be read.
     """
-    return parse_policy(read_bytes(path), name=str(path), known_countries=known_countries)
+    return parse_policy(read_bytes(path), name=str(path), known_countries=known_countries, look_up=look_up)
 
 
-def parse_policy(raw: bytes, *, name: str = "green.yaml", known_countries: Collection[str] | None = None) -> Policy:
+def parse_policy(
+    raw: bytes,
+    *,
+    name: str = "green.yaml",
+    known_countries: Collection[str] | None = None,
+    look_up: LookUps | None = None,
+) -> Policy:
     """The policy in the bytes of a file called ``name``.
 
-    ``known_countries`` are the ISO 3166-1 alpha-3 codes that have a carbon intensity; ``None`` checks the form only.
+    ``known_countries`` are the ISO 3166-1 alpha-3 codes that have a carbon intensity, ``look_up`` checks the ``cloud``
+    and the ``intensity_series`` of the site; ``None`` checks the form only.
 
     Raises:
         PolicyError: with every problem of the file, each as ``file:line:column: error: ...``, its line and a caret.
     """
     source = Source(name, decoded(raw, name))
     problems = list(source.problems)
-    context = {"known_countries": known_countries, "sha256": hashlib.sha256(raw).hexdigest()}
+    context = {
+        "known_countries": known_countries,
+        "look_up": look_up or {},
+        "sha256": hashlib.sha256(raw).hexdigest(),
+    }
     policy: Policy | None = None
     if isinstance(source.data, dict):
         problems += cross_checks(source.data)
@@ -526,6 +583,7 @@ def _step_line(where: str, problem: Problem) -> str:
 _MODELS: dict[tuple[str, ...], type[_Model]] = {
     (): Policy,
     ("site",): SiteDocument,
+    ("site", "embodied"): EmbodiedDocument,
     ("tracking",): Tracking,
     ("budgets", "*"): Budget,
     ("budgets", "*", "scope"): Scope,
@@ -596,6 +654,9 @@ def _missing_hint(key: str) -> str:
         "limit": "; write e.g. 'limit: [5 kWh]'",
         "at": "; write e.g. 'at: 80%'",
         "do": f"; write one of {', '.join(Verb)}",
+        "carbon": "; write e.g. 'carbon: 1300 kgCO2e'",
+        "lifetime": "; write e.g. 'lifetime: 5 years'",
+        "source": "; say where the number comes from, e.g. 'source: data sheet of the maker, 2024'",
     }
     return hints.get(key, "")
 

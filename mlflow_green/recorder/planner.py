@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 
+from mlflow_green.emissions.intensity_series import site_during
 from mlflow_green.emissions.operational import charged_amounts, hold_amounts
 from mlflow_green.ledger.ledger import Ledger
 from mlflow_green.policy.decide import decide
@@ -16,7 +17,20 @@ from mlflow_green.policy.leash import Interval, Leash
 from mlflow_green.policy.terms import reserve_for, terms
 from mlflow_green.recorder.recorder import SAMPLING_PERIOD_SECONDS, Verdict
 from mlflow_green.recorder.ticket import Book, Ticket
-from mlflow_green.records import Balance, Decision, Energy, Estimate, Hold, HoldRequest, Mode, PastUse, Site, Term, Unit
+from mlflow_green.records import (
+    Balance,
+    Decision,
+    Energy,
+    Estimate,
+    Hold,
+    HoldRequest,
+    Mode,
+    PastUse,
+    Site,
+    Term,
+    Unit,
+    Usage,
+)
 
 _WALLTIME_SECONDS = 3600.0  # of a batch job that says nothing
 
@@ -129,7 +143,8 @@ class Planner:
         if usage is None or hold is None or usage.total is None:
             return Verdict()
         used = intervals(usage.total, self._amounts)
-        charged = intervals(usage.total, lambda amount: charged_amounts(amount, self.site))
+        site = self._site_so_far(ticket, usage)
+        charged = intervals(usage.total, lambda amount: charged_amounts(amount, site))
         # A bucket that is newer than the last look at the balances still has its grant to watch.
         known = {balance.term.key: balance for balance in balances}
         own = [known.get(term.key, Balance(term=term, spent=0, held=0)) for term in hold.terms]
@@ -149,6 +164,12 @@ class Planner:
         points = {unit: interval.point for unit, interval in used.items()}
         overrun = overrun_text(self._policy, hold, points, grant)
         return Verdict(top_up=dict(need) if need else None, overrun=overrun)
+
+    def _site_so_far(self, ticket: Ticket, usage: Usage) -> Site:
+        """What the step would be charged by if it ended now."""
+        if ticket.began_at is None:
+            return self.site
+        return site_during(self.site, ticket.began_at, ticket.began_at + timedelta(seconds=usage.duration_seconds))
 
     def _amounts(self, energy_microjoules: int) -> Mapping[Unit, int]:
         return hold_amounts(energy_microjoules, self.site)

@@ -8,12 +8,15 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
 
+from mlflow_green.emissions.embodied import busy_seconds, embodied_micrograms
+from mlflow_green.emissions.intensity_series import site_during
 from mlflow_green.emissions.operational import cost_micro_units, operational_micrograms
 from mlflow_green.records import (
     Action,
     Boundary,
     Decision,
     Domain,
+    EmbodiedShare,
     Energy,
     Entry,
     Hold,
@@ -106,7 +109,10 @@ class Ticket:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Book:
-    """What is the same for every entry of one workflow execution."""
+    """What is the same for every entry of one workflow execution.
+
+    ``cores`` are the logical cores of the host, ``None`` in spools that older versions wrote.
+    """
 
     project: str
     user: str
@@ -114,6 +120,7 @@ class Book:
     site: Site
     sampler_id: str | None
     power_watts_max: float
+    cores: int | None = None
 
 
 def entry_of(ticket: Ticket, outcome: Outcome, book: Book, now: datetime) -> Entry:
@@ -160,7 +167,8 @@ def build_entry(  # noqa: PLR0913 - an entry has many parts, and every one is na
     book: Book,
 ) -> Entry:
     """Join what is known about a step into its entry; pure. Carbon and money follow the charged energy."""
-    site = book.site
+    ended_at = started_at + timedelta(seconds=duration_seconds)
+    site = site_during(book.site, started_at, ended_at)
     # A step that was killed before its first reading is charged all the same; one that was refused is not.
     counts = usage is not None or charged_microjoules > 0
     return Entry(
@@ -174,7 +182,7 @@ def build_entry(  # noqa: PLR0913 - an entry has many parts, and every one is na
         attempt=step.attempt,
         host=book.host,
         started_at=started_at,
-        ended_at=started_at + timedelta(seconds=duration_seconds),
+        ended_at=ended_at,
         duration_seconds=duration_seconds,
         outcome=outcome,
         tier=tier,
@@ -193,7 +201,18 @@ def build_entry(  # noqa: PLR0913 - an entry has many parts, and every one is na
         intensity_source=site.intensity.source if site.intensity else None,
         pue=site.pue,
         operational_micrograms_co2e=operational_micrograms(charged_microjoules, site) if counts else None,
-        embodied_micrograms_co2e=None,
+        embodied_micrograms_co2e=_embodied(usage, duration_seconds, book),
         cost_micro_units=cost_micro_units(charged_microjoules, site) if counts else None,
         currency=site.currency if counts else None,
     )
+
+
+def _embodied(usage: Usage | None, duration_seconds: float, book: Book) -> int | None:
+    embodied = book.site.embodied
+    if embodied is None or usage is None:
+        return None
+    if embodied.share is EmbodiedShare.CORES and Domain.GPU in usage.energy:
+        return None  # time on the cores says nothing about time on the GPUs
+    cpu_seconds = usage.cpu_seconds if usage.cpu_clock else None
+    busy = busy_seconds(embodied, duration_seconds=duration_seconds, cpu_seconds=cpu_seconds, cores=book.cores)
+    return None if busy is None else embodied_micrograms(embodied, busy)

@@ -32,6 +32,7 @@ from mlflow_green.reports.totals import (
     Variant,
     carbon_micrograms,
     charged_beyond_metered_microjoules,
+    embodied_micrograms,
     metered,
     metric_goal,
     rule_totals,
@@ -55,6 +56,7 @@ from mlflow_green.reports.wording import (
 CHART_WIDTHS = (("wide", 960), ("narrow", 360))
 CHARTS_MAX = 6
 ROWS_MAX = 500
+SHOWN_MAX = 3  # more intensities than these are told as a range, more sources as a number
 _BOUNDARIES = {
     Boundary.COMPONENT: "the metered components (processor, memory and GPU where they have a counter or a model)",
     Boundary.NODE: "the whole node",
@@ -154,6 +156,10 @@ def _cards(entries: Sequence[Entry]) -> list[Card]:
         ),
         _carbon_card(entries),
     ]
+    embodied = embodied_micrograms(entries)
+    if embodied is not None:
+        note = "each job's part of making the node, by the figures of green.yaml; in no carbon budget"
+        cards.append(Card(title="Carbon, embodied", value=units.format_carbon(embodied), note=note))
     costs = _costs(entries)
     if costs:
         cards.append(Card(title="Cost", value=costs, note="energy x price at the site"))
@@ -179,14 +185,23 @@ def _carbon_card(entries: Sequence[Entry]) -> Card:
     if carbon is None:
         note = "no carbon intensity is known: set site.country in green.yaml"
         return Card(title="Carbon", value="not known", note=note)
-    intensities = {e.carbon_intensity_g_per_kwh for e in entries if e.carbon_intensity_g_per_kwh is not None}
-    sources = sorted({entry.intensity_source for entry in entries if entry.intensity_source})
-    at = ", ".join(f"{value:g}" for value in sorted(intensities))
-    note = "; ".join([f"at {at} g/kWh", *sources])
+    intensities = sorted({e.carbon_intensity_g_per_kwh for e in entries if e.carbon_intensity_g_per_kwh is not None})
+    at = ", ".join(f"{value:g}" for value in intensities)
+    if len(intensities) > SHOWN_MAX:
+        at = f"{intensities[0]:g} to {intensities[-1]:g}"
+    note = "; ".join([f"at {at} g/kWh", *_sources(entries)])
     without = sum(entry.total is not None and entry.operational_micrograms_co2e is None for entry in entries)
     if without:
         note = f"{without} of {len(entries)} jobs ran while no intensity was set and are not in it; {note}"
     return Card(title="Carbon, operational", value=units.format_carbon(carbon), note=note)
+
+
+def _sources(entries: Sequence[Entry]) -> list[str]:
+    sources = sorted({entry.intensity_source for entry in entries if entry.intensity_source})
+    more = len(sources) - SHOWN_MAX
+    if more <= 0:
+        return sources
+    return [*sources[:SHOWN_MAX], f"and {more} more sources, which 'mlflow-green ledger export' names"]
 
 
 def _likeness(entries: Sequence[Entry]) -> str | None:
@@ -387,7 +402,7 @@ def _methods(entries: Sequence[Entry]) -> dict[str, Any]:
         "methods": [f"{_METHODS[method]} ({count} jobs)" for method, count in methods.items()],
         "clocks": ", ".join(f"{clock} ({count} jobs)" for clock, count in clocks.items()),
         "coverage": f"{min(coverages):.0%}" if coverages else None,
-        "sources": sorted({entry.intensity_source for entry in entries if entry.intensity_source}),
+        "sources": _sources(entries),
         "pues": ", ".join(f"{pue:g}" for pue in sorted({entry.pue for entry in entries})),
         "beyond": units.format_energy(beyond) if beyond > 0 else None,
     }

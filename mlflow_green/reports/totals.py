@@ -100,6 +100,12 @@ def carbon_micrograms(entries: Iterable[Entry]) -> int | None:
     return sum(known) if known else None
 
 
+def embodied_micrograms(entries: Iterable[Entry]) -> int | None:
+    """Embodied carbon of all entries, ``None`` where none is known."""
+    known = [e.embodied_micrograms_co2e for e in entries if e.embodied_micrograms_co2e is not None]
+    return sum(known) if known else None
+
+
 def charged_beyond_metered_microjoules(entries: Iterable[Entry]) -> int:
     """What budgets were charged more than was metered: the worst case of lost holds."""
     return sum(

@@ -139,11 +139,13 @@ def workflow_metrics(entries: Sequence[Entry]) -> dict[str, float]:
     """Totals of a workflow and the energy of each rule. Grams only if every job with energy has them."""
     metrics = {f"energy_by_rule/{_FORBIDDEN.sub('_', step)}_wh": value for step, value in _by_rule(entries).items()}
     total = workflow_energy(entries)
-    carbon = _workflow_carbon(entries)
+    operational, embodied = _workflow_carbon(entries), _workflow_embodied(entries)
     if total is not None:
         metrics["energy/total_wh"] = watt_hours(total.microjoules)
-    if carbon is not None:
-        metrics["emissions/operational_g_co2e"] = grams(carbon)
+    if operational is not None:
+        metrics["emissions/operational_g_co2e"] = grams(operational)
+    if embodied is not None:
+        metrics["emissions/embodied_g_co2e"] = grams(embodied)
     return metrics
 
 
@@ -208,9 +210,16 @@ def _by_rule(entries: Iterable[Entry]) -> dict[str, float]:
 
 
 def _workflow_carbon(entries: Iterable[Entry]) -> int | None:
-    carbon = [entry.operational_micrograms_co2e for entry in entries if entry.total is not None]
-    known = [value for value in carbon if value is not None]
-    return sum(known) if known and len(known) == len(carbon) else None
+    return _sum_of_all([entry.operational_micrograms_co2e for entry in entries if entry.total is not None])
+
+
+def _workflow_embodied(entries: Iterable[Entry]) -> int | None:
+    return _sum_of_all([entry.embodied_micrograms_co2e for entry in entries if entry.total is not None])
+
+
+def _sum_of_all(carbon_micrograms: Sequence[int | None]) -> int | None:
+    known = [value for value in carbon_micrograms if value is not None]
+    return sum(known) if known and len(known) == len(carbon_micrograms) else None
 
 
 def _watt_hours(energy: Energy | None) -> float | None:

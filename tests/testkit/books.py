@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 from collections import defaultdict
+from contextlib import suppress
 from pathlib import Path
 
 from mlflow_green.clock import SystemClock
@@ -35,8 +36,9 @@ def spool_lines(folder: Path) -> list[dict]:
     """The whole lines of every spool file there is now, each with the name of its file."""
     lines = []
     for path in (folder / ".green/spool").glob("*.jsonl"):
-        for text in path.read_bytes().split(b"\n")[:-1]:
-            lines.append({"sampler": path.stem, **json.loads(text)})
+        with suppress(FileNotFoundError):  # posted meanwhile
+            for text in path.read_bytes().split(b"\n")[:-1]:
+                lines.append({"sampler": path.stem, **json.loads(text)})
     return lines
 
 

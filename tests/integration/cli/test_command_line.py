@@ -205,6 +205,15 @@ def test_init_with_an_unknown_country_writes_nothing_and_says_why(green, place):
     assert not (place.cwd / "green.yaml").exists()
 
 
+def test_init_may_name_a_cloud_region_and_only_one_place(green, place):
+    assert green("init", "--cloud", "aws:eu-west-3", "--country", "FRA").exit_code == 2
+    done = green("init", "--cloud", "aws:eu-west3")
+    assert "did you mean aws:eu-west-3" in done.stderr
+    assert not (place.cwd / "green.yaml").exists()
+    assert green("init", "--cloud", "aws:eu-west-3").exit_code == 0
+    assert "g/kWh (aws:eu-west-3)" in green("doctor").stdout
+
+
 def test_policy_check_shows_every_problem_with_its_place(green, place):
     (place.cwd / "green.yaml").write_text(
         "version: 1\nprojekt: x\nbudgets:\n  - {name: a, limit: 5 foo, period: month}\n"

@@ -134,9 +134,10 @@ def test_the_site_says_what_turns_joules_into_carbon_and_money(doctor, folder):
     site = "{country: FRA, pue: 1.2, node_overhead: 1.35, price: 0.21 EUR/kWh}"
     (folder / "green.yaml").write_text(f"version: 1\nproject: p\nsite: {site}\n")
     told = rows(doctor().stdout)
-    assert "grid of FRA; 0.21 EUR/kWh; PUE 1.2" in told["Site"]
-    assert "node overhead 1.35" in told["Site"]
     policy = json.loads(doctor("--json").stdout)["policy"]
+    assert f"{policy['carbon_intensity_g_per_kwh']:.0f} g/kWh (FRA); 0.21 EUR/kWh; PUE 1.2" in told["Site"]
+    assert "CC BY 4.0" in policy["intensity_source"]
+    assert "node overhead 1.35" in told["Site"]
     assert (policy["node_overhead"], policy["price_per_kwh"], policy["currency"]) == (1.35, 0.21, "EUR")
 
 

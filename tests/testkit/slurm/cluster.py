@@ -269,12 +269,13 @@ class SlurmCluster:
 
     def _start_database(self) -> None:
         data = self._sub("mariadb")
+        scratch = f"--tmpdir={self._sub('mariadb-tmp')}"  # a server that starts empties it of others' tables
         install = ["mariadb-install-db", "--no-defaults", f"--datadir={data}", f"--user={_user()}", "--skip-test-db"]
-        _run([*install, "--auth-root-authentication-method=normal", "--skip-name-resolve"], self.environ)
+        _run([*install, scratch, "--auth-root-authentication-method=normal", "--skip-name-resolve"], self.environ)
         argv = ["mariadbd", "--no-defaults", f"--datadir={data}", f"--socket={data}/sock", f"--pid-file={data}/pid"]
         argv += [f"--user={_user()}", "--bind-address=127.0.0.1", f"--port={self._ports[2]}", "--skip-name-resolve"]
         argv += ["--innodb-buffer-pool-size=64M", "--innodb-log-file-size=32M", "--innodb-lock-wait-timeout=900"]
-        self._daemons.start("mariadbd", [*argv, "--innodb-flush-log-at-trx-commit=0"], self.environ)
+        self._daemons.start("mariadbd", [*argv, scratch, "--innodb-flush-log-at-trx-commit=0"], self.environ)
         client = ["mariadb", "--no-defaults", f"--socket={data}/sock", "--user=root", "--execute"]
         self._daemons.wait_until("mariadbd", lambda: _succeeds([*client, "SELECT 1"], self.environ), 60)
         statements = "CREATE DATABASE slurm_acct; CREATE USER slurm@'127.0.0.1' IDENTIFIED BY 'slurm';"
@@ -323,7 +324,7 @@ def _search_path() -> str:
 def _run(argv, environ: dict[str, str], *, check: bool = True) -> str:
     done = subprocess.run(argv, capture_output=True, text=True, env={**os.environ, **environ}, timeout=120, check=False)
     if check and done.returncode:
-        raise ClusterError(f"{' '.join(argv)}: exit status {done.returncode}\n{(done.stderr or done.stdout)[-1500:]}")
+        raise ClusterError(f"{' '.join(argv)}: exit status {done.returncode}\n{(done.stderr or done.stdout)[-15000:]}")
     return done.stdout
 
 

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from mlflow_green.emissions.intensity import cloud_intensity
+from mlflow_green.emissions.intensity_series import read_series
 from mlflow_green.errors import PolicyError
 from mlflow_green.policy.document import Policy, default_policy, load_policy, parse_policy, parse_step_spec
 from mlflow_green.records import Mode, StepSpec, Tier, Unit
@@ -136,7 +138,9 @@ channels:
 
 
 def load(text: str | bytes) -> Policy:
-    return parse_policy(text.encode() if isinstance(text, str) else text, known_countries=COUNTRIES)
+    look_up = {"cloud": cloud_intensity, "intensity_series": lambda name: read_series(Path(name))}
+    raw = text.encode() if isinstance(text, str) else text
+    return parse_policy(raw, known_countries=COUNTRIES, look_up=look_up)
 
 
 def problems(text: str | bytes) -> tuple[str, ...]:
@@ -251,6 +255,16 @@ BROKEN = {
     "country by name": (HEAD + "site: {country: France}\n", "3:17", "country 'France'", "FRA"),
     "intensity without source": (HEAD + "site: {carbon_intensity: 56 g/kWh}\n", "3:8", "say where the number comes from", None),
     "intensity in wrong unit": (HEAD + "site: {carbon_intensity: 56 g, source: s}\n", "3:26", "unknown unit 'g'", None),
+    "two places": (HEAD + "site: {country: FRA, cloud: 'aws:eu-west-3'}\n", "3:22", "a site has one place, and 'country' names it already", None),
+    "two intensities": (HEAD + "site: {carbon_intensity: 5 g/kWh, source: s, intensity_series: a.csv}\n", "3:46", "'carbon_intensity' names it already", None),
+    "series without source": (HEAD + "site: {intensity_series: a.csv}\n", "3:8", "say where the number comes from", None),
+    "series that is not there": (HEAD + "site: {source: s, intensity_series: absent.csv}\n", "3:37", "absent.csv cannot be read: No such file", None),
+    "embodied without lifetime": (HEAD + "site: {embodied: {carbon: 5 kgCO2e, source: s}}\n", "3:8", "'lifetime' is missing; write e.g. 'lifetime: 5 years'", None),
+    "embodied without source": (HEAD + "site: {embodied: {carbon: 5 kgCO2e, lifetime: 5 years}}\n", "3:8", "'source' is missing; say where", None),
+    "embodied in wrong unit": (HEAD + "site: {embodied: {carbon: 5 kg, lifetime: 5 years, source: s}}\n", "3:27", "unknown carbon unit 'kg'", None),
+    "embodied of nothing": (HEAD + "site: {embodied: {carbon: 0 kgCO2e, lifetime: 5 years, source: s}}\n", "3:27", "must be more than 0", None),
+    "lifetime without unit": (HEAD + "site: {embodied: {carbon: 5 kgCO2e, lifetime: 5, source: s}}\n", "3:47", "5 has no unit; write e.g. '5 years'", None),
+    "misspelt share": (HEAD + "site: {embodied: {carbon: 5 kgCO2e, lifetime: 5 y, share: core, source: s}}\n", "3:59", "'core' is not allowed here; write one of cores, node", "cores"),
     "pue below one": (HEAD + "site: {pue: 0.9}\n", "3:13", "greater than or equal to 1", None),
     "price without unit": (HEAD + "site: {price: 0.21}\n", "3:15", "0.21 has no unit", None),
     "misspelt tracking": (HEAD + "tracking: nono\n", "3:11", "'nono' is not allowed", "none"),
@@ -291,6 +305,22 @@ def test_a_broken_file_is_shown_with_its_place_and_a_suggestion(text, place, mes
     assert found[0].startswith(f"green.yaml:{place}: error: ")
     meant = f"did you mean '{suggestion}'?"
     assert (meant in found[0]) if suggestion else ("did you mean" not in found[0])
+
+
+def test_a_site_may_name_a_cloud_region_and_what_making_a_node_emitted():
+    site = load(
+        HEAD + "site: {cloud: 'gcp:europe-west9', embodied: {carbon: 1300 kgCO2e, lifetime: 5 years, source: s}}\n"
+    ).site
+    assert site.cloud == "gcp:europe-west9"
+    assert site.embodied.carbon_micrograms == 1_300_000_000_000
+    assert site.embodied.lifetime_seconds == 5 * 31_557_600
+    assert site.embodied.share == "cores"
+
+
+def test_an_unknown_region_is_told_with_its_place_and_the_nearest_known_ones():
+    found = problems(HEAD + "site: {cloud: 'aws:eu-west3'}\n")[0]
+    assert found.startswith("green.yaml:3:15: error: site.cloud: no carbon intensity for cloud region 'aws:eu-west3'")
+    assert "did you mean aws:eu-west-3 or" in found
 
 
 def test_a_problem_is_followed_by_its_line_and_a_caret():

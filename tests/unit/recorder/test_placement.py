@@ -20,10 +20,13 @@ from mlflow_green.records import (
     Action,
     AlertRule,
     Decision,
+    Embodied,
+    EmbodiedShare,
     Estimate,
     Hold,
     HoldRequest,
     Intensity,
+    IntensitySeries,
     Mode,
     Owner,
     Site,
@@ -137,11 +140,31 @@ PLACED_STEPS = st.builds(
 SITES = st.builds(
     Site,
     intensity=st.none()
-    | st.builds(Intensity, g_per_kwh=st.floats(0, 2000), g_per_kwh_high=st.floats(0, 2000), source=TEXT),
+    | st.builds(
+        Intensity,
+        g_per_kwh=st.floats(0, 2000),
+        g_per_kwh_high=st.floats(0, 2000),
+        source=TEXT,
+        series=st.none()
+        | st.builds(
+            IntensitySeries,
+            starts_at=st.just(NOON),
+            step_seconds=st.integers(300, 86_400),
+            g_per_kwh=st.lists(st.none() | st.floats(0, 2000), max_size=5).map(tuple),
+        ),
+    ),
     pue=st.floats(1.0, 3.0),
     node_overhead=st.floats(1.0, 3.0),
     price_per_kwh=st.none() | st.floats(0, 10),
     currency=st.none() | st.just("EUR"),
+    embodied=st.none()
+    | st.builds(
+        Embodied,
+        micrograms_co2e=st.integers(1, 10**13),
+        lifetime_seconds=st.integers(1, 10**9),
+        source=TEXT,
+        share=st.sampled_from(EmbodiedShare),
+    ),
 )
 PLACEMENTS = st.builds(
     Placement,

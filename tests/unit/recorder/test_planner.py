@@ -16,6 +16,7 @@ from mlflow_green.records import (
     Energy,
     Hold,
     Intensity,
+    IntensitySeries,
     Method,
     Site,
     Step,
@@ -36,8 +37,8 @@ budgets:
 """)
 
 
-def judged(used_kwh, *, granted="10 kgCO2e", top_up_refused=False):
-    book = Book(project="x", user="ana", host="h", site=SITE, sampler_id=None, power_watts_max=100.0)
+def judged(used_kwh, *, granted="10 kgCO2e", top_up_refused=False, site=SITE):
+    book = Book(project="x", user="ana", host="h", site=site, sampler_id=None, power_watts_max=100.0)
     planner = Planner(POLICY, book, "w")
     ticket = Ticket(step=Step(workflow_run="w", name="train"), spec=StepSpec())
     ticket.granted = {Unit.CARBON: parse_carbon_micrograms(granted)}
@@ -46,6 +47,7 @@ def judged(used_kwh, *, granted="10 kgCO2e", top_up_refused=False):
         decision=Action.ADMIT, would_decision=Action.ADMIT, amounts=ticket.granted, terms=planner.terms(NOW),
         owner=OWNER, opened_at=NOW,
     )  # fmt: skip
+    ticket.began_at = NOW
     ticket.top_up_refused = top_up_refused
     amount = round(used_kwh * MICROJOULES_PER_KWH)
     energy = Energy(microjoules=amount, low_microjoules=amount, high_microjoules=amount, method=Method.MEASURED)
@@ -73,3 +75,10 @@ def test_a_grant_is_compared_at_the_intensity_at_which_it_was_held():
 def test_a_top_up_is_asked_for_at_the_intensity_of_holds():
     assert judged(6, granted="1 kgCO2e").top_up  # 900 g of 1 kg at the upper intensity
     assert not judged(5, granted="1 kgCO2e").top_up
+
+
+def test_a_halt_rule_looks_at_the_carbon_of_the_hours_in_which_the_step_ran():
+    hours = IntensitySeries(starts_at=NOW, step_seconds=3600, g_per_kwh=(50.0, 150.0))
+    site = Site(intensity=Intensity(g_per_kwh=100.0, g_per_kwh_high=150.0, source="test", series=hours))
+    assert judged(19, site=site).halt_reason is None
+    assert "carbon spent to 1.00 kgCO2e" in judged(20, site=site).halt_reason

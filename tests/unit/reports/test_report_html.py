@@ -89,6 +89,24 @@ def test_unknown_carbon_is_said_to_be_unknown():
     assert "Carbon not known no carbon intensity is known: set site.country in green.yaml" in text
 
 
+def test_embodied_carbon_stands_beside_operational_where_it_is_known():
+    item = entry("train", embodied_micrograms_co2e=2_500_000)
+    assert "Carbon, embodied 2.50 gCO2e" in Text(page(ToldBooks(told_entries=[item]))).text
+    assert "embodied" not in Text(page()).text
+
+
+def test_many_intensities_are_told_as_a_range():
+    items = [entry("train", minute=hour, carbon_intensity_g_per_kwh=50.0 + hour) for hour in range(5)]
+    assert "at 50 to 54 g/kWh" in Text(page(ToldBooks(told_entries=items))).text
+
+
+def test_many_sources_are_told_as_a_number():
+    items = [entry("train", minute=day, intensity_source=f"forecast of day {day}") for day in range(5)]
+    text = Text(page(ToldBooks(told_entries=items))).text
+    assert "forecast of day 2; and 2 more sources" in text
+    assert "forecast of day 3" not in text
+
+
 def test_cost_stands_in_its_currency_where_it_is_known():
     item = entry("train", cost_micro_units=2_500_000, currency="EUR")
     assert "Cost 2.50 EUR" in Text(page(ToldBooks(told_entries=[item]))).text

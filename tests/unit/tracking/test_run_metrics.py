@@ -154,6 +154,9 @@ def test_a_workflow_has_totals_and_energy_by_rule_and_grams_only_if_all_jobs_hav
         "energy_by_rule/it_s odd_wh": 1.0,
     }
     assert "emissions/operational_g_co2e" not in workflow_metrics([green, ENTRY])
+    made = replace(green, embodied_micrograms_co2e=500_000)
+    assert workflow_metrics([made, made])["emissions/embodied_g_co2e"] == 1.0
+    assert "emissions/embodied_g_co2e" not in workflow_metrics([made, green])
 
 
 def test_the_table_has_a_row_a_job_and_a_column_a_quality():
