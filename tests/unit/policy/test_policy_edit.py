@@ -48,7 +48,7 @@ def test_the_factor_is_set_and_nothing_else_changes(tmp_path, before, after):
 @pytest.mark.parametrize("country", [None, "FRA"])
 def test_the_file_that_init_writes_keeps_its_lines(tmp_path, country):
     path = tmp_path / "green.yaml"
-    before = policy_text("p", country)
+    before = policy_text("p", country=country)
     after = edited(path, before)
     assert len(set(after.splitlines()) ^ set(before.splitlines())) <= 2
 
