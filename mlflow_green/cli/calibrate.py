@@ -64,6 +64,7 @@ def calibrate(
     settings = place.settings()
     if write and settings.policy_path is None:
         raise SettingsError("there is no green.yaml to write to; 'mlflow-green init' makes one")
+    place.doors.load_policy(settings)  # a wrong one is better known now than after the comparison
     file = None if meter is None or meter in BMC_KINDS else Path(meter)
     comparison = _compared(place, settings, meter, file, seconds=minutes * SECONDS["min"], with_load=with_load)
     found = fit(
@@ -74,6 +75,8 @@ def calibrate(
     )
     if found is None:
         raise SettingsError("the meter has no readings of this time; is its clock, or the zone in its file, wrong?")
+    if not as_json:
+        _print(found, comparison, meter_error)
     written = None
     if write and not found.findings and settings.policy_path is not None:
         written = settings.policy_path
@@ -82,7 +85,7 @@ def calibrate(
         told = {**asdict(found), "method": comparison.method, "meter_error_ratio": meter_error / 100}
         print_json({**told, "written": str(written) if written else None})
     else:
-        _print(found, comparison, meter_error, written, wanted=write)
+        click.echo(_outcome(found, written, wanted=write))
     sys.exit(exit_codes.FOUND if found.findings else exit_codes.OK)
 
 
@@ -133,9 +136,7 @@ def _write(path: Path, found: Calibration, comparison: Comparison) -> None:
     set_node_overhead(path, found.node_overhead.point, comment)
 
 
-def _print(
-    found: Calibration, comparison: Comparison, meter_error: float, written: Path | None, *, wanted: bool
-) -> None:
+def _print(found: Calibration, comparison: Comparison, meter_error: float) -> None:
     from rich.table import Table
     from rich.text import Text
 
@@ -146,13 +147,15 @@ def _print(
     out.print(table)
     for finding in found.findings:
         out.print(Text(f"Not to be relied upon: {finding}.", "bold red"))
+
+
+def _outcome(found: Calibration, written: Path | None, *, wanted: bool) -> str:
     factor = f"site.node_overhead: {found.node_overhead.point:.2f}"
     if written:
-        out.print(f"Set {factor} in {written}. Carbon and money count it from now on.")
-    elif wanted:
-        out.print("Nothing was written.")
-    elif not found.findings:
-        out.print(f"With --write it sets {factor} in green.yaml.")
+        return f"Set {factor} in {written}. Carbon and money count it from now on."
+    if wanted or found.findings:
+        return "Nothing was written."
+    return f"With --write it sets {factor} in green.yaml."
 
 
 def _rows(found: Calibration, comparison: Comparison, meter_error: float) -> Iterator[tuple[str, str, str]]:

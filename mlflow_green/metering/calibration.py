@@ -34,6 +34,7 @@ SECONDS_MIN = 60.0  # a BMC's readings lag and are averages: below a minute they
 VARIATION_MIN = 0.10
 CORRELATION_MIN = 0.5
 COVERAGE_MIN = 0.9
+NODE_OVERHEAD_MAX = 10.0  # green.yaml takes no more
 BMC_LAG_SECONDS = (0.0, 30.0)
 WALL_METER_LAG_SECONDS = (-60.0, 60.0)  # its clock may be wrong either way
 # What the ENERGY STAR specification for servers (version 3.0) asks of reported input power above 200 W.
@@ -105,7 +106,7 @@ def calibrate(
     lag_range_seconds: tuple[float, float] = BMC_LAG_SECONDS,
     meter_error_ratio: float = METER_ERROR_RATIO,
 ) -> Calibration | None:
-    """Compare the two; ``None`` where they share no time at all.
+    """Compare the two; ``None`` where they share no time, or where one of them shows nothing in it.
 
     ``lag_seconds`` is told or, where it is ``None``, the one in the range at which the two agree best.
     ``meter_error_ratio`` is how far the node's meter may be off, as a part of its value.
@@ -115,7 +116,7 @@ def calibrate(
     lag_found = best_lag(curve, windows, lag_range_seconds) if lag_seconds is None else lag_seconds
     pairs = list(paired(curve, windows, lag_found or 0.0))
     component_watts, node_watts = [watts for _, watts in pairs], [window.node_watts for window, _ in pairs]
-    if not pairs or sum(component_watts) <= 0:
+    if not pairs or sum(component_watts) <= 0 or sum(node_watts) <= 0:
         return None
     overhead = _with_meter_error(_ratio(pairs), meter_error_ratio)
     varied = max(component_watts) - min(component_watts) >= VARIATION_MIN * max(component_watts)
@@ -163,6 +164,11 @@ def _judged(found: Calibration, comparison: Comparison) -> Calibration:
         findings.append(
             "the node's meter does not follow the components (correlation"
             f" {found.correlation or 0:.2f}): is it another machine's, or are its clock or its averages too far off?"
+        )
+    if found.node_overhead.point > NODE_OVERHEAD_MAX:
+        findings.append(
+            f"the node uses {found.node_overhead.point:.0f} times what its components show, which no overhead explains:"
+            " is a part of it, a GPU perhaps, not metered, or is the meter another's?"
         )
     shown = f"the components show {found.component_watts_mean:.1f} W, the node {found.node_watts_mean:.1f} W"
     if found.node_overhead.high < 1:

@@ -141,10 +141,12 @@ def test_write_sets_the_factor_and_keeps_the_comments(calibrate, with_bmc, place
     assert policy.read_text() == text.replace("1.2}", f"1.2, node_overhead: {factor}}}")
 
 
-def test_without_a_policy_to_write_to_nothing_is_measured(calibrate, with_bmc, lab):
+def test_without_a_good_policy_to_write_to_nothing_is_measured(calibrate, with_bmc, lab, place):
     done = calibrate("--write")
     assert done.exit_code == 2
     assert "mlflow-green init" in done.stderr
+    (place.cwd / "green.yaml").write_text("version: 1\n")
+    assert calibrate("--write").exit_code == 1
     assert lab.clock.seconds == 0
 
 

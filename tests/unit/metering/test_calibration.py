@@ -125,6 +125,13 @@ def test_a_meter_that_never_answered_is_no_comparison():
     assert calibrate(replace(comparison([50, 90], lambda second: 1.0), node=())) is None
 
 
+def test_a_meter_that_shows_nothing_is_no_comparison_and_one_that_shows_tenfold_is_a_finding():
+    levels = [40, 160] * 4
+    assert calibrate(comparison(levels, lambda second: 0.0)) is None
+    found = calibrate(comparison(levels, lambda second: 12 * level_at(levels, second - 0.5)))
+    assert "12 times what its components show" in found.findings[0]
+
+
 def test_a_meter_of_another_machine_is_recognised():
     rng = random.Random(7)
     levels = [40, 160] * 4
