@@ -146,7 +146,7 @@ def _print(found: Calibration, comparison: Comparison, meter_error: float) -> No
     out = console()
     out.print(table)
     for finding in found.findings:
-        out.print(Text(f"Not to be relied upon: {finding}.", "bold red"))
+        out.print(Text(f"Not to be relied upon: {finding}{'' if finding.endswith('?') else '.'}", "bold red"))
 
 
 def _outcome(found: Calibration, written: Path | None, *, wanted: bool) -> str:
