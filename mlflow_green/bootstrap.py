@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import uuid
 from collections.abc import Callable, Collection, Mapping, MutableMapping, Sequence
 from datetime import datetime
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from mlflow_green.clock import Clock, SystemClock, boot_id
-from mlflow_green.errors import GreenError, LedgerUnavailable, UnsupportedHost
+from mlflow_green.errors import GreenError, LedgerUnavailable, SettingsError, UnsupportedHost
 from mlflow_green.metering.supervise import owner_alive, this_process
 from mlflow_green.recorder.bookkeeper import Bookkeeper
 from mlflow_green.recorder.placed import JobEnd
@@ -39,20 +40,23 @@ from mlflow_green.recorder.spool_session import (
     unposted_sessions,
 )
 from mlflow_green.recorder.ticket import Book, Ticket, entry_of
-from mlflow_green.records import Balance, Entry, Outcome, Owner, Site, Step, StepSpec
+from mlflow_green.records import Balance, CpuClockName, Entry, Outcome, Owner, Site, Step, StepSpec
 from mlflow_green.session import NodeSession, Session, inside_metered_step, job_environment
-from mlflow_green.settings import Settings, is_disabled, load_settings
+from mlflow_green.settings import Settings, is_disabled, load_settings, secret
 from mlflow_green.spool import SpoolWriter
 from mlflow_green.units import parse_energy_microjoules
 
 if TYPE_CHECKING:
     from mlflow_green.ledger.sql import SqlLedger
     from mlflow_green.ledger.verify import Books
+    from mlflow_green.metering.calibration import Comparison
     from mlflow_green.metering.sampler import Sampler
     from mlflow_green.metering.slurm import JobReport
     from mlflow_green.policy.document import Policy
     from mlflow_green.recorder.placement import Placement
     from mlflow_green.sensors.detect import Detection
+    from mlflow_green.sensors.node_meter import NodeMeter
+    from mlflow_green.sensors.sensor import Sensor
     from mlflow_green.tracking.child import TrackingChild
 
 __all__ = ["NodeSession", "Session", "Ticket", "open_node_session", "open_session"]
@@ -239,6 +243,83 @@ def user_name() -> str:
         return pwd.getpwuid(os.getuid()).pw_name
     except KeyError:
         return str(os.getuid())
+
+
+# --- the node's own meter ---------------------------------------------------------------------------
+
+
+def open_node_meter(settings: Settings, kind: str | None = None, environ: Mapping[str, str] = os.environ) -> NodeMeter:
+    """The BMC of this node, by ``redfish`` or ``ipmi``; as it is set where ``kind`` is ``None``.
+
+    Raises:
+        GreenError: there is none, or it does not let us in.
+    """
+    from urllib.parse import urlsplit
+
+    from mlflow_green.sensors.ipmi import IpmiMeter
+    from mlflow_green.sensors.redfish import RedfishMeter
+
+    bmc, password = settings.bmc, None
+    if bmc.password is not None:
+        password = secret("MLFLOW_GREEN_BMC_PASSWORD", bmc.password, environ)
+    if (kind or ("redfish" if bmc.address else "ipmi")) == "redfish":
+        if bmc.address is None:
+            raise SettingsError("no BMC is set; set MLFLOW_GREEN_BMC to its address, e.g. https://bmc7.example")
+        return RedfishMeter(bmc.address, user=bmc.user, password=password, certificate=bmc.certificate)
+    if bmc.address is None:
+        return IpmiMeter()
+    host = urlsplit(bmc.address if "//" in bmc.address else f"//{bmc.address}")
+    port = None if host.scheme.startswith("http") else host.port  # the port of a web address is not that of IPMI
+    return IpmiMeter(host.hostname, port=port, user=bmc.user, password=password)
+
+
+def compare_with_node(
+    settings: Settings,
+    meter: NodeMeter | None,
+    *,
+    seconds: float,
+    start_load: Callable[[float], Callable[[], None]] | None,
+    say: Callable[[str], None],
+    sensors: Sequence[Sensor] | None = None,
+    clock: Clock | None = None,
+    pause: Callable[[float], None] = time.sleep,
+) -> Comparison:
+    """Watch this node's components and its meter side by side. The sampler is one of its own: it shares nothing out.
+
+    Raises:
+        GreenError: no component can be metered, or the node's meter is gone for good.
+    """
+    from mlflow_green.metering.comparison import compare
+    from mlflow_green.metering.sampler import Sampler
+
+    clock = clock or SystemClock()
+    sensors = detect(settings).sensors if sensors is None else sensors
+    sampler = Sampler(sensors, clock=clock, host=host_name(), boot_id=boot_id(), lock_path=None)
+    try:
+        _check_meter(sampler)
+        return compare(sampler, meter, seconds=seconds, clock=clock, pause=pause, say=say, start_load=start_load)
+    finally:
+        sampler.close()
+        for note in sampler.notes:
+            say(note)
+
+
+def load_every_core(seconds: float) -> Callable[[], None]:
+    """Keep the cores that this process may use busy for at most so long; call what it returns to stop."""
+    from mlflow_green.metering.comparison import busy_cores
+
+    return busy_cores(len(os.sched_getaffinity(0)), seconds)
+
+
+def cpu_clock_here(environ: Mapping[str, str] = os.environ) -> CpuClockName:
+    """By which clock the CPU time of a job would be taken if it started here and now."""
+    from mlflow_green.metering.cpu_clock import open_clock
+
+    clock = open_clock(own_cgroup="SLURM_JOB_ID" in environ)
+    try:
+        return CpuClockName.WAIT4 if clock.name is CpuClockName.POLLING else clock.name  # polled until it is reaped
+    finally:
+        clock.close()
 
 
 # --- one Snakemake execution ----------------------------------------------------------------------

@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from mlflow_green.errors import SettingsError
 
 POLICY_NAME = "green.yaml"
 STATE_NAME = ".green"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BmcSettings:
+    """Where the node's management controller (BMC) is; without ``address`` it is asked from inside, by IPMI.
+
+    ``password`` says where the password is kept: ``env:NAME``, or ``file:PATH`` of a file that only its owner may read.
+    """
+
+    address: str | None = None
+    user: str | None = None
+    password: str | None = field(default=None, repr=False)
+    certificate: Path | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +40,7 @@ class Settings:
     ledger_url: str
     powercap_root: Path = Path("/sys/class/powercap")
     mountinfo_path: Path = Path("/proc/self/mountinfo")
+    bmc: BmcSettings = field(default_factory=BmcSettings)
 
     @property
     def spool_dir(self) -> Path:
@@ -59,7 +74,37 @@ def load_settings(
         ledger_url=url,
         powercap_root=_path(environ, "MLFLOW_GREEN_POWERCAP_ROOT") or Path("/sys/class/powercap"),
         mountinfo_path=_path(environ, "MLFLOW_GREEN_MOUNTINFO") or Path("/proc/self/mountinfo"),
+        bmc=BmcSettings(
+            address=environ.get("MLFLOW_GREEN_BMC") or None,
+            user=environ.get("MLFLOW_GREEN_BMC_USER") or None,
+            password=environ.get("MLFLOW_GREEN_BMC_PASSWORD") or None,
+            certificate=_path(environ, "MLFLOW_GREEN_BMC_CERTIFICATE"),
+        ),
     )
+
+
+def secret(setting: str, kept_in: str, environ: Mapping[str, str]) -> str:
+    """What ``kept_in`` (``env:NAME``, or ``file:PATH`` of mode 600) holds; its value is in no message.
+
+    Raises:
+        SettingsError: there is no such variable or file, or others may read the file.
+    """
+    if kept_in.startswith("env:"):
+        name = kept_in.removeprefix("env:")
+        if not environ.get(name):
+            raise SettingsError(f"{setting} says env:{name}, and there is no variable {name}; export it")
+        return environ[name]
+    if not kept_in.startswith("file:"):  # it may be the password itself, so it is not repeated
+        raise SettingsError(f"{setting} must say where the password is kept: env:NAME, or file:PATH of mode 600")
+    file = Path(kept_in.removeprefix("file:")).expanduser()
+    try:
+        mode = file.stat().st_mode
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{setting}: {file} cannot be read: {error}") from error
+    if mode & (stat.S_IRWXG | stat.S_IRWXO):
+        raise SettingsError(f"{setting}: others may read {file}; close it: chmod 600 {file}")
+    return text.strip()
 
 
 def is_disabled(environ: Mapping[str, str]) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import textwrap
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -13,20 +14,31 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mlflow_green import __version__
+from mlflow_green.attribution.idle import BASELINE_WINDOWS_MIN, QUIET_BUSY_RATIO
 from mlflow_green.cli import exit_codes
+from mlflow_green.cli.calibrate import calibrate
 from mlflow_green.cli.doors import Place
 from mlflow_green.cli.output import console, json_option, opened, print_json
-from mlflow_green.errors import GreenError
-from mlflow_green.records import Device
+from mlflow_green.errors import GreenError, SensorError
+from mlflow_green.records import CpuClockName, Device, Domain, Intensity, Method
 from mlflow_green.settings import Settings
 from mlflow_green.units import gibibytes, megabytes
 
 if TYPE_CHECKING:
     from mlflow_green.ledger.whereabouts import Whereabouts
-    from mlflow_green.policy.document import Policy
+    from mlflow_green.policy.document import SiteDocument
 
 HOSTS = ("mlflow", "snakemake")
 CPUINFO = Path("/proc/cpuinfo")
+IPMI_DEVICE = Path("/dev/ipmi0")
+LABEL_WIDTH = 12
+CLOCKS = {
+    CpuClockName.CGROUP: "the account of the Slurm step's cgroup: exact for all that runs in it",
+    CpuClockName.PERF: "the kernel's task clock (perf): exact for the whole process tree",
+    CpuClockName.WAIT4: "wait4 and polling, a lower bound: short orphans are missed; 'sudo sysctl"
+    " kernel.perf_event_paranoid=2' gives perf",
+    CpuClockName.POLLING: "polling, a lower bound",
+}
 FREE_BYTES_MIN = 20_000_000  # for some 10,000 steps: without budgets a ledger of 200 steps grew by 1.4 kB each
 
 
@@ -39,19 +51,24 @@ class Findings:
     problems: list[str] = field(default_factory=list)
 
 
-@click.command()
+@click.group(invoke_without_command=True)
 @json_option
-@click.pass_obj
-def doctor(place: Place, as_json: bool) -> None:
+@click.pass_context
+def doctor(context: click.Context, as_json: bool) -> None:
     """Show what is measured, estimated and missing here; exit status 1 if something needs repair."""
+    if context.invoked_subcommand is not None:
+        return
+    place: Place = context.obj
     settings = place.settings()
     findings = Findings(data={"version": __version__, "disabled": settings.disabled})
     if settings.disabled:
         findings.problems.append("MLFLOW_GREEN_DISABLE switches everything off; unset it to meter")
     _machine(findings)
     _energy(place, settings, findings)
-    _hosts(findings)
+    _node_meter(place, settings, findings)
+    _cpu_clock(place, findings)
     _policy(place, settings, findings)
+    _hosts(findings)
     _ledger(place, settings, findings)
     if as_json:
         print_json({**findings.data, "problems": findings.problems})
@@ -60,16 +77,26 @@ def doctor(place: Place, as_json: bool) -> None:
     sys.exit(exit_codes.FOUND if findings.problems else exit_codes.OK)
 
 
+doctor.add_command(calibrate)
+
+
 def _print(findings: Findings) -> None:
-    from rich.padding import Padding
     from rich.text import Text
 
     out = console()
-    problems = findings.problems or ["none"]
-    for title, lines in {**findings.sections, "Problems": problems}.items():
-        out.print(Text(title, "bold red" if title == "Problems" and findings.problems else "bold"))
-        for line in lines:
-            out.print(Padding(Text(line), (0, 0, 0, 2), expand=False))
+    for title, lines in {**findings.sections, "Problems": findings.problems or ["none"]}.items():
+        is_bad = title == "Problems" and bool(findings.problems)
+        label = title
+        for part in (part for line in lines for part in _wrapped(line, max(20, out.width - LABEL_WIDTH))):
+            text = Text.assemble((label.ljust(LABEL_WIDTH), "bold red" if is_bad else "bold"), part)
+            out.print(text, soft_wrap=True)
+            label = ""
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    """Lines of at most ``width`` columns; its own line ends stay, and a path is never cut."""
+    lines = [textwrap.wrap(line, width, break_long_words=False, break_on_hyphens=False) for line in text.splitlines()]
+    return [part for line in lines for part in line]
 
 
 def _machine(findings: Findings) -> None:
@@ -79,7 +106,7 @@ def _machine(findings: Findings) -> None:
     memory_gib = round(gibibytes(psutil.virtual_memory().total), 1)
     name = cpu_name(CPUINFO.read_text(encoding="utf-8", errors="replace")) if CPUINFO.is_file() else None
     cores = f"{cores_physical or 'unknown'} physical, {cores_logical or 'unknown'} logical"
-    findings.sections["Machine"] = [name or "the CPU does not say its name", f"cores: {cores}", f"{memory_gib:g} GiB"]
+    findings.sections["Machine"] = [f"{name or 'the CPU does not say its name'}; {cores} cores; {memory_gib:g} GiB"]
     findings.data["machine"] = {
         "cpu_name": name,
         "cores_physical": cores_physical,
@@ -96,22 +123,63 @@ def cpu_name(cpuinfo: str) -> str | None:
 
 def _energy(place: Place, settings: Settings, findings: Findings) -> None:
     detection = place.doors.detect(settings)
+    devices: list[Device] = []
+    idle_is_stated = False
     try:
-        devices = [device for sensor in detection.sensors for device in sensor.devices()]
+        for sensor in detection.sensors:
+            devices += sensor.devices()
+            try:
+                idle_is_stated |= any(reading.idle_microjoules is not None for reading in sensor.read())
+            except SensorError as error:
+                findings.problems.append(f"{sensor.name} could not be read just now: {error}")
     finally:
         for sensor in detection.sensors:
             sensor.close()
-    findings.sections["Energy"] = [*map(_device_line, devices), *detection.notes]
+    for method in Method.MEASURED, Method.ESTIMATED:
+        of_method = [device for device in devices if device.method is method]
+        findings.sections[method.value.capitalize()] = _device_lines(of_method) or ["nothing"]
+    # A note that repeats a device's source is told with the device.
+    missing = [note for note in detection.notes if not any(device.error_source in note for device in devices)]
+    closed = [note for note in missing if "RAPL" in note] if _closed_counters(settings.powercap_root) else []
+    findings.problems += closed
+    findings.sections["Missing"] = [note for note in missing if note not in closed] or ["nothing"]
+    findings.sections["Idle energy"] = [_idle_line(idle_is_stated, devices)]
     findings.data["devices"] = [_device_json(device) for device in devices]
     findings.data["notes"] = list(detection.notes)
+    findings.data["idle"] = None if not devices else "stated" if idle_is_stated else "learned"
     if not devices:
         findings.problems.append("no energy sensor and no load model works here, so nothing can be metered")
 
 
-def _device_line(device: Device) -> str:
+def _device_lines(devices: list[Device]) -> list[str]:
+    """One line for devices that are alike, and the source of an estimate."""
+    alike: dict[tuple[Domain, float, str], list[Device]] = {}
+    for device in devices:
+        alike.setdefault((device.domain, device.error_ratio, device.error_source), []).append(device)
+    lines = []
+    for (domain, error_ratio, error_source), group in alike.items():
+        names = f"{len(group)} devices" if len(group) > 2 else ", ".join(device.name for device in group)  # noqa: PLR2004
+        band = f"±{error_ratio:.0%}" if error_ratio < 1 else f"up to {1 + error_ratio:g} times the value"
+        power_watts = sum(device.power_watts_max for device in group)
+        lines.append(f"{domain}: {names}, {band}, at most {power_watts:g} W")
+        if group[0].method is Method.ESTIMATED:
+            lines.append(error_source)
+    return lines
+
+
+def _closed_counters(powercap_root: Path) -> bool:
+    counters = powercap_root.glob("intel-rapl*:*/energy_uj")
+    return any(not os.access(counter, os.R_OK, effective_ids=True) for counter in counters)
+
+
+def _idle_line(is_stated: bool, devices: list[Device]) -> str:
+    if not devices:
+        return "not known"
+    if is_stated:
+        return "stated by the load model, so an estimate"
     return (
-        f"{device.name} ({device.domain}): {device.method}, +/- {device.error_ratio:.0%}, "
-        f"at most {device.power_watts_max:g} W"
+        f"learnt while a meter runs, from {BASELINE_WINDOWS_MIN} windows in which at most {QUIET_BUSY_RATIO:.0%} of the"
+        " CPU is busy; until then all is shared by use"
     )
 
 
@@ -126,15 +194,45 @@ def _device_json(device: Device) -> dict[str, Any]:
     }
 
 
+def _node_meter(place: Place, settings: Settings, findings: Findings) -> None:
+    """The BMC if one is set, or if the machine's own may be asked; nobody else is."""
+    told = findings.data["node_meter"] = {"name": None, "power_watts": None}
+    is_set = settings.bmc.address is not None
+    if not is_set and not os.access(IPMI_DEVICE, os.R_OK | os.W_OK, effective_ids=True):
+        own = f"{IPMI_DEVICE} is closed to this user" if IPMI_DEVICE.exists() else "no BMC is seen"
+        findings.sections["Node meter"] = [f"none: {own}; MLFLOW_GREEN_BMC sets one"]
+        return
+    try:
+        meter = place.doors.node_meter(settings, None, place.environ)
+        try:
+            power_watts = meter.read().power_watts
+        finally:
+            meter.close()
+    except GreenError as error:
+        findings.sections["Node meter"] = ["see Problems"] if is_set else [f"none: {error}"]
+        findings.problems += [str(error)] if is_set else []
+        return
+    told |= {"name": meter.name, "power_watts": power_watts}
+    shown = "no power just now" if power_watts is None else f"{power_watts:.0f} W"
+    findings.sections["Node meter"] = [f"{meter.name}: {shown}; only to compare with, it charges no job"]
+
+
+def _cpu_clock(place: Place, findings: Findings) -> None:
+    clock = place.doors.cpu_clock()
+    findings.data["cpu_clock"] = clock.value
+    findings.sections["CPU time"] = [CLOCKS[clock]]
+
+
 def _hosts(findings: Findings) -> None:
-    lines = findings.sections["Programs"] = [f"mlflow-green {__version__}"]
+    programs = [f"mlflow-green {__version__}"]
     findings.data["programs"] = {}
     for name in HOSTS:
         version, wanted, fits = host_version(name)
         findings.data["programs"][name] = {"version": version, "range": wanted, "in_range": fits}
-        lines.append(f"{name} {version or 'is not installed'} (range {wanted})")
+        programs.append(f"{name} {version or 'is not installed'}")
         if not fits:
-            findings.problems.append(f"{name} {version or 'is missing'}; install {name}{wanted}")
+            findings.problems.append(f"{name} {version or 'is missing'}; install '{name}{wanted}'")
+    findings.sections["Programs"] = [", ".join(programs)]
 
 
 def host_version(name: str) -> tuple[str | None, str, bool]:
@@ -153,42 +251,52 @@ def host_version(name: str) -> tuple[str | None, str, bool]:
 
 
 def _policy(place: Place, settings: Settings, findings: Findings) -> None:
-    lines = findings.sections["Policy"] = [
-        str(settings.policy_path) if settings.policy_path else "no green.yaml: everything is observed, nothing limited"
-    ]
-    findings.data["policy"] = {"path": str(settings.policy_path) if settings.policy_path else None}
+    path = settings.policy_path
+    lines = findings.sections["Policy"] = [str(path or "no green.yaml: all is observed")]
+    findings.data["policy"] = {"path": str(path) if path else None}
     try:
         policy = place.doors.load_policy(settings)
+        intensity = place.doors.site(settings, policy).intensity
     except GreenError as error:
         findings.problems.append(str(error))
         return
     budgets = ", ".join(f"{budget.name} ({budget.mode.value})" for budget in policy.budgets) or "no budgets"
-    lines.append(f"project {policy.project}, {budgets}")
-    lines.append(f"carbon: {_place_of(policy)}")
+    lines[0] += f"; project {policy.project}, {budgets}"
+    site = policy.site
+    price = f"{site.price.per_kwh:g} {site.price.currency}/kWh" if site.price else "no price"
+    findings.sections["Site"] = [f"{_carbon_of(site, intensity)}; {price}; PUE {site.pue:g}", _overhead_of(site)]
     findings.data["policy"] |= {
         "project": policy.project,
         "budgets": [{"name": budget.name, "mode": budget.mode.value} for budget in policy.budgets],
-        "country": policy.site.country,
-        "carbon_intensity_g_per_kwh": policy.site.carbon_intensity_g_per_kwh,
-        "pue": policy.site.pue,
+        "country": site.country,
+        "cloud": site.cloud,
+        "intensity_series": site.intensity_series,
+        "carbon_intensity_g_per_kwh": intensity.g_per_kwh if intensity else None,
+        "intensity_source": intensity.source if intensity else None,
+        "pue": site.pue,
+        "node_overhead": site.node_overhead,
+        "price_per_kwh": site.price.per_kwh if site.price else None,
+        "currency": site.price.currency if site.price else None,
     }
 
 
-def _place_of(policy: Policy) -> str:
-    site = policy.site
-    if site.carbon_intensity_g_per_kwh is not None:
-        return f"{site.carbon_intensity_g_per_kwh:g} g/kWh, PUE {site.pue:g}"
-    if site.intensity_series is not None:
-        return f"hour by hour from {site.intensity_series}, PUE {site.pue:g}"
-    if site.country or site.cloud:
-        return f"grid of {site.country or site.cloud}, PUE {site.pue:g}"
-    return "not known; set site.country in green.yaml ('mlflow-green init --country FRA' writes one)"
+def _carbon_of(site: SiteDocument, intensity: Intensity | None) -> str:
+    if intensity is None:
+        return "no carbon: set site.country ('mlflow-green init --country FRA')"
+    place = site.intensity_series or site.country or site.cloud
+    return f"{intensity.g_per_kwh:.0f} g/kWh" + (f" ({place})" if place else "")
+
+
+def _overhead_of(site: SiteDocument) -> str:
+    if site.node_overhead == 1:
+        return "node overhead 1 ('mlflow-green doctor calibrate' measures it)"
+    return f"node overhead {site.node_overhead:g} on carbon and money"
 
 
 def _ledger(place: Place, settings: Settings, findings: Findings) -> None:
     folder = _existing(settings.state_dir)
     writable, free_bytes = os.access(folder, os.W_OK), shutil.disk_usage(folder).free
-    lines = findings.sections["Ledger"] = [settings.ledger_url, f"meters write to {settings.spool_dir}"]
+    lines = findings.sections["Ledger"] = [settings.ledger_url]
     told = findings.data["ledger"] = {
         "url": settings.ledger_url,
         "spool": str(settings.spool_dir),

@@ -5,7 +5,7 @@ Tests give a command other doors: ``CliRunner.invoke(cli, [...], obj=Place(..., 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,9 +19,11 @@ from mlflow_green.settings import Settings, load_settings
 if TYPE_CHECKING:
     from mlflow_green.bootstrap import Ran
     from mlflow_green.ledger.whereabouts import Whereabouts
+    from mlflow_green.metering.calibration import Comparison
     from mlflow_green.policy.document import Policy
-    from mlflow_green.records import Balance
+    from mlflow_green.records import Balance, CpuClockName, Site
     from mlflow_green.sensors.detect import Detection
+    from mlflow_green.sensors.node_meter import NodeMeter
 
 _SQLITE = "sqlite:///"
 
@@ -60,10 +62,44 @@ class Doors:
 
         return load_policy_for(settings)
 
+    def site(self, settings: Settings, policy: Policy) -> Site:
+        """What turns joules into grams and money now."""
+        from mlflow_green.bootstrap import site_of
+        from mlflow_green.clock import SystemClock
+
+        return site_of(policy, settings, SystemClock().now())
+
     def detect(self, settings: Settings) -> Detection:
         from mlflow_green.bootstrap import detect
 
         return detect(settings)
+
+    def cpu_clock(self) -> CpuClockName:
+        """By which clock the CPU time of a job would be taken here."""
+        from mlflow_green.bootstrap import cpu_clock_here
+
+        return cpu_clock_here()
+
+    def node_meter(self, settings: Settings, kind: str | None, environ: Mapping[str, str]) -> NodeMeter:
+        """The BMC of this node; opened, so it has answered once."""
+        from mlflow_green.bootstrap import open_node_meter
+
+        return open_node_meter(settings, kind, environ)
+
+    def compare(
+        self,
+        settings: Settings,
+        meter: NodeMeter | None,
+        *,
+        seconds: float,
+        with_load: bool,
+        say: Callable[[str], None],
+    ) -> Comparison:
+        """Watch components and node side by side for so long."""
+        from mlflow_green.bootstrap import compare_with_node, load_every_core
+
+        start_load = load_every_core if with_load else None
+        return compare_with_node(settings, meter, seconds=seconds, start_load=start_load, say=say)
 
     def verify(self, settings: Settings, books: Books) -> tuple[str, ...]:
         """One sentence for each thing that does not close."""

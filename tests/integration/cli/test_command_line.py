@@ -211,7 +211,7 @@ def test_init_may_name_a_cloud_region_and_only_one_place(green, place):
     assert "did you mean aws:eu-west-3" in done.stderr
     assert not (place.cwd / "green.yaml").exists()
     assert green("init", "--cloud", "aws:eu-west-3").exit_code == 0
-    assert "carbon: grid of aws:eu-west-3, PUE 1" in green("doctor").stdout
+    assert "g/kWh (aws:eu-west-3)" in green("doctor").stdout
 
 
 def test_policy_check_shows_every_problem_with_its_place(green, place):
@@ -430,7 +430,7 @@ def test_doctor_describes_the_machine(green):
         os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, abs=0.1
     )
     shown = green("doctor").stdout
-    assert shown.startswith("Machine\n")
+    assert shown.startswith("Machine ")
     assert f"{told['cores_logical']} logical" in shown
 
 

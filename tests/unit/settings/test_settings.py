@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from mlflow_green.errors import SettingsError
-from mlflow_green.settings import load_settings
+from mlflow_green.settings import load_settings, secret
 
 
 def test_without_a_policy_the_state_is_in_the_working_directory(tmp_path) -> None:
@@ -42,3 +42,38 @@ def test_a_named_policy_that_is_not_there_is_said_with_what_to_do() -> None:
 @pytest.mark.parametrize(("text", "disabled"), [("1", True), ("true", True), ("0", False), ("", False)])
 def test_one_variable_switches_everything_off(text, disabled) -> None:
     assert load_settings(Path("/"), {"MLFLOW_GREEN_DISABLE": text}).disabled is disabled
+
+
+# --- credentials --------------------------------------------------------------------------------------
+
+
+def test_a_password_is_kept_elsewhere_and_shown_nowhere(tmp_path):
+    environ = {
+        "MLFLOW_GREEN_BMC": "https://bmc7",
+        "MLFLOW_GREEN_BMC_USER": "ana",
+        "MLFLOW_GREEN_BMC_PASSWORD": "s3cret-by-mistake",
+    }
+    settings = load_settings(tmp_path, environ)
+    assert (settings.bmc.address, settings.bmc.user) == ("https://bmc7", "ana")
+    assert "s3cret" not in repr(settings)
+    with pytest.raises(SettingsError, match="env:NAME") as raised:
+        secret("MLFLOW_GREEN_BMC_PASSWORD", settings.bmc.password, environ)
+    assert "s3cret" not in str(raised.value)
+
+
+def test_a_password_may_be_kept_in_a_variable():
+    assert secret("X", "env:BMC", {"BMC": " spaced "}) == " spaced "
+    with pytest.raises(SettingsError, match="export it"):
+        secret("X", "env:BMC", {})
+
+
+def test_a_password_may_be_kept_in_a_file_that_nobody_else_may_read(tmp_path):
+    file = tmp_path / "password"
+    file.write_text("s3cret\n")
+    file.chmod(0o600)
+    assert secret("X", f"file:{file}", {}) == "s3cret"
+    file.chmod(0o640)
+    with pytest.raises(SettingsError, match="chmod 600"):
+        secret("X", f"file:{file}", {})
+    with pytest.raises(SettingsError, match="cannot be read"):
+        secret("X", f"file:{tmp_path}/missing", {})
