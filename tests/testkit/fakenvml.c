@@ -11,18 +11,21 @@
  *   driver, nvml              version texts
  *   now                       stops the clock at this many seconds of the trace
  *   epoch                     Unix time of the trace's second 0 (the process's nvmlInit)
+ *   reload                    a number; when it changes the driver was reloaded: nothing answers until nvmlInit
  *   error.FUNCTION            error of that function: NVML's name without NVML_ERROR_, or a number
  *   N.error, N.error.FUNCTION error of every call, or of one function, for GPU N
  *   N.name, N.uuid            identity
  *   N.power_mw                constant power (60000)
  *   N.trace                   SECOND:MILLIWATTS, ...: power as a step function; energy is its integral
  *   N.energy_mj               energy counter at second 0 (0)
+ *   N.stuck_mj                the energy counter stands at this value
  *   N.update_ms               power and energy advance in such steps (0: continuously)
  *   N.limit_mw, N.limit_min_mw, N.limit_max_mw   power limit and its range (350000, 100000, 350000)
  *   N.util                    GPU,MEMORY in percent
  *   N.memory_total, N.memory_used   bytes
  *   N.procs, N.graphics       PID:BYTES:SM_PERCENT[:MEMORY_PERCENT], ...
- *   N.mig, N.mig_devices      MIG mode CURRENT,PENDING (absent: not supported), number of MIG devices
+ *   N.mig, N.mig_devices      MIG mode CURRENT,PENDING (absent: not supported), number of MIG devices (at most 7)
+ *   N.mig.M.slices, N.mig.M.procs   compute slices (1) and processes of MIG device M
  *   N.temperature, N.compute_mode, N.architecture   numbers
  */
 #define _GNU_SOURCE
@@ -74,7 +77,7 @@ static const struct { int code; const char *name, *text; } errors[] = {
 typedef struct { int index, mig; } device;
 
 static device gpus[MAX_GPUS], migs[MAX_GPUS][MAX_MIG];
-static int initialised;
+static int initialised, loaded;
 static double started;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 
@@ -173,9 +176,15 @@ static int programmed(const char *function, const device *d)
     return d && gpu_text(d, "error", text, sizeof(text), "") ? error_code(text) : SUCCESS;
 }
 
+static int driver_load(void)
+{
+    char text[16];
+    return lookup(text, sizeof(text), "", "reload") ? atoi(text) : 0;
+}
+
 static int enter(const char *function, const device *d, int needs_device)
 {
-    if (!initialised)
+    if (!initialised || loaded != driver_load())
         return UNINITIALIZED;
     if (needs_device && !d)
         return INVALID_ARGUMENT;
@@ -236,6 +245,7 @@ static double power_now(const device *d, double *millijoules)
             next++;
     }
     *millijoules = gpu_number(d, "energy_mj", 0) + energy + power * (now - from);
+    *millijoules = gpu_number(d, "stuck_mj", *millijoules);
     return power;
 }
 
@@ -271,6 +281,7 @@ static int start(const char *function)
         return rc;
     pthread_mutex_lock(&lock);
     if (!initialised++) {
+        loaded = driver_load();
         started = clock_now();
         for (int i = 0; i < MAX_GPUS; i++) {
             gpus[i] = (device) {i, -1};
@@ -288,7 +299,8 @@ EXPORT int nvmlInitWithFlags(uint flags) { (void) flags; return start("nvmlInit_
 
 EXPORT int nvmlShutdown(void)
 {
-    ENTER_SYSTEM();
+    if (!initialised)
+        return UNINITIALIZED;
     pthread_mutex_lock(&lock);
     initialised--;
     pthread_mutex_unlock(&lock);
@@ -586,6 +598,11 @@ EXPORT int nvmlDeviceGetFieldValues(device *d, int count, field_value *values)
 
 /* ------------------------------------------------- utilisation and processes */
 
+static int mig_mode(const device *d) /* the driver has no utilisation of a GPU in MIG mode */
+{
+    return gpu_number(d, "mig", 0) == 1;
+}
+
 typedef struct { uint gpu, memory; } utilization;
 
 EXPORT int nvmlDeviceGetUtilizationRates(device *d, utilization *rates)
@@ -594,6 +611,8 @@ EXPORT int nvmlDeviceGetUtilizationRates(device *d, utilization *rates)
     ENTER(d);
     NEEDS(rates);
     NO_MIG(d);
+    if (mig_mode(d))
+        return NOT_SUPPORTED;
     gpu_text(d, "util", text, sizeof(text), "0,0");
     rates->gpu = rates->memory = 0;
     sscanf(text, "%u,%u", &rates->gpu, &rates->memory);
@@ -623,13 +642,25 @@ static int next_process(char **cursor, uint *pid, ull *bytes, uint *sm, uint *me
     return entry && sscanf(entry, " %u:%llu:%u:%u", pid, bytes, sm, memory) >= 1;
 }
 
+/* The value of a MIG device, which has none in common with its GPU; else that of the GPU. */
+static void mig_text(const device *d, const char *key, char *value, size_t size,
+                     const char *fallback)
+{
+    char own[64];
+    if (d->mig >= 0)
+        snprintf(own, sizeof(own), "mig.%d.%s", d->mig, key);
+    else
+        snprintf(own, sizeof(own), "%s", key);
+    gpu_text(d, own, value, size, fallback);
+}
+
 static int running(const device *d, const char *key, uint *count, process_info *out)
 {
     char text[4096], *cursor = text;
     uint pid, sm, memory, room = out ? *count : 0, found = 0;
     ull bytes;
 
-    gpu_text(d, key, text, sizeof(text), "");
+    mig_text(d, key, text, sizeof(text), "");
     while (next_process(&cursor, &pid, &bytes, &sm, &memory)) {
         if (found < room)
             out[found] = (process_info) {pid, bytes, 0xFFFFFFFF, 0xFFFFFFFF};
@@ -669,9 +700,13 @@ EXPORT int nvmlDeviceGetProcessUtilization(device *d, process_sample *out, uint 
     ENTER(d);
     NEEDS(count);
     NO_MIG(d);
+    if (mig_mode(d))
+        return NOT_SUPPORTED;
     room = out ? *count : 0;
     gpu_text(d, "procs", text, sizeof(text), "");
     while (next_process(&cursor, &pid, &bytes, &sm, &memory)) {
+        if (!sm) /* only processes that used the GPU have samples */
+            continue;
         if (found < room)
             out[found] = (process_sample) {pid, now, sm, memory, 0, 0};
         found++;
@@ -718,6 +753,24 @@ EXPORT int nvmlDeviceGetMigDeviceHandleByIndex(device *d, uint index, device **m
     if ((int) index >= mig_count(d))
         return NOT_FOUND;
     *mig = &migs[d->index][index];
+    return SUCCESS;
+}
+
+/* nvmlDeviceAttributes_t */
+typedef struct {
+    uint multiprocessors, copy_engines, decoders, encoders, jpegs, ofas, gpu_slices, compute_slices;
+    ull memory_megabytes;
+} attributes;
+
+EXPORT int nvmlDeviceGetAttributes_v2(device *d, attributes *out)
+{
+    char text[16];
+    ENTER(d);
+    if (!out || d->mig < 0)
+        return INVALID_ARGUMENT;
+    mig_text(d, "slices", text, sizeof(text), "1");
+    memset(out, 0, sizeof(*out));
+    out->gpu_slices = out->compute_slices = (uint) atoi(text);
     return SUCCESS;
 }
 
