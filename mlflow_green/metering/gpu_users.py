@@ -1,8 +1,8 @@
 """Whose processes use a GPU, and which GPUs a consumer has reserved.
 
-A consumer's processes carry its id as ``GREEN_HOLD_ID`` in their environment, or descend from one that does. A consumer
-that meters a block of its own process has no such mark: a process without one belongs to it if it is, or descends from,
-the process that joined it, and that has joined no other. Only this user's processes can be recognised.
+A consumer's processes carry its id as ``GREEN_HOLD_ID`` in their environment, or descend from one that does. No
+process carries the id of a consumer that meters a block of its own process: what has no mark belongs to it if it is, or
+descends from, the process that joined it, and that has joined no other. Only this user's processes can be recognised.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from mlflow_green.records import Device, Domain, Reading
 
 MARK = "GREEN_HOLD_ID"
 # Looking into every process takes some milliseconds, so between new consumers it is done at every tenth look only.
-RESERVATION_LOOKS = 10
+SCAN_LOOKS = 10
 _GENERATIONS_MAX = 64
-_NO_GPU = {"", "-1", "NoDevFiles"}  # what CUDA and Slurm mean by none at all
+_NO_GPU = frozenset({"", "-1", "NoDevFiles"})  # what CUDA and Slurm mean by none at all
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +39,8 @@ class GpuUsers:
     def __init__(self, proc_root: Path) -> None:
         self._proc_root = proc_root
         self._lineages: dict[int, _Lineage] = {}
-        self._reserved: Mapping[str, frozenset[str] | None] = {}
+        self._reserved: dict[str, frozenset[str] | None] = {}
+        self._marked: frozenset[str] = frozenset()  # the consumers whose mark some process carried at the last scan
         self._looks = 0
 
     def find(
@@ -49,17 +50,17 @@ class GpuUsers:
         gpus = [device for device in devices if device.domain is Domain.GPU]
         if not gpus:
             return dict(uses)
+        self._scan(uses, gpus)
         weights: dict[str, defaultdict[str, float]] = {key: defaultdict(float) for key in uses}
         lineages: dict[int, _Lineage] = {}
         for gpu in gpus:
             reading = readings.get(gpu.name)
             for pid, weight in (reading.use.by_pid if reading and reading.use else {}).items():
                 lineages[pid] = self._lineage(pid)
-                key = _consumer_of(lineages[pid], uses)
+                key = self._consumer_of(lineages[pid], uses)
                 if key is not None:
                     weights[key][gpu.name] += weight
         self._lineages = lineages
-        self._look_for_reservations(uses, gpus)
         return {
             key: replace(use, gpu_weights=dict(weights[key]), gpus=self._reserved[key]) for key, use in uses.items()
         }
@@ -77,22 +78,35 @@ class GpuUsers:
         marks = [_environment(each, self._proc_root).get(MARK) for each in pids]
         return _Lineage(started_ticks=started_ticks, pids=tuple(pids), marks=tuple(mark for mark in marks if mark))
 
-    def _look_for_reservations(self, keys: Collection[str], gpus: Collection[Device]) -> None:
+    def _consumer_of(self, lineage: _Lineage, keys: Collection[str]) -> str | None:
+        ids = {_id_of(key): key for key in keys}
+        for mark in lineage.marks:
+            if mark in ids:
+                return ids[mark]
+        if not lineage.marks:
+            for pid in lineage.pids:
+                own = [key for key in keys if _pid_of(key) == pid]
+                if own:
+                    return own[0] if len(own) == 1 and own[0] not in self._marked else None
+        return None
+
+    def _scan(self, keys: Collection[str], gpus: Collection[Device]) -> None:
+        """Look at every process: what consumers have reserved, by their own processes, else by the one that meters."""
         self._looks += 1
-        if all(key in self._reserved for key in keys) and self._looks % RESERVATION_LOOKS:
+        if all(key in self._reserved for key in keys) and self._looks % SCAN_LOOKS:
             return
-        found: dict[str, frozenset[str] | None] = {
-            key: reserved_gpus(_environment(_pid_of(key), self._proc_root), gpus) for key in keys
-        }
-        marked: dict[str, set[str]] = {}
+        found: dict[str, list[frozenset[str] | None]] = {}
         ids = {_id_of(key): key for key in keys}
         for name in os.listdir(self._proc_root):  # noqa: PTH208 - names only, no Path for each process
             environment = _environment(int(name), self._proc_root) if name.isdigit() else {}
             key = ids.get(environment.get(MARK, ""))
-            reserved = None if key is None else reserved_gpus(environment, gpus)
-            if key is not None and reserved is not None:
-                marked.setdefault(key, set()).update(reserved)
-        self._reserved = {**found, **{key: frozenset(names) for key, names in marked.items()}}
+            if key is not None:
+                found.setdefault(key, []).append(reserved_gpus(environment, gpus))
+        self._marked = frozenset(found)
+        self._reserved = {key: _union(found.get(key, ())) for key in keys}
+        for key, reserved in self._reserved.items():
+            if reserved is None:
+                self._reserved[key] = reserved_gpus(_environment(_pid_of(key), self._proc_root), gpus)
 
 
 def reserved_gpus(environment: Mapping[str, str], gpus: Collection[Device]) -> frozenset[str] | None:
@@ -120,16 +134,9 @@ def _is_called(gpu: Device, entry: str) -> bool:
     return entry.startswith(("GPU-", "MIG-")) and any(name.startswith(entry) for name in (gpu.name, *gpu.aliases))
 
 
-def _consumer_of(lineage: _Lineage, keys: Collection[str]) -> str | None:
-    ids = {_id_of(key): key for key in keys}
-    for mark in lineage.marks:
-        if mark in ids:
-            return ids[mark]
-    for pid in lineage.pids:
-        own = [key for key in keys if _pid_of(key) == pid]
-        if own:
-            return own[0] if len(own) == 1 and not lineage.marks else None
-    return None
+def _union(parts: Iterable[frozenset[str] | None]) -> frozenset[str] | None:
+    known = [part for part in parts if part is not None]
+    return frozenset().union(*known) if known else None
 
 
 def _id_of(key: str) -> str:

@@ -74,10 +74,7 @@ class NvmlSensor:
                 self._start_again()
                 raise SensorRetry("no GPU could be read through NVML")
         self._poll_in_background()
-        return [
-            reading if reading.energy_microjoules is None else replace(reading, use=gpu.look(reading.monotonic_seconds))
-            for gpu, reading in zip(self._gpus, readings, strict=True)
-        ]
+        return [replace(reading, use=gpu.look(reading)) for gpu, reading in zip(self._gpus, readings, strict=True)]
 
     def poll(self) -> float:
         """Take in the power of every GPU without a counter; after how many seconds to do that again."""
@@ -107,10 +104,12 @@ class NvmlSensor:
         if uuid is None:
             return None
         counter_millijoules = ask(nvml, nvml.nvmlDeviceGetTotalEnergyConsumption, handle)
-        if not counter_millijoules and self._power_watts(handle) is None:
-            return None
         architecture = ask(nvml, nvml.nvmlDeviceGetArchitecture, handle)
-        sampled_error = SAMPLED_ERROR if architecture is not None and architecture < _AMPERE else QUARTER_SAMPLED_ERROR
+        is_old = architecture is not None and architecture < _AMPERE
+        power_watts = self._usage_watts if is_old else self._instant_watts
+        if not counter_millijoules and power_watts(handle) is None:
+            return None
+        sampled_error = SAMPLED_ERROR if is_old else QUARTER_SAMPLED_ERROR
         error_ratio, error_source = COUNTER_ERROR if counter_millijoules else sampled_error
         limit_milliwatts = ask(nvml, nvml.nvmlDeviceGetEnforcedPowerLimit, handle)
         mig_uuids = (ask(nvml, nvml.nvmlDeviceGetUUID, each) for each in mig_handles(nvml, handle))
@@ -124,7 +123,13 @@ class NvmlSensor:
             counter_is_shared=bool(counter_millijoules),
             aliases=(str(index), *(str(each) for each in mig_uuids if each is not None)),
         )
-        gpu = _Gpu(device, handle, GpuProcesses(nvml, all_pids=self._all_pids), sampled_error_ratio=sampled_error[0])
+        gpu = _Gpu(
+            device,
+            handle,
+            GpuProcesses(nvml, all_pids=self._all_pids),
+            power_watts=power_watts,
+            sampled_error_ratio=sampled_error[0],
+        )
         if not counter_millijoules:
             gpu.trace = PowerTrace(device.power_watts_max)
         return gpu
@@ -145,7 +150,7 @@ class NvmlSensor:
             return False
         if gpu.is_alive(millijoules * MICROJOULES_PER_MILLIJOULE, self._monotonic()):
             return True
-        power_watts = self._power_watts(gpu.handle)
+        power_watts = gpu.power_watts(gpu.handle)
         if not power_watts:
             return True
         gpu.trace = PowerTrace(gpu.device.power_watts_max)
@@ -153,20 +158,24 @@ class NvmlSensor:
         return self._poll(gpu)
 
     def _poll(self, gpu: _Gpu) -> bool:
-        power_watts = self._power_watts(gpu.handle)
+        power_watts = gpu.power_watts(gpu.handle)
         if gpu.trace is None or power_watts is None:
             return False
         gpu.trace.poll(self._monotonic(), power_watts)
         return True
 
-    def _power_watts(self, handle: Any) -> float | None:
-        """The power at an instant; since Ampere ``nvmlDeviceGetPowerUsage`` is the mean of a second."""
+    def _usage_watts(self, handle: Any) -> float | None:
+        """The power drawn, before Ampere that of an instant, later the mean of a second (NVML's reference)."""
+        milliwatts = ask(self._nvml, self._nvml.nvmlDeviceGetPowerUsage, handle)
+        return None if milliwatts is None else float(milliwatts / MILLIWATTS_PER_WATT)
+
+    def _instant_watts(self, handle: Any) -> float | None:
+        """The power of an instant where the driver tells it apart from the mean."""
         nvml = self._nvml
         fields = ask(nvml, nvml.nvmlDeviceGetFieldValues, handle, [nvml.NVML_FI_DEV_POWER_INSTANT])
-        if fields is not None and fields[0].nvmlReturn == nvml.NVML_SUCCESS:
-            return float(fields[0].value.uiVal / MILLIWATTS_PER_WATT)
-        milliwatts = ask(nvml, nvml.nvmlDeviceGetPowerUsage, handle)
-        return None if milliwatts is None else float(milliwatts / MILLIWATTS_PER_WATT)
+        if fields is None or fields[0].nvmlReturn != nvml.NVML_SUCCESS:
+            return self._usage_watts(handle)
+        return float(fields[0].value.uiVal / MILLIWATTS_PER_WATT)
 
     def _poll_in_background(self) -> None:
         if self._polls_itself and self._poller is None and any(gpu.trace is not None for gpu in self._gpus):
@@ -191,15 +200,25 @@ class NvmlSensor:
 
 
 class _Gpu:
-    """``counter_microjoules`` last moved at ``moved_seconds``; with a ``trace`` it is where that began."""
+    """Its counter last moved at ``moved_seconds``; with a ``trace`` that goes on from the counter's last value."""
 
-    def __init__(self, device: Device, handle: Any, processes: GpuProcesses, *, sampled_error_ratio: float) -> None:
+    def __init__(
+        self,
+        device: Device,
+        handle: Any,
+        processes: GpuProcesses,
+        *,
+        power_watts: Callable[[Any], float | None],
+        sampled_error_ratio: float,
+    ) -> None:
         self.device = device
         self.handle = handle
+        self.power_watts = power_watts
         self.trace: PowerTrace | None = None
         self.moved_seconds = 0.0
         self._counter_microjoules: int | None = None
         self._processes = processes
+        self._last_use: DeviceUse | None = None
         self._sampled_error_ratio = sampled_error_ratio
 
     def is_alive(self, counter_microjoules: int, now_seconds: float) -> bool:
@@ -225,8 +244,12 @@ class _Gpu:
             energy_high_microjoules=round(counted * (1 + ratio)) + microjoules(high_joules),
         )
 
-    def look(self, now_seconds: float) -> DeviceUse:
-        return self._processes.look(self.handle, now_seconds)
+    def look(self, reading: Reading) -> DeviceUse | None:
+        """Who uses the GPU; of one that cannot be read, probably those who used it last."""
+        if reading.energy_microjoules is not None:
+            self._last_use = self._processes.look(self.handle, reading.monotonic_seconds)
+            return self._last_use
+        return self._last_use and replace(self._last_use, method=Method.ESTIMATED)
 
 
 def _load() -> Any:

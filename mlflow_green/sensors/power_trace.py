@@ -4,9 +4,11 @@ from __future__ import annotations
 
 # NVML renews its power value every 20 to 100 ms (Yang et al. 2024, arXiv:2312.02741); more is never assumed.
 UPDATE_SECONDS_MAX = 0.100
-POLL_SECONDS_MIN = 0.010
+POLL_SECONDS_MIN = 0.020
 # So many changes of the value must be seen, at the shortest period, before the update period is believed.
 CHANGES_MIN = 8
+# After so many equal values there is nothing to learn, and polling as seldom as the slowest GPU needs is enough.
+EQUAL_POLLS_MAX = 50
 
 
 class PowerTrace:
@@ -23,14 +25,16 @@ class PowerTrace:
         self._power_watts_max = power_watts_max
         self._polls: list[tuple[float, float]] = []  # the last one that is settled, and all after it
         self._changed: tuple[float, float] | None = None  # the polls around the last change of the value
-        self._changes = 0
+        self._changes = self._equal_polls = 0
         self.update_seconds = UPDATE_SECONDS_MAX
         self.energy_joules = self.low_joules = self.high_joules = 0.0
 
     @property
     def poll_seconds(self) -> float:
         """How soon the next poll should come, so that no value is missed."""
-        return POLL_SECONDS_MIN if self._changes < CHANGES_MIN else max(POLL_SECONDS_MIN, self.update_seconds / 2)
+        if self._changes < CHANGES_MIN and self._equal_polls < EQUAL_POLLS_MAX:
+            return POLL_SECONDS_MIN
+        return max(POLL_SECONDS_MIN, self.update_seconds / 2)
 
     @property
     def polled_seconds(self) -> float | None:
@@ -44,7 +48,9 @@ class PowerTrace:
             if now_seconds <= before_seconds:
                 return
             self.energy_joules += (before_watts + power_watts) / 2 * (now_seconds - before_seconds)
-            if power_watts != before_watts:
+            if power_watts == before_watts:
+                self._equal_polls += 1
+            else:
                 self._learn(before_seconds, now_seconds)
         self._polls.append((now_seconds, power_watts))
         while len(self._polls) > 1 and self._polls[1][0] + self.update_seconds <= now_seconds:
@@ -70,4 +76,5 @@ class PowerTrace:
         if self._changed is not None:
             self.update_seconds = max(POLL_SECONDS_MIN, min(self.update_seconds, now_seconds - self._changed[0]))
             self._changes += 1
+        self._equal_polls = 0
         self._changed = (before_seconds, now_seconds)

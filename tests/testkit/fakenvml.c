@@ -2,9 +2,9 @@
  * A programmable stand-in for libnvidia-ml.so.1: NVML without a GPU, for tests.
  *
  * Implements the part of NVML's public C interface that power meters use.  The
- * file named by $FAKE_NVML_STATE describes the GPUs; it is read again at every
- * call, so a test changes the hardware by rewriting the file (rename(2) it into
- * place).  Lines are KEY = VALUE; '#' starts a comment; GPU keys start with the
+ * file named by $FAKE_NVML_STATE describes the GPUs; it is looked at in every
+ * call, so a test changes the hardware by replacing the file (rename(2) another
+ * into its place).  Lines are KEY = VALUE; '#' starts a comment; GPU keys start with the
  * GPU's index N or with '*' for all.  Built by tests/testkit/nvml.py.
  *
  *   count                     number of GPUs, at most 16 (1)
@@ -35,6 +35,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <time.h>
 
 #define MAX_GPUS 16
@@ -79,7 +80,7 @@ typedef struct { int index, mig; } device;
 static device gpus[MAX_GPUS], migs[MAX_GPUS][MAX_MIG];
 static int initialised, loaded;
 static double started;
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER, state_lock = PTHREAD_MUTEX_INITIALIZER;
 
 /* ------------------------------------------------------------- state file */
 
@@ -99,11 +100,31 @@ static char *trim(char *text)
     return text;
 }
 
+/* The state file's text, read again when another file has its name; "" without one. Needs state_lock. */
+static const char *state(void)
+{
+    static char text[1 << 16];
+    static struct stat known;
+    struct stat found;
+    const char *path = getenv("FAKE_NVML_STATE");
+
+    if (!path || stat(path, &found))
+        return "";
+    if (found.st_ino != known.st_ino || found.st_size != known.st_size ||
+        found.st_mtim.tv_sec != known.st_mtim.tv_sec || found.st_mtim.tv_nsec != known.st_mtim.tv_nsec) {
+        FILE *file = fopen(path, "re");
+        text[file ? fread(text, 1, sizeof(text) - 1, file) : 0] = 0;
+        if (file)
+            fclose(file);
+        known = found;
+    }
+    return text;
+}
+
 /* Last value of the key (formatted), or the fallback; 1 when the key is there. */
 static int lookup(char *value, size_t size, const char *fallback, const char *format, ...)
 {
     char key[256], line[8192];
-    const char *path = getenv("FAKE_NVML_STATE");
     int found = 0;
     va_list args;
 
@@ -111,10 +132,10 @@ static int lookup(char *value, size_t size, const char *fallback, const char *fo
     vsnprintf(key, sizeof(key), format, args);
     va_end(args);
     snprintf(value, size, "%s", fallback);
-    FILE *file = path ? fopen(path, "re") : NULL;
-    if (!file)
-        return 0;
-    while (fgets(line, sizeof(line), file)) {
+    pthread_mutex_lock(&state_lock);
+    for (const char *begin = state(), *end; *begin; begin = *end ? end + 1 : end) {
+        end = strchrnul(begin, '\n');
+        snprintf(line, sizeof(line), "%.*s", (int) (end - begin), begin);
         char *equals = strchr(line, '='), *hash = strchr(line, '#');
         if (hash)
             *hash = 0;
@@ -126,7 +147,7 @@ static int lookup(char *value, size_t size, const char *fallback, const char *fo
             found = 1;
         }
     }
-    fclose(file);
+    pthread_mutex_unlock(&state_lock);
     return found;
 }
 

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from mlflow_green.metering.gpu_users import RESERVATION_LOOKS, GpuUsers, reserved_gpus
+from mlflow_green.metering.gpu_users import SCAN_LOOKS, GpuUsers, reserved_gpus
 from mlflow_green.metering.node import Use
 from mlflow_green.records import DeviceUse, Domain
 from tests.testkit.metering_fakes import device, reading
@@ -73,6 +73,13 @@ def test_a_process_without_a_mark_belongs_to_the_only_consumer_of_the_process_th
     assert all(not use.gpu_weights for use in found(users, ["7-5-ab/1-x", "7-5-ab/2-y"], {7: 1.0}).values())
 
 
+def test_a_process_without_a_mark_is_nobodys_where_the_only_consumer_marks_its_own(processes):
+    processes.start(7)
+    processes.start(70, 7)
+    processes.start(71, 7, GREEN_HOLD_ID="x")
+    assert found(GpuUsers(processes.root), ["7-5-ab/1-x"], {70: 1.0})["7-5-ab/1-x"].gpu_weights == {}
+
+
 def test_a_process_of_a_foreign_meter_is_nobodys(processes):
     processes.start(7)
     processes.start(70, 7, GREEN_HOLD_ID="of another ledger")
@@ -93,15 +100,16 @@ def test_what_a_job_reserved_is_what_its_processes_say_else_what_its_meter_says(
     processes.start(7, CUDA_VISIBLE_DEVICES="0,1,2,3")
     processes.start(10, GREEN_HOLD_ID="a")
     processes.start(11, 10, GREEN_HOLD_ID="a", CUDA_VISIBLE_DEVICES="1")
-    uses = found(GpuUsers(processes.root), ["7-5-ab/1-a", "7-5-ab/2-b", "8-5-ab/1-c"], {})
-    assert [use.gpus for use in uses.values()] == [{B}, {A, B, C, D}, None]
+    processes.start(12, 7, GREEN_HOLD_ID="none", CUDA_VISIBLE_DEVICES="")
+    uses = found(GpuUsers(processes.root), ["7-5-ab/1-a", "7-5-ab/2-b", "7-5-ab/3-none", "8-5-ab/1-c"], {})
+    assert [use.gpus for use in uses.values()] == [{B}, {A, B, C, D}, set(), None]
 
 
 def test_reservations_are_looked_for_again_now_and_then(processes):
     users = GpuUsers(processes.root)
     assert found(users, ["8-5-ab/1-a"], {})["8-5-ab/1-a"].gpus is None
     processes.start(11, GREEN_HOLD_ID="a", CUDA_VISIBLE_DEVICES="1")
-    later = [found(users, ["8-5-ab/1-a"], {})["8-5-ab/1-a"].gpus for _ in range(RESERVATION_LOOKS)]
+    later = [found(users, ["8-5-ab/1-a"], {})["8-5-ab/1-a"].gpus for _ in range(SCAN_LOOKS)]
     assert later[-1] == {B}
 
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlflow_green.sensors.power_trace import UPDATE_SECONDS_MAX, PowerTrace
+from mlflow_green.sensors.power_trace import POLL_SECONDS_MIN, UPDATE_SECONDS_MAX, PowerTrace
 
 POWER_WATTS_MAX = 350.0
 
@@ -63,6 +63,13 @@ def test_the_update_period_is_learnt_from_the_changes_and_never_taken_too_short(
     learnt = polled_every(0.010, update_seconds, 2.0)
     assert update_seconds <= learnt.update_seconds <= min(UPDATE_SECONDS_MAX, update_seconds + 0.011)
     assert learnt.poll_seconds <= update_seconds
+
+
+def test_a_steady_power_is_polled_as_seldom_as_the_slowest_gpu_needs_until_it_changes():
+    trace = polled_every(0.010, 1000.0, 1.0)
+    assert trace.poll_seconds == UPDATE_SECONDS_MAX / 2
+    trace.poll(1.01, 200.0)
+    assert trace.poll_seconds == POLL_SECONDS_MIN
 
 
 def test_a_steady_power_has_sharp_bounds_but_for_the_last_update_period():
