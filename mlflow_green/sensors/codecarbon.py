@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mlflow_green.errors import SensorRetry, SensorUnavailable
 from mlflow_green.records import Device, Domain, Method, Reading
 from mlflow_green.units import JOULES_PER_KWH, microjoules
+
+if TYPE_CHECKING:
+    import tempfile
 
 DRM_ROOT = Path("/sys/class/drm")
 _AMD_VENDOR = "0x1002"
@@ -132,6 +134,8 @@ def open_cpu() -> CodeCarbonSensor:
     from codecarbon.external import hardware
 
     if sys.platform == "darwin" and powermetrics.is_powermetrics_available():
+        import tempfile
+
         folder = tempfile.TemporaryDirectory(prefix="green-powermetrics-")
         cpu_part, gpu_part = (
             hardware.AppleSiliconChip.from_utils(folder.name, chip_part=chip) for chip in ("CPU", "GPU")
