@@ -14,11 +14,12 @@ EQUAL_POLLS_MAX = 50
 class PowerTrace:
     """The energy of a device whose power is polled, as counters in joules that grow from poll to poll.
 
-    A value is the power at some time within the ``update_seconds`` before its poll. So the power between two polls lies
-    between the least and the greatest value seen from the first of them until ``update_seconds`` after the second, as
-    long as no level of power is shorter than the time from one poll to the next. The point is the trapezoid of the two.
-    Where the power is not known from both sides, because ``read`` came too early or polls are missing, the bounds are 0
-    and ``power_watts_max``. The device's own error is not in them.
+    A value is the power at its last update, within the ``update_seconds`` before its poll. So the power between two
+    polls lies between the least and the greatest value seen from the first of them until the first update after the
+    second, as long as no level of power is shorter than the time from one poll to the next. That update has come when
+    the value changes, and after ``update_seconds`` at the latest. The point is the trapezoid of the two polls. Where
+    ``read`` comes before that update, or polls are missing, the bounds are 0 and ``power_watts_max``. The device's own
+    error is not in them.
     """
 
     def __init__(self, power_watts_max: float) -> None:
@@ -43,19 +44,22 @@ class PowerTrace:
 
     def poll(self, now_seconds: float, power_watts: float) -> None:
         """Take in one value, in watts; a time that does not advance is passed over."""
+        is_update = False
         if self._polls:
             before_seconds, before_watts = self._polls[-1]
             if now_seconds <= before_seconds:
                 return
             self.energy_joules += (before_watts + power_watts) / 2 * (now_seconds - before_seconds)
-            if power_watts == before_watts:
-                self._equal_polls += 1
-            else:
+            is_update = power_watts != before_watts
+            if is_update:
                 self._learn(before_seconds, now_seconds)
+            else:
+                self._equal_polls += 1
         self._polls.append((now_seconds, power_watts))
-        while len(self._polls) > 1 and self._polls[1][0] + self.update_seconds <= now_seconds:
-            powers_watts = [watts for _, watts in self._polls]
-            self._settle(min(powers_watts), max(powers_watts))
+        powers_watts = [watts for _, watts in self._polls]
+        low_watts, high_watts = min(powers_watts), max(powers_watts)
+        while self._polls[2:] and (is_update or self._polls[1][0] + self.update_seconds <= now_seconds):
+            self._settle(low_watts, high_watts)
 
     def read(self) -> None:
         """Settle everything up to the last poll: what its next value would have told stays unknown."""
