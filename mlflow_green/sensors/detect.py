@@ -16,6 +16,10 @@ from mlflow_green.sensors.rapl import POWERCAP_ROOT, RaplSensor
 from mlflow_green.sensors.sensor import Sensor
 
 NO_DRAM = "Memory: not metered; its energy is missing from every figure."
+HIDDEN_GPU_PROCESSES = (
+    "GPU: this container may hide who uses it; hidden use is split among the jobs that reserved the GPU, from nothing "
+    "to the whole. Sharing the host's processes ends that: docker run --pid=host, or hostPID: true."
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +38,7 @@ def detect_sensors(powercap_root: Path = POWERCAP_ROOT, proc_root: Path = PROC_R
     sensors: list[Sensor] = []
     notes: list[str] = []
     cpu = _cpu(powercap_root, proc_root) if sys.platform == "linux" else _elsewhere()
-    for opened, said in (cpu, _gpu()):
+    for opened, said in (cpu, _gpu(proc_root)):
         if opened is not None:
             sensors.append(opened)
         notes += said
@@ -62,12 +66,15 @@ def _cpu_model(proc_root: Path) -> tuple[Sensor | None, list[str]]:
     return sensor, [f"CPU: estimated by a load model of {device.power_watts_max:g} W, {device.error_source}."]
 
 
-def _gpu() -> tuple[Sensor | None, list[str]]:
+def _gpu(proc_root: Path) -> tuple[Sensor | None, list[str]]:
     try:
-        nvml = NvmlSensor()
+        nvml = NvmlSensor(proc_root)
     except SensorUnavailable as error:
         return _amd_gpu() if has_amd_gpu() else (None, [f"GPU: not metered; {error}."])
-    return nvml, [f"{device.name}: measured by NVML, {device.error_source}." for device in nvml.devices()]
+    notes = [f"{device.name}: measured by NVML, {device.error_source}." for device in nvml.devices()]
+    if not nvml.all_pids:
+        notes.append(HIDDEN_GPU_PROCESSES)
+    return nvml, notes
 
 
 def _amd_gpu() -> tuple[Sensor | None, list[str]]:

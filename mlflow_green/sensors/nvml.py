@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import threading
 import time
@@ -37,6 +38,7 @@ class NvmlSensor:
     thread and integrated here (``PowerTrace``), from the last value of the counter on; without ``polls_itself``
     whoever has the sensor calls ``poll``. GPUs that answer neither are left out: missing, not 0. In MIG mode the
     device is the whole GPU, for an instance has no power of its own. A GPU that was lost is looked for at each read.
+    ``all_pids`` says whether NVML names every process here, rather than some or none as in a container.
 
     Raises:
         SensorUnavailable: no library, no driver, or no GPU that can be read.
@@ -53,7 +55,7 @@ class NvmlSensor:
     ) -> None:
         self._monotonic = monotonic
         self._nvml = _load()
-        self._all_pids = shows_all_pids(proc_root)
+        self.all_pids = shows_all_pids(proc_root)
         self._lock = threading.Lock()
         self._closed = threading.Event()
         self._poller: threading.Thread | None = None
@@ -126,7 +128,7 @@ class NvmlSensor:
         gpu = _Gpu(
             device,
             handle,
-            GpuProcesses(nvml, all_pids=self._all_pids),
+            GpuProcesses(nvml, all_pids=self.all_pids),
             power_watts=power_watts,
             sampled_error_ratio=sampled_error[0],
         )
@@ -183,8 +185,11 @@ class NvmlSensor:
             self._poller.start()
 
     def _keep_polling(self) -> None:
-        while not self._closed.wait(self.poll()):
-            pass
+        with contextlib.suppress(
+            Exception
+        ):  # a driver's bug must not write into the user's terminal: polls are missing
+            while not self._closed.wait(self.poll()):
+                pass
 
     # --- losing and finding ------------------------------------------------------------------------
 

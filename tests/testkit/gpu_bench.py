@@ -48,10 +48,10 @@ class Bench:
             for name, environment in (jobs or {}).items()
         }
         self.write()
-        proc_root = Path(tempfile.mkdtemp(dir=self._path.parent))
-        (proc_root / "self" / "ns").mkdir(parents=True)
-        (proc_root / "self" / "ns" / "pid").symlink_to(pid_namespace)
-        self.sensor = NvmlSensor(proc_root, monotonic=self.clock.monotonic_seconds, polls_itself=False)
+        self.proc_root = Path(tempfile.mkdtemp(dir=self._path.parent))
+        (self.proc_root / "self" / "ns").mkdir(parents=True)
+        (self.proc_root / "self" / "ns" / "pid").symlink_to(pid_namespace)
+        self.sensor = NvmlSensor(self.proc_root, monotonic=self.clock.monotonic_seconds, polls_itself=False)
         self.sampler = Sampler([self.sensor], clock=self.clock, host="node1", boot_id="boot", lock_path=None)
         for name in jobs or {}:
             if name != "stranger":

@@ -239,3 +239,17 @@ bench.close()
     assert min(windows) > 0
     assert low <= 550 <= high
     assert point == pytest.approx(600)
+
+
+@pytest.mark.parametrize(("namespace", "is_said"), [("HOST", False), ("CONTAINER", True)])
+def test_doctor_is_told_where_a_container_may_hide_who_uses_a_gpu(run, tmp_path, namespace, is_said):
+    code = f"""
+from pathlib import Path
+from mlflow_green.sensors.detect import HIDDEN_GPU_PROCESSES, detect_sensors
+bench = Bench("0.uuid = GPU-a\\n0.energy_mj = 1", pid_namespace={namespace})
+found = detect_sensors(Path("/nothing"), bench.proc_root)
+say([note for note in found.notes if "GPU" in note], HIDDEN_GPU_PROCESSES)
+"""
+    notes, hidden = run(code)[0]
+    assert notes[0].startswith("GPU-a: measured by NVML, ±10 %")
+    assert (hidden in notes) == is_said
