@@ -97,7 +97,11 @@ class GpuUsers:
             return
         found: dict[str, list[frozenset[str] | None]] = {}
         ids = {_id_of(key): key for key in keys}
-        for name in os.listdir(self._proc_root):  # noqa: PTH208 - names only, no Path for each process
+        try:
+            names = os.listdir(self._proc_root)  # noqa: PTH208 - names only, no Path for each process
+        except OSError:
+            names = []
+        for name in names:
             environment = _environment(int(name), self._proc_root) if name.isdigit() else {}
             key = ids.get(environment.get(MARK, ""))
             if key is not None:

@@ -65,7 +65,7 @@ class GpuProcesses:
         return DeviceUse(by_pid={}, hidden=0.0 if is_quiet else 1.0, method=Method.ESTIMATED)
 
     def _utilisation(self, handle: Any, now_seconds: float) -> dict[int, float] | None:
-        """Mean SM use by process since the last look; ``None`` where NVML has no such thing."""
+        """SM use by process since the last look, in percent; ``None`` where NVML has no such thing."""
         nvml = self._nvml
         try:
             found = nvml.nvmlDeviceGetProcessUtilization(handle, self._sampled_until)
@@ -74,13 +74,14 @@ class GpuProcesses:
                 return None
             found = ()  # no process has a sample since then
         samples: dict[int, float] = {}
+        until = self._sampled_until
         for each in found:
             # Drivers also give entries of an earlier time, or with nonsense in them.
             if each.pid and each.timeStamp > self._sampled_until and 0 < each.smUtil <= 100:  # noqa: PLR2004 - percent
                 samples[each.pid] = samples.get(each.pid, 0.0) + each.smUtil
+                until = max(until, each.timeStamp)
         if samples:
-            self._sampled_until = max(each.timeStamp for each in found)
-            self._samples, self._samples_seconds = samples, now_seconds
+            self._samples, self._sampled_until, self._samples_seconds = samples, until, now_seconds
         elif now_seconds - self._samples_seconds < SAMPLES_SECONDS_MAX:
             return self._samples
         return samples

@@ -185,9 +185,8 @@ class NvmlSensor:
             self._poller.start()
 
     def _keep_polling(self) -> None:
-        with contextlib.suppress(
-            Exception
-        ):  # a driver's bug must not write into the user's terminal: polls are missing
+        # A driver's bug must not write into the user's terminal; from then on polls are missing, and the bounds wide.
+        with contextlib.suppress(Exception):
             while not self._closed.wait(self.poll()):
                 pass
 
