@@ -132,6 +132,7 @@ class Device:
     that one process can go on from what another has read; else the counter started when this process opened it.
     ``power_watts_max`` bounds what is believed. ``error_ratio`` is the half-width of
     the device's error band as a part of the reading, with its source in ``error_source``.
+    ``aliases`` are other names that a job's environment may give it, e.g. a GPU's index.
     """
 
     name: str
@@ -142,6 +143,22 @@ class Device:
     error_source: str
     counter_range_microjoules: int | None = None
     counter_is_shared: bool = False
+    aliases: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceUse:
+    """Who used a device between two reads, in weights >= 0 of one scale; all 0 where nobody did.
+
+    ``by_pid`` are the processes that the driver names, as this host numbers them; 0 is somebody without a number.
+    ``hidden`` belongs to processes that it does not name, ``idle`` to nobody. ``method`` is ``MEASURED`` where the
+    weights are the driver's utilisation, ``ESTIMATED`` where they are an equal split or a hardware partition.
+    """
+
+    by_pid: Mapping[int, float]
+    hidden: float = 0.0
+    idle: float = 0.0
+    method: Method = Method.MEASURED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,7 +167,7 @@ class Reading:
 
     ``energy_microjoules`` is ``None`` when the read failed: a gap, never 0. Sensors that know their
     interval, or the part that the device draws whatever runs, give those as counters too; the
-    others leave them ``None`` and the device's ``error_ratio`` applies.
+    others leave them ``None`` and the device's ``error_ratio`` applies. ``use`` is ``None`` where it is not known.
     """
 
     device: str
@@ -159,6 +176,7 @@ class Reading:
     energy_low_microjoules: int | None = None
     energy_high_microjoules: int | None = None
     idle_microjoules: int | None = None
+    use: DeviceUse | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,10 +6,10 @@ so this is a rule of allocation, not a measurement.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
-from mlflow_green.records import Energy
+from mlflow_green.records import Energy, Method
 from mlflow_green.units import NANOSECONDS_PER_SECOND
 
 
@@ -53,23 +53,68 @@ def share_by_use(
     return Shares(consumers=consumers, idle_microjoules=idle_microjoules, other_microjoules=other_point)
 
 
-def share_of_gpu(energy: Energy, cpu_seconds: Mapping[str, float]) -> Shares:
-    """Share a GPU's energy among the consumers that are there, by their CPU time; idle when there is none.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuWeights:
+    """Who used one GPU, in weights >= 0 of one scale.
 
-    A stand-in until a later version matches GPU processes to consumers: who feeds the GPU is not known, so each
-    share's interval goes from 0 to the whole.
+    ``consumers`` has every consumer. ``other`` are processes of nobody that is known, ``hidden`` those that cannot be
+    seen, ``idle`` is the part that nobody used. ``reserved`` says whether a consumer reserved this GPU, or others only;
+    ``None`` where it is not known to have reserved any. ``is_measured`` tells utilisation from an equal split.
     """
-    shares = share_by_use(energy, 0, cpu_seconds, 0.0)
-    anything = {
-        name: Energy(
-            microjoules=share.microjoules,
-            low_microjoules=0,
-            high_microjoules=energy.high_microjoules,
-            method=energy.method,
-        )
-        for name, share in shares.consumers.items()
-    }
-    return Shares(consumers=anything, idle_microjoules=shares.idle_microjoules, other_microjoules=0)
+
+    consumers: Mapping[str, float]
+    reserved: Mapping[str, bool | None]
+    other: float
+    hidden: float
+    idle: float
+    is_measured: bool
+
+
+def share_of_gpu(energy: Energy, gpu: GpuWeights) -> Shares:
+    """Share one GPU's energy by its use.
+
+    A GPU that somebody uses is theirs, with what it would draw at rest; one that nobody uses is idle. What hidden
+    processes use is split equally among those who reserved the GPU, else among those who may have used it, else it is
+    ``other``. A share may reach up to what others used, unless the consumer reserved other GPUs only. Where the weights
+    are not measured, it is estimated and may be anything up to the whole, unless the consumer is the only user.
+    """
+    suspects = [name for name, reserved in gpu.reserved.items() if reserved]
+    suspects = suspects or [name for name, reserved in gpu.reserved.items() if reserved is None]
+    weights = dict(gpu.consumers)
+    for name in suspects:
+        weights[name] += gpu.hidden / len(suspects)
+    other = gpu.other if suspects else gpu.other + gpu.hidden
+    used = sum(weights.values())
+    if not _nanoseconds(used + other):
+        return share_by_use(energy, energy.microjoules, weights, 0.0)
+    _, idle_part = largest_remainder(energy.microjoules, [_nanoseconds(used + other), _nanoseconds(gpu.idle)])
+    # Without others the denominator is the consumers' own sum: two roundings would leave a remainder.
+    shares = share_by_use(energy, idle_part, weights, used + other if other else 0.0)
+    consumers: dict[str, Energy] = {}
+    for name, share in shares.consumers.items():
+        is_only_user = weights[name] == used and not (other or gpu.hidden or gpu.idle)
+        if not weights[name] and (gpu.reserved[name] is False or not other):
+            consumers[name] = _none_used(energy)
+        elif gpu.is_measured or is_only_user:
+            consumers[name] = share
+        else:
+            consumers[name] = replace(
+                share, low_microjoules=0, high_microjoules=energy.high_microjoules, method=Method.ESTIMATED
+            )
+    return replace(shares, consumers=consumers)
+
+
+def sum_of_shares(parts: Iterable[Shares]) -> Shares:
+    """The shares of several devices together, in all of which the consumers are the same."""
+    first, *others = parts
+    consumers = dict(first.consumers)
+    for part in others:
+        consumers = {name: energy + part.consumers[name] for name, energy in consumers.items()}
+    return Shares(
+        consumers=consumers,
+        idle_microjoules=sum(part.idle_microjoules for part in (first, *others)),
+        other_microjoules=sum(part.other_microjoules for part in (first, *others)),
+    )
 
 
 def largest_remainder(whole: int, weights: Sequence[int]) -> list[int]:

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from mlflow_green.attribution.idle import QUIET_BUSY_RATIO, baseline_power_watts, idle_microjoules
-from mlflow_green.attribution.shares import Shares, share_by_use, share_of_gpu
+from mlflow_green.attribution.shares import GpuWeights, Shares, share_by_use, share_of_gpu, sum_of_shares
 from mlflow_green.metering.integration import DeviceEnergy, Track, advance
-from mlflow_green.records import Device, Domain, Energy, NodeWindow, Reading, total_energy
+from mlflow_green.records import Device, DeviceUse, Domain, Energy, Method, NodeWindow, Reading, total_energy
 from mlflow_green.sensors.proc_stat import HostCpu
 from mlflow_green.units import MICROWATTS_PER_WATT
 
@@ -56,9 +56,15 @@ class Node:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Use:
-    """What one consumer did in a window: CPU seconds of all its processes, >= 0."""
+    """What one consumer did in a window: CPU seconds of all its processes, >= 0.
+
+    ``gpu_weights`` are the weights of its processes in the use of each GPU, by device. ``gpus`` are the devices that
+    it reserved, ``None`` where nothing says so.
+    """
 
     cpu_seconds: float
+    gpu_weights: Mapping[str, float] = field(default_factory=dict)
+    gpus: frozenset[str] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,7 +116,10 @@ def close_windows(
         power_microwatts = _quiet_power_microwatts(energy, parts, used, node.last, now)
         if power_microwatts is not None and domain is not Domain.GPU:
             quiet[domain] = (*quiet.get(domain, ()), power_microwatts)[-QUIET_WINDOWS_MAX:]
-        shares = _share(domain, energy, parts, used, quiet.get(domain, ()), _busy_seconds(node.last, now) or 0.0)
+        if domain is Domain.GPU:
+            shares = sum_of_shares(_share_gpu(part, readings.get(part.device.name), uses) for part in parts)
+        else:
+            shares = _share(energy, parts, used, quiet.get(domain, ()), _busy_seconds(node.last, now) or 0.0)
         window = NodeWindow(
             sampler_id=node.sampler_id,
             host=node.host,
@@ -140,22 +149,37 @@ def _advance(
     found: defaultdict[Domain, list[DeviceEnergy]] = defaultdict(list)
     for name, track in tracks.items():
         gap = Reading(device=name, monotonic_seconds=now_seconds, energy_microjoules=None)
-        after[name], energy = advance(track, readings.get(name, gap))
+        reading = replace(readings.get(name, gap), use=None)  # of one window only, and not to be remembered
+        after[name], energy = advance(track, reading)
         if energy is not None:
             found[track.device.domain].append(energy)
     return after, found
 
 
+def _share_gpu(part: DeviceEnergy, reading: Reading | None, uses: Mapping[str, Use]) -> Shares:
+    """Share one GPU by who used it; a GPU that could not be read was used by processes that could not be seen."""
+    name = part.device.name
+    device_use = (reading and reading.use) or DeviceUse(by_pid={}, hidden=1.0, method=Method.ESTIMATED)
+    weights = {key: use.gpu_weights.get(name, 0.0) for key, use in uses.items()}
+    other = sum(device_use.by_pid.values()) - sum(weights.values())
+    gpu = GpuWeights(
+        consumers=weights,
+        reserved={key: None if use.gpus is None else name in use.gpus for key, use in uses.items()},
+        other=max(0.0, round(other, 9)),  # the remainder of a sum of floats is nobody
+        hidden=device_use.hidden,
+        idle=device_use.idle,
+        is_measured=device_use.method is Method.MEASURED,
+    )
+    return share_of_gpu(part.energy, gpu)
+
+
 def _share(
-    domain: Domain,
     energy: Energy,
     parts: Sequence[DeviceEnergy],
     used: Mapping[str, float],
     quiet_power_microwatts: Sequence[int],
     busy_seconds: float,
 ) -> Shares:
-    if domain is Domain.GPU:
-        return share_of_gpu(energy, used)
     own = [part.idle_microjoules for part in parts if part.idle_microjoules is not None]
     idle = idle_microjoules(
         energy.microjoules,

@@ -18,6 +18,7 @@ from pathlib import Path
 from mlflow_green.clock import Clock
 from mlflow_green.errors import SensorError, SensorRetry
 from mlflow_green.metering.cpu_clock import CpuClock
+from mlflow_green.metering.gpu_users import GpuUsers
 from mlflow_green.metering.node import Moment, Node, Use, begun, close_windows, taken_over
 from mlflow_green.metering.shared_state import Account, LeaderState, Presence, SharedFolder, opened
 from mlflow_green.records import Device, NodeWindow, Reading, Tick, Usage
@@ -98,6 +99,7 @@ class Sampler:
         self._sensors = list(sensors)
         self._lost: list[Sensor] = []
         self._devices: tuple[Device, ...] = tuple(device for sensor in sensors for device in sensor.devices())
+        self._gpu_users = GpuUsers(proc_root)
         self._lock = threading.Lock()
         self._reporting = threading.Lock()
         self._consumers: dict[str, _Consumer] = {}
@@ -293,6 +295,7 @@ class Sampler:
             for key, account in accounts.items()
             if account.left_seconds is None
         }
+        uses = self._gpu_users.find(uses, readings, [track.device for track in self._node.tracks.values()])
         self._node, closed = close_windows(self._node, readings, uses, now)
         for key in uses:
             accounts[key] = accounts[key].charged(key, present[key], closed, before_seconds, now.monotonic_seconds)

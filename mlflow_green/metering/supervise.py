@@ -31,6 +31,12 @@ def start_ticks(pid: int, proc_root: Path = PROC) -> int | None:
     return int(fields[_STAT_START])
 
 
+def parent_pid(pid: int, proc_root: Path = PROC) -> int:
+    """The process's parent; 0 if it has none that can be seen, or is gone."""
+    fields = _stat(pid, proc_root)
+    return int(fields[_STAT_PARENT]) if fields else 0
+
+
 def this_process(host: str, spool_dir: Path | None = None) -> Owner:
     """This process as an owner of holds, whose readings are in ``spool_dir``."""
     pid = os.getpid()

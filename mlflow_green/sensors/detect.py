@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from mlflow_green.errors import SensorUnavailable
 from mlflow_green.records import Domain
+from mlflow_green.sensors.codecarbon import has_amd_gpu, open_amd_gpus, open_cpu
 from mlflow_green.sensors.load_model import LoadModelSensor, cpu_model_from
 from mlflow_green.sensors.nvml import NvmlSensor
 from mlflow_green.sensors.proc_stat import PROC_ROOT
@@ -14,6 +16,10 @@ from mlflow_green.sensors.rapl import POWERCAP_ROOT, RaplSensor
 from mlflow_green.sensors.sensor import Sensor
 
 NO_DRAM = "Memory: not metered; its energy is missing from every figure."
+HIDDEN_GPU_PROCESSES = (
+    "GPU: this container may hide who uses it; hidden use is split among the jobs that reserved the GPU, from nothing "
+    "to the whole. Sharing the host's processes ends that: docker run --pid=host, or hostPID: true."
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,10 +31,14 @@ class Detection:
 
 
 def detect_sensors(powercap_root: Path = POWERCAP_ROOT, proc_root: Path = PROC_ROOT) -> Detection:
-    """RAPL where it can be read, else a load model of the CPU; NVML where it can be read. Raises nothing."""
+    """RAPL where it can be read, else a load model of the CPU; NVML where it can be read. Raises nothing.
+
+    What is neither, CodeCarbon reads: AMD's GPUs, and the CPU of another system than Linux.
+    """
     sensors: list[Sensor] = []
     notes: list[str] = []
-    for opened, said in (_cpu(powercap_root, proc_root), _gpu()):
+    cpu = _cpu(powercap_root, proc_root) if sys.platform == "linux" else _elsewhere()
+    for opened, said in (cpu, _gpu(proc_root)):
         if opened is not None:
             sensors.append(opened)
         notes += said
@@ -56,9 +66,29 @@ def _cpu_model(proc_root: Path) -> tuple[Sensor | None, list[str]]:
     return sensor, [f"CPU: estimated by a load model of {device.power_watts_max:g} W, {device.error_source}."]
 
 
-def _gpu() -> tuple[Sensor | None, list[str]]:
+def _gpu(proc_root: Path) -> tuple[Sensor | None, list[str]]:
     try:
-        nvml = NvmlSensor()
+        nvml = NvmlSensor(proc_root)
+    except SensorUnavailable as error:
+        return _amd_gpu() if has_amd_gpu() else (None, [f"GPU: not metered; {error}."])
+    notes = [f"{device.name}: measured by NVML, {device.error_source}." for device in nvml.devices()]
+    if not nvml.all_pids:
+        notes.append(HIDDEN_GPU_PROCESSES)
+    return nvml, notes
+
+
+def _amd_gpu() -> tuple[Sensor | None, list[str]]:
+    try:
+        amd = open_amd_gpus()
     except SensorUnavailable as error:
         return None, [f"GPU: not metered; {error}."]
-    return nvml, [f"{device.name}: measured by NVML, {device.error_source}." for device in nvml.devices()]
+    return amd, [f"{device.name}: measured, {device.error_source}." for device in amd.devices()]
+
+
+def _elsewhere() -> tuple[Sensor | None, list[str]]:
+    """The CPU where there is neither powercap nor /proc."""
+    try:
+        cpu = open_cpu()
+    except SensorUnavailable as error:
+        return None, [f"CPU: not metered; {error}."]
+    return cpu, [f"{device.name}: {device.method}, {device.error_source}." for device in cpu.devices()]

@@ -2,28 +2,43 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from mlflow_green.errors import SensorRetry, SensorUnavailable
-from mlflow_green.records import Device, Domain, Method, Reading
+from mlflow_green.records import Device, DeviceUse, Domain, Method, Reading
+from mlflow_green.sensors.gpu_processes import GpuProcesses, ask, mig_handles, shows_all_pids
+from mlflow_green.sensors.power_trace import PowerTrace
+from mlflow_green.sensors.proc_stat import PROC_ROOT
 from mlflow_green.units import MICROJOULES_PER_MILLIJOULE, MILLIWATTS_PER_WATT, microjoules
 
 LIBRARY = "libnvidia-ml.so.1"
 # Above every board on sale in 2025 (1,200 W); used where the driver states no limit.
 POWER_WATTS_MAX = 1_200.0
 COUNTER_ERROR = (0.10, "±10 % for NVML's energy counter (NVIDIA states ±5 % for power; Yang et al. 2024)")
-# Yang et al. 2024: A100 and H100 sample a quarter of the time, with errors up to 65 % in bad practice.
-SAMPLED_ERROR = (0.40, "±40 % for power sampled through NVML, this GPU has no energy counter (Yang et al. 2024)")
+# NVML's reference of nvmlDeviceGetPowerUsage: ±5 % of the power drawn, on Fermi and Kepler; nothing later states more.
+SAMPLED_ERROR = (0.10, "±10 % and what lies between the samples, for power sampled through NVML (NVIDIA states ±5 %)")
+# Yang et al. 2024, arXiv:2312.02741: A100 and H100 look at a quarter of the time only, with errors of up to 65 %.
+QUARTER_SAMPLED_ERROR = (0.40, "±40 % for power that NVML samples for a quarter of the time (Yang et al. 2024)")
+_AMPERE = 7  # NVML_DEVICE_ARCH_AMPERE
+# A counter that stands still for so long, while power is drawn, is none: it is renewed every 20 to 100 ms.
+STILL_SECONDS_MAX = 1.0
 
 
 class NvmlSensor:
-    """Every GPU's total energy counter (mJ since the driver was loaded, so it may restart at 0).
+    """Every GPU's total energy counter (mJ since the driver was loaded, so it may restart at 0), and who uses the GPU.
 
-    A GPU without the counter, or one whose counter stands at 0 (vGPU), has its power integrated here by the trapezoid
-    rule between reads. GPUs that answer neither are left out: missing, not 0.
+    A GPU without the counter, or with one that stands still while power is drawn (vGPU), has its power polled by a
+    thread and integrated here (``PowerTrace``), from the last value of the counter on; without ``polls_itself``
+    whoever has the sensor calls ``poll``. GPUs that answer neither are left out: missing, not 0. In MIG mode the
+    device is the whole GPU, for an instance has no power of its own. A GPU that was lost is looked for at each read.
+    ``all_pids`` says whether NVML names every process here, rather than some or none as in a container.
 
     Raises:
         SensorUnavailable: no library, no driver, or no GPU that can be read.
@@ -31,31 +46,52 @@ class NvmlSensor:
 
     name = "nvml"
 
-    def __init__(self, *, monotonic: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        proc_root: Path = PROC_ROOT,
+        *,
+        monotonic: Callable[[], float] = time.monotonic,
+        polls_itself: bool = True,
+    ) -> None:
         self._monotonic = monotonic
         self._nvml = _load()
+        self.all_pids = shows_all_pids(proc_root)
+        self._lock = threading.Lock()
+        self._closed = threading.Event()
+        self._poller: threading.Thread | None = None
+        self._polls_itself = polls_itself
         self._gpus = [gpu for index in range(self._count()) if (gpu := self._open(index)) is not None]
         if not self._gpus:
             self.close()
             raise SensorUnavailable("NVML finds no GPU whose energy or power can be read")
+        self._poll_in_background()
 
     def devices(self) -> Sequence[Device]:
         return tuple(gpu.device for gpu in self._gpus)
 
     def read(self) -> Sequence[Reading]:
-        readings = [
-            Reading(device=gpu.device.name, monotonic_seconds=self._monotonic(), energy_microjoules=self._energy(gpu))
-            for gpu in self._gpus
-        ]
-        if all(reading.energy_microjoules is None for reading in readings):
-            raise SensorRetry("no GPU could be read through NVML")
-        return readings
+        with self._lock:
+            readings = [self._read(gpu) for gpu in self._gpus]
+            if all(reading.energy_microjoules is None for reading in readings):
+                self._start_again()
+                raise SensorRetry("no GPU could be read through NVML")
+        self._poll_in_background()
+        return [replace(reading, use=gpu.look(reading)) for gpu, reading in zip(self._gpus, readings, strict=True)]
+
+    def poll(self) -> float:
+        """Take in the power of every GPU without a counter; after how many seconds to do that again."""
+        with self._lock:
+            for gpu in self._gpus:
+                self._poll(gpu)
+            return min((gpu.trace.poll_seconds for gpu in self._gpus if gpu.trace is not None), default=1.0)
 
     def close(self) -> None:
-        try:
-            self._nvml.nvmlShutdown()
-        except self._nvml.NVMLError:
-            return  # the driver is gone already
+        self._closed.set()
+        if self._poller is not None:
+            self._poller.join(timeout=1.0)
+        ask(self._nvml, self._nvml.nvmlShutdown)
+
+    # --- opening -----------------------------------------------------------------------------------
 
     def _count(self) -> int:
         try:
@@ -65,56 +101,159 @@ class NvmlSensor:
 
     def _open(self, index: int) -> _Gpu | None:
         nvml = self._nvml
-        try:
-            handle = nvml.nvmlDeviceGetHandleByIndex(index)
-            uuid = str(nvml.nvmlDeviceGetUUID(handle))
-        except nvml.NVMLError:
+        handle = ask(nvml, nvml.nvmlDeviceGetHandleByIndex, index)
+        uuid = None if handle is None else ask(nvml, nvml.nvmlDeviceGetUUID, handle)
+        if uuid is None:
             return None
-        has_counter = bool(self._ask(nvml.nvmlDeviceGetTotalEnergyConsumption, handle))
-        if not has_counter and self._ask(nvml.nvmlDeviceGetPowerUsage, handle) is None:
+        counter_millijoules = ask(nvml, nvml.nvmlDeviceGetTotalEnergyConsumption, handle)
+        architecture = ask(nvml, nvml.nvmlDeviceGetArchitecture, handle)
+        is_old = architecture is not None and architecture < _AMPERE
+        power_watts = self._usage_watts if is_old else self._instant_watts
+        if not counter_millijoules and power_watts(handle) is None:
             return None
-        limit = self._ask(nvml.nvmlDeviceGetEnforcedPowerLimit, handle)
-        error_ratio, error_source = COUNTER_ERROR if has_counter else SAMPLED_ERROR
+        sampled_error = SAMPLED_ERROR if is_old else QUARTER_SAMPLED_ERROR
+        error_ratio, error_source = COUNTER_ERROR if counter_millijoules else sampled_error
+        limit_milliwatts = ask(nvml, nvml.nvmlDeviceGetEnforcedPowerLimit, handle)
+        mig_uuids = (ask(nvml, nvml.nvmlDeviceGetUUID, each) for each in mig_handles(nvml, handle))
         device = Device(
-            name=uuid,
+            name=str(uuid),
             domain=Domain.GPU,
             method=Method.MEASURED,
-            power_watts_max=limit / MILLIWATTS_PER_WATT if limit else POWER_WATTS_MAX,
+            power_watts_max=limit_milliwatts / MILLIWATTS_PER_WATT if limit_milliwatts else POWER_WATTS_MAX,
             error_ratio=error_ratio,
             error_source=error_source,
-            counter_is_shared=has_counter,
+            counter_is_shared=bool(counter_millijoules),
+            aliases=(str(index), *(str(each) for each in mig_uuids if each is not None)),
         )
-        return _Gpu(device, handle, has_counter=has_counter)
+        gpu = _Gpu(
+            device,
+            handle,
+            GpuProcesses(nvml, all_pids=self.all_pids),
+            power_watts=power_watts,
+            sampled_error_ratio=sampled_error[0],
+        )
+        if not counter_millijoules:
+            gpu.trace = PowerTrace(device.power_watts_max)
+        return gpu
 
-    def _energy(self, gpu: _Gpu) -> int | None:
-        if gpu.has_counter:
-            millijoules = self._ask(self._nvml.nvmlDeviceGetTotalEnergyConsumption, gpu.handle)
-            return None if millijoules is None else millijoules * MICROJOULES_PER_MILLIJOULE
-        milliwatts = self._ask(self._nvml.nvmlDeviceGetPowerUsage, gpu.handle)
-        return None if milliwatts is None else gpu.integrate(milliwatts / MILLIWATTS_PER_WATT, self._monotonic())
+    # --- reading -----------------------------------------------------------------------------------
 
-    def _ask(self, function: Callable[[Any], int], handle: Any) -> int | None:
-        """NVML's answer, ``None`` when it has none: unsupported, lost GPU, no permission."""
-        try:
-            return int(function(handle))
-        except self._nvml.NVMLError:
-            return None
+    def _read(self, gpu: _Gpu) -> Reading:
+        is_valid = self._read_counter(gpu) if gpu.trace is None else self._poll(gpu)
+        if is_valid:
+            return gpu.reading(self._monotonic())
+        self._find_again(gpu)
+        return Reading(device=gpu.device.name, monotonic_seconds=self._monotonic(), energy_microjoules=None)
+
+    def _read_counter(self, gpu: _Gpu) -> bool:
+        """Whether there is a valid energy now, by the counter or, from now on, by the power."""
+        millijoules = ask(self._nvml, self._nvml.nvmlDeviceGetTotalEnergyConsumption, gpu.handle)
+        if millijoules is None:
+            return False
+        if gpu.is_alive(millijoules * MICROJOULES_PER_MILLIJOULE, self._monotonic()):
+            return True
+        power_watts = gpu.power_watts(gpu.handle)
+        if not power_watts:
+            return True
+        gpu.trace = PowerTrace(gpu.device.power_watts_max)
+        gpu.trace.poll(gpu.moved_seconds, power_watts)
+        return self._poll(gpu)
+
+    def _poll(self, gpu: _Gpu) -> bool:
+        power_watts = gpu.power_watts(gpu.handle)
+        if gpu.trace is None or power_watts is None:
+            return False
+        gpu.trace.poll(self._monotonic(), power_watts)
+        return True
+
+    def _usage_watts(self, handle: Any) -> float | None:
+        """The power drawn, before Ampere that of an instant, later the mean of a second (NVML's reference)."""
+        milliwatts = ask(self._nvml, self._nvml.nvmlDeviceGetPowerUsage, handle)
+        return None if milliwatts is None else float(milliwatts / MILLIWATTS_PER_WATT)
+
+    def _instant_watts(self, handle: Any) -> float | None:
+        """The power of an instant where the driver tells it apart from the mean."""
+        nvml = self._nvml
+        fields = ask(nvml, nvml.nvmlDeviceGetFieldValues, handle, [nvml.NVML_FI_DEV_POWER_INSTANT])
+        if fields is None or fields[0].nvmlReturn != nvml.NVML_SUCCESS:
+            return self._usage_watts(handle)
+        return float(fields[0].value.uiVal / MILLIWATTS_PER_WATT)
+
+    def _poll_in_background(self) -> None:
+        if self._polls_itself and self._poller is None and any(gpu.trace is not None for gpu in self._gpus):
+            self._poller = threading.Thread(target=self._keep_polling, name="green-gpu-power", daemon=True)
+            self._poller.start()
+
+    def _keep_polling(self) -> None:
+        # A driver's bug must not write into the user's terminal; from then on polls are missing, and the bounds wide.
+        with contextlib.suppress(Exception):
+            while not self._closed.wait(self.poll()):
+                pass
+
+    # --- losing and finding ------------------------------------------------------------------------
+
+    def _find_again(self, gpu: _Gpu) -> None:
+        gpu.handle = ask(self._nvml, self._nvml.nvmlDeviceGetHandleByUUID, gpu.device.name) or gpu.handle
+
+    def _start_again(self) -> None:
+        """No GPU answers: perhaps the driver was loaded anew."""
+        ask(self._nvml, self._nvml.nvmlShutdown)
+        ask(self._nvml, self._nvml.nvmlInit)
+        for gpu in self._gpus:
+            self._find_again(gpu)
 
 
 class _Gpu:
-    def __init__(self, device: Device, handle: Any, *, has_counter: bool) -> None:
+    """Its counter last moved at ``moved_seconds``; with a ``trace`` that goes on from the counter's last value."""
+
+    def __init__(
+        self,
+        device: Device,
+        handle: Any,
+        processes: GpuProcesses,
+        *,
+        power_watts: Callable[[Any], float | None],
+        sampled_error_ratio: float,
+    ) -> None:
         self.device = device
         self.handle = handle
-        self.has_counter = has_counter
-        self._sample: tuple[float, float] | None = None
-        self._energy_joules = 0.0
+        self.power_watts = power_watts
+        self.trace: PowerTrace | None = None
+        self.moved_seconds = 0.0
+        self._counter_microjoules: int | None = None
+        self._processes = processes
+        self._last_use: DeviceUse | None = None
+        self._sampled_error_ratio = sampled_error_ratio
 
-    def integrate(self, power_watts: float, now_seconds: float) -> int:
-        if self._sample is not None:
-            power_watts_before, before_seconds = self._sample
-            self._energy_joules += (power_watts_before + power_watts) / 2 * (now_seconds - before_seconds)
-        self._sample = (power_watts, now_seconds)
-        return microjoules(self._energy_joules)
+    def is_alive(self, counter_microjoules: int, now_seconds: float) -> bool:
+        """Take in a value of the counter; ``False`` if it has stood still for too long."""
+        if counter_microjoules != self._counter_microjoules:
+            self._counter_microjoules, self.moved_seconds = counter_microjoules, now_seconds
+        return now_seconds - self.moved_seconds < STILL_SECONDS_MAX
+
+    def reading(self, now_seconds: float) -> Reading:
+        """The energy with the error band of each part, so that a change from one to the other keeps the interval."""
+        counted, ratio = self._counter_microjoules or 0, self.device.error_ratio
+        joules = low_joules = high_joules = 0.0
+        if self.trace is not None:
+            self.trace.read()
+            joules = self.trace.energy_joules
+            low_joules = self.trace.low_joules * (1 - self._sampled_error_ratio)
+            high_joules = self.trace.high_joules * (1 + self._sampled_error_ratio)
+        return Reading(
+            device=self.device.name,
+            monotonic_seconds=now_seconds,
+            energy_microjoules=counted + microjoules(joules),
+            energy_low_microjoules=round(counted * (1 - ratio)) + microjoules(low_joules),
+            energy_high_microjoules=round(counted * (1 + ratio)) + microjoules(high_joules),
+        )
+
+    def look(self, reading: Reading) -> DeviceUse | None:
+        """Who uses the GPU; of one that cannot be read, probably those who used it last."""
+        if reading.energy_microjoules is not None:
+            self._last_use = self._processes.look(self.handle, reading.monotonic_seconds)
+            return self._last_use
+        return self._last_use and replace(self._last_use, method=Method.ESTIMATED)
 
 
 def _load() -> Any:

@@ -2,27 +2,30 @@
  * A programmable stand-in for libnvidia-ml.so.1: NVML without a GPU, for tests.
  *
  * Implements the part of NVML's public C interface that power meters use.  The
- * file named by $FAKE_NVML_STATE describes the GPUs; it is read again at every
- * call, so a test changes the hardware by rewriting the file (rename(2) it into
- * place).  Lines are KEY = VALUE; '#' starts a comment; GPU keys start with the
+ * file named by $FAKE_NVML_STATE describes the GPUs; it is looked at in every
+ * call, so a test changes the hardware by replacing the file (rename(2) another
+ * into its place).  Lines are KEY = VALUE; '#' starts a comment; GPU keys start with the
  * GPU's index N or with '*' for all.  Built by tests/testkit/nvml.py.
  *
  *   count                     number of GPUs, at most 16 (1)
  *   driver, nvml              version texts
  *   now                       stops the clock at this many seconds of the trace
  *   epoch                     Unix time of the trace's second 0 (the process's nvmlInit)
+ *   reload                    a number; when it changes the driver was reloaded: nothing answers until nvmlInit
  *   error.FUNCTION            error of that function: NVML's name without NVML_ERROR_, or a number
  *   N.error, N.error.FUNCTION error of every call, or of one function, for GPU N
  *   N.name, N.uuid            identity
  *   N.power_mw                constant power (60000)
  *   N.trace                   SECOND:MILLIWATTS, ...: power as a step function; energy is its integral
  *   N.energy_mj               energy counter at second 0 (0)
+ *   N.stuck_mj                the energy counter stands at this value
  *   N.update_ms               power and energy advance in such steps (0: continuously)
  *   N.limit_mw, N.limit_min_mw, N.limit_max_mw   power limit and its range (350000, 100000, 350000)
  *   N.util                    GPU,MEMORY in percent
  *   N.memory_total, N.memory_used   bytes
  *   N.procs, N.graphics       PID:BYTES:SM_PERCENT[:MEMORY_PERCENT], ...
- *   N.mig, N.mig_devices      MIG mode CURRENT,PENDING (absent: not supported), number of MIG devices
+ *   N.mig, N.mig_devices      MIG mode CURRENT,PENDING (absent: not supported), number of MIG devices (at most 7)
+ *   N.mig.M.slices, N.mig.M.procs   compute slices (1) and processes of MIG device M
  *   N.temperature, N.compute_mode, N.architecture   numbers
  */
 #define _GNU_SOURCE
@@ -32,6 +35,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <time.h>
 
 #define MAX_GPUS 16
@@ -74,9 +78,9 @@ static const struct { int code; const char *name, *text; } errors[] = {
 typedef struct { int index, mig; } device;
 
 static device gpus[MAX_GPUS], migs[MAX_GPUS][MAX_MIG];
-static int initialised;
+static int initialised, loaded;
 static double started;
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER, state_lock = PTHREAD_MUTEX_INITIALIZER;
 
 /* ------------------------------------------------------------- state file */
 
@@ -96,11 +100,31 @@ static char *trim(char *text)
     return text;
 }
 
+/* The state file's text, read again when another file has its name; "" without one. Needs state_lock. */
+static const char *state(void)
+{
+    static char text[1 << 16];
+    static struct stat known;
+    struct stat found;
+    const char *path = getenv("FAKE_NVML_STATE");
+
+    if (!path || stat(path, &found))
+        return "";
+    if (found.st_ino != known.st_ino || found.st_size != known.st_size ||
+        found.st_mtim.tv_sec != known.st_mtim.tv_sec || found.st_mtim.tv_nsec != known.st_mtim.tv_nsec) {
+        FILE *file = fopen(path, "re");
+        text[file ? fread(text, 1, sizeof(text) - 1, file) : 0] = 0;
+        if (file)
+            fclose(file);
+        known = found;
+    }
+    return text;
+}
+
 /* Last value of the key (formatted), or the fallback; 1 when the key is there. */
 static int lookup(char *value, size_t size, const char *fallback, const char *format, ...)
 {
     char key[256], line[8192];
-    const char *path = getenv("FAKE_NVML_STATE");
     int found = 0;
     va_list args;
 
@@ -108,10 +132,10 @@ static int lookup(char *value, size_t size, const char *fallback, const char *fo
     vsnprintf(key, sizeof(key), format, args);
     va_end(args);
     snprintf(value, size, "%s", fallback);
-    FILE *file = path ? fopen(path, "re") : NULL;
-    if (!file)
-        return 0;
-    while (fgets(line, sizeof(line), file)) {
+    pthread_mutex_lock(&state_lock);
+    for (const char *begin = state(), *end; *begin; begin = *end ? end + 1 : end) {
+        end = strchrnul(begin, '\n');
+        snprintf(line, sizeof(line), "%.*s", (int) (end - begin), begin);
         char *equals = strchr(line, '='), *hash = strchr(line, '#');
         if (hash)
             *hash = 0;
@@ -123,7 +147,7 @@ static int lookup(char *value, size_t size, const char *fallback, const char *fo
             found = 1;
         }
     }
-    fclose(file);
+    pthread_mutex_unlock(&state_lock);
     return found;
 }
 
@@ -173,9 +197,15 @@ static int programmed(const char *function, const device *d)
     return d && gpu_text(d, "error", text, sizeof(text), "") ? error_code(text) : SUCCESS;
 }
 
+static int driver_load(void)
+{
+    char text[16];
+    return lookup(text, sizeof(text), "", "reload") ? atoi(text) : 0;
+}
+
 static int enter(const char *function, const device *d, int needs_device)
 {
-    if (!initialised)
+    if (!initialised || loaded != driver_load())
         return UNINITIALIZED;
     if (needs_device && !d)
         return INVALID_ARGUMENT;
@@ -236,6 +266,7 @@ static double power_now(const device *d, double *millijoules)
             next++;
     }
     *millijoules = gpu_number(d, "energy_mj", 0) + energy + power * (now - from);
+    *millijoules = gpu_number(d, "stuck_mj", *millijoules);
     return power;
 }
 
@@ -271,6 +302,7 @@ static int start(const char *function)
         return rc;
     pthread_mutex_lock(&lock);
     if (!initialised++) {
+        loaded = driver_load();
         started = clock_now();
         for (int i = 0; i < MAX_GPUS; i++) {
             gpus[i] = (device) {i, -1};
@@ -288,7 +320,8 @@ EXPORT int nvmlInitWithFlags(uint flags) { (void) flags; return start("nvmlInit_
 
 EXPORT int nvmlShutdown(void)
 {
-    ENTER_SYSTEM();
+    if (!initialised)
+        return UNINITIALIZED;
     pthread_mutex_lock(&lock);
     initialised--;
     pthread_mutex_unlock(&lock);
@@ -586,6 +619,11 @@ EXPORT int nvmlDeviceGetFieldValues(device *d, int count, field_value *values)
 
 /* ------------------------------------------------- utilisation and processes */
 
+static int mig_mode(const device *d) /* the driver has no utilisation of a GPU in MIG mode */
+{
+    return gpu_number(d, "mig", 0) == 1;
+}
+
 typedef struct { uint gpu, memory; } utilization;
 
 EXPORT int nvmlDeviceGetUtilizationRates(device *d, utilization *rates)
@@ -594,6 +632,8 @@ EXPORT int nvmlDeviceGetUtilizationRates(device *d, utilization *rates)
     ENTER(d);
     NEEDS(rates);
     NO_MIG(d);
+    if (mig_mode(d))
+        return NOT_SUPPORTED;
     gpu_text(d, "util", text, sizeof(text), "0,0");
     rates->gpu = rates->memory = 0;
     sscanf(text, "%u,%u", &rates->gpu, &rates->memory);
@@ -623,13 +663,25 @@ static int next_process(char **cursor, uint *pid, ull *bytes, uint *sm, uint *me
     return entry && sscanf(entry, " %u:%llu:%u:%u", pid, bytes, sm, memory) >= 1;
 }
 
+/* The value of a MIG device, which has none in common with its GPU; else that of the GPU. */
+static void mig_text(const device *d, const char *key, char *value, size_t size,
+                     const char *fallback)
+{
+    char own[64];
+    if (d->mig >= 0)
+        snprintf(own, sizeof(own), "mig.%d.%s", d->mig, key);
+    else
+        snprintf(own, sizeof(own), "%s", key);
+    gpu_text(d, own, value, size, fallback);
+}
+
 static int running(const device *d, const char *key, uint *count, process_info *out)
 {
     char text[4096], *cursor = text;
     uint pid, sm, memory, room = out ? *count : 0, found = 0;
     ull bytes;
 
-    gpu_text(d, key, text, sizeof(text), "");
+    mig_text(d, key, text, sizeof(text), "");
     while (next_process(&cursor, &pid, &bytes, &sm, &memory)) {
         if (found < room)
             out[found] = (process_info) {pid, bytes, 0xFFFFFFFF, 0xFFFFFFFF};
@@ -669,9 +721,13 @@ EXPORT int nvmlDeviceGetProcessUtilization(device *d, process_sample *out, uint 
     ENTER(d);
     NEEDS(count);
     NO_MIG(d);
+    if (mig_mode(d))
+        return NOT_SUPPORTED;
     room = out ? *count : 0;
     gpu_text(d, "procs", text, sizeof(text), "");
     while (next_process(&cursor, &pid, &bytes, &sm, &memory)) {
+        if (!sm) /* only processes that used the GPU have samples */
+            continue;
         if (found < room)
             out[found] = (process_sample) {pid, now, sm, memory, 0, 0};
         found++;
@@ -718,6 +774,24 @@ EXPORT int nvmlDeviceGetMigDeviceHandleByIndex(device *d, uint index, device **m
     if ((int) index >= mig_count(d))
         return NOT_FOUND;
     *mig = &migs[d->index][index];
+    return SUCCESS;
+}
+
+/* nvmlDeviceAttributes_t */
+typedef struct {
+    uint multiprocessors, copy_engines, decoders, encoders, jpegs, ofas, gpu_slices, compute_slices;
+    ull memory_megabytes;
+} attributes;
+
+EXPORT int nvmlDeviceGetAttributes_v2(device *d, attributes *out)
+{
+    char text[16];
+    ENTER(d);
+    if (!out || d->mig < 0)
+        return INVALID_ARGUMENT;
+    mig_text(d, "slices", text, sizeof(text), "1");
+    memset(out, 0, sizeof(*out));
+    out->gpu_slices = out->compute_slices = (uint) atoi(text);
     return SUCCESS;
 }
 

@@ -19,7 +19,7 @@ def energies():
     return [reading.energy_microjoules for reading in sensor.read()]
 seconds = 0.0
 try:
-    sensor = NvmlSensor(monotonic=lambda: seconds)
+    sensor = NvmlSensor(monotonic=lambda: seconds, polls_itself=False)
 except SensorError as error:
     print(type(error).__name__, error); raise SystemExit
 """
@@ -93,3 +93,9 @@ def test_a_machine_without_the_driver_says_so(tmp_path):
     assert run_with_fake_nvml(tmp_path, tmp_path / "none", OPEN + "print('a real GPU')").startswith(
         ("SensorUnavailable no NVIDIA driver here", "SensorUnavailable the NVIDIA driver", "a real GPU")
     )
+
+
+@pytest.mark.parametrize(("gpus", "threads"), [("0.energy_mj = 1\n", 1), ("now = 0\n0.power_mw = 100000\n", 2)])
+def test_only_a_gpu_without_a_counter_is_polled_by_a_thread(nvml, gpus, threads):
+    code = "import threading\nsensor = NvmlSensor()\nprint(threading.active_count())\nsensor.close()\nprint(threading.active_count())"
+    assert nvml(gpus, code).splitlines() == [str(threads), "1"]

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlflow_green.attribution.idle import BASELINE_WINDOWS_MIN, baseline_power_watts, idle_microjoules
-from mlflow_green.attribution.shares import largest_remainder, share_by_use, share_of_gpu
+from mlflow_green.attribution.shares import largest_remainder, share_by_use
 from mlflow_green.records import Energy, Method
 
 JOULE = 1_000_000
@@ -27,13 +27,6 @@ def test_shares_idle_and_other_sum_to_the_whole_exactly(energy, idle_ratio, used
     assert attributed + shares.idle_microjoules + shares.other_microjoules == energy.microjoules
     assert min(shares.idle_microjoules, shares.other_microjoules) >= 0
     assert shares.consumers.keys() == used.keys()
-
-
-@given(energies(), cpu_seconds)
-def test_gpu_shares_and_idle_sum_to_the_whole_exactly(energy, used):
-    shares = share_of_gpu(energy, used)
-    attributed = sum(share.microjoules for share in shares.consumers.values())
-    assert attributed + shares.idle_microjoules + shares.other_microjoules == energy.microjoules
 
 
 @given(energies(), st.floats(0, 1), cpu_seconds, st.floats(0, 1e6))
@@ -86,14 +79,6 @@ def test_a_window_in_which_nobody_was_busy_is_all_idle():
     shares = share_by_use(measured(5), 1 * JOULE, {"a": 0.0}, 0.0)
     assert shares.idle_microjoules == 5 * JOULE
     assert shares.consumers["a"].microjoules == 0
-
-
-def test_a_gpu_share_may_be_anything_up_to_the_whole():
-    assert share_of_gpu(measured(10, 9, 11), {"a": 1.0}).consumers["a"] == measured(10, 0, 11)
-
-
-def test_a_gpu_without_consumers_is_idle():
-    assert share_of_gpu(measured(10), {}).idle_microjoules == 10 * JOULE
 
 
 def test_idle_is_the_sensors_own_else_the_baseline_else_nothing():
