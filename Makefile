@@ -9,7 +9,7 @@ demo: $(VENV)/.installed-examples   ## the load-forecast pipeline under an energ
 	@$(BIN)/python workflows/load_forecast/demo.py
 
 test: $(VENV)/.installed-test       ## the test suite
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup $(TESTS)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadscope $(TESTS)
 
 check: $(VENV)/.installed-dev       ## style, types and import rules
 	$(BIN)/ruff check .

@@ -5,23 +5,27 @@ from pathlib import Path
 
 import pytest
 
-TESTS = Path(__file__).parent
+SLURM = "tests/integration/slurm"
 
 
-def pytest_configure():
+def pytest_configure(config):
     # A suite that a shell runs in the background ignores Ctrl-C, and so would every program that a test interrupts.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    config.option.loadscopereorder = False
 
 
-def pytest_itemcollected(item):
-    """Keep a module in one process, for its fixtures are dear, and all of Slurm too: there is one cluster."""
-    item.add_marker(pytest.mark.xdist_group("slurm" if is_slurm(item) else str(item.path)))
-
-
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(config, items):
     """The longest group begins first."""
-    items.sort(key=lambda item: not is_slurm(item))
+    items.sort(key=lambda item: not item.path.is_relative_to(Path(config.rootpath, SLURM)))
 
 
-def is_slurm(item):
-    return item.path.is_relative_to(TESTS / "integration/slurm")
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Keep a module in one process, for its fixtures are dear, and all of Slurm too: there is one cluster."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByModule(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            return SLURM if nodeid.startswith(SLURM) else nodeid.partition("::")[0]
+
+    return ByModule(config, log)
