@@ -24,25 +24,28 @@ class Detection:
     notes: tuple[str, ...]
 
 
-def detect_sensors(powercap_root: Path = POWERCAP_ROOT, proc_root: Path = PROC_ROOT) -> Detection:
+def detect_sensors(
+    powercap_root: Path = POWERCAP_ROOT, proc_root: Path = PROC_ROOT, *, prefers_psys: bool = False
+) -> Detection:
     """RAPL where it can be read, else a load model of the CPU; NVML where it can be read. Raises nothing."""
     sensors: list[Sensor] = []
     notes: list[str] = []
-    for opened, said in (_cpu(powercap_root, proc_root), _gpu()):
+    for opened, said in (_cpu(powercap_root, proc_root, prefers_psys=prefers_psys), _gpu()):
         if opened is not None:
             sensors.append(opened)
         notes += said
     return Detection(sensors=tuple(sensors), notes=tuple(notes))
 
 
-def _cpu(powercap_root: Path, proc_root: Path) -> tuple[Sensor | None, list[str]]:
+def _cpu(powercap_root: Path, proc_root: Path, *, prefers_psys: bool) -> tuple[Sensor | None, list[str]]:
     try:
-        rapl = RaplSensor(powercap_root)
+        rapl = RaplSensor(powercap_root, proc_root=proc_root, prefers_psys=prefers_psys)
     except SensorUnavailable as error:
         sensor, notes = _cpu_model(proc_root)
         return sensor, [*notes, f"The CPU is not measured: {error}.", NO_DRAM]
     notes = [f"{device.name}: measured by RAPL, {device.error_source}." for device in rapl.devices()]
-    if all(device.domain is not Domain.DRAM for device in rapl.devices()):
+    notes += rapl.notes
+    if {device.domain for device in rapl.devices()} == {Domain.CPU}:
         notes.append(NO_DRAM)
     return rapl, notes
 

@@ -42,3 +42,12 @@ def test_a_named_policy_that_is_not_there_is_said_with_what_to_do() -> None:
 @pytest.mark.parametrize(("text", "disabled"), [("1", True), ("true", True), ("0", False), ("", False)])
 def test_one_variable_switches_everything_off(text, disabled) -> None:
     assert load_settings(Path("/"), {"MLFLOW_GREEN_DISABLE": text}).disabled is disabled
+
+
+def test_the_platforms_counter_is_read_where_it_is_asked_for_and_a_misspelt_zone_is_said() -> None:
+    asked = [
+        load_settings(Path("/"), {"MLFLOW_GREEN_RAPL": zone}).rapl_prefers_psys for zone in ("psys", "package", "")
+    ]
+    assert asked == [True, False, False]
+    with pytest.raises(SettingsError, match="MLFLOW_GREEN_RAPL=dram names no RAPL zone; say package"):
+        load_settings(Path("/"), {"MLFLOW_GREEN_RAPL": "dram"})
