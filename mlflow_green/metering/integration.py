@@ -2,7 +2,8 @@
 
 A gap is filled with the device's mean power so far, and the next counter value puts that right: over time, what is
 emitted is what the counter counted. Only a reset, or a counter that was not read yet, loses energy for good. The
-interval says so, and the point is then the mean power, of the time before or, where none was known, of the time after.
+interval says so, and the point is then the mean power of the time before. Where none was known, it is half of the
+greatest power, put right by the first power that is known if that comes soon.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from mlflow_green.units import microjoules
 
 # A wrap or a reset? Nothing draws more than this times its stated maximum for a whole window.
 WRAP_POWER_FACTOR = 1.5
+# The longest time of unknown power that is put right later. After more, others would pay than those who were charged.
+UNKNOWN_SECONDS_MAX = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,8 +66,8 @@ def advance(track: Track, reading: Reading) -> tuple[Track, DeviceEnergy | None]
     gained = None if track.last is None else counter_gain_microjoules(track.device, track.last, reading)
     if track.last is None or gained is None:
         after, window = _uncovered(track, now_seconds, seconds)
-        is_settled = track.known_seconds > 0  # else the power that is known first settles it
-        return replace(after, last=reading, ahead_microjoules=0 if is_settled else after.ahead_microjoules), window
+        ahead = after.ahead_microjoules if _is_put_right(track, reading) else 0
+        return replace(after, last=reading, ahead_microjoules=ahead), window
     return _covered(track, track.last, reading, gained, seconds)
 
 
@@ -121,12 +124,19 @@ def _covered(track: Track, last: Reading, reading: Reading, gained: int, seconds
 def _unknown_microjoules(track: Track, last: Reading, reading: Reading, gained: int) -> int:
     """What the device drew before any power was known of it, at the first power that is.
 
-    It was charged half of its greatest power for that time, which is as far off as can be on an idle machine.
+    It was charged half of its greatest power for that time, which is far off on an idle machine.
     """
-    if track.known_seconds > 0 or track.begun_seconds is None:
+    if track.begun_seconds is None or not _is_put_right(track, last):
         return 0
     unknown_seconds = max(0.0, last.monotonic_seconds - track.begun_seconds)
     return round(gained * unknown_seconds / (reading.monotonic_seconds - last.monotonic_seconds))
+
+
+def _is_put_right(track: Track, first_valid: Reading) -> bool:
+    """Whether the time up to this reading had no known power, and was short."""
+    if track.known_seconds > 0 or track.begun_seconds is None:
+        return False
+    return first_valid.monotonic_seconds - track.begun_seconds <= UNKNOWN_SECONDS_MAX
 
 
 def _uncovered(track: Track, now_seconds: float, seconds: float) -> tuple[Track, DeviceEnergy]:

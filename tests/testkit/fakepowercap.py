@@ -49,6 +49,7 @@ class Zone:
     energy_microjoules: float = 0.0
     limit_watts: float = LIMIT_WATTS
     frozen: bool = False
+    hidden: bool = False
     mirror_of: Zone | None = None
     _fd: int = field(default=-1, repr=False)
 
@@ -80,6 +81,8 @@ class Zone:
         self.write()
 
     def write(self) -> None:
+        if self.hidden:
+            return
         text = f"{int(self.energy_microjoules)}\n".encode()
         # One write that also blanks the digits of a longer old value, then cut:
         # a concurrent reader sees the old or the new number, never a mixture.
@@ -88,10 +91,14 @@ class Zone:
         os.ftruncate(self._fd, len(text))
 
     def hide(self) -> None:
-        """The counter cannot be read for a while; what it counts goes on."""
+        """The counter cannot be read for a while, also by whoever has it open; what it counts goes on."""
         (self.path / "energy_uj").rename(self.path / ".energy_uj")
+        os.ftruncate(self._fd, 0)
+        self.hidden = True
 
     def show(self) -> None:
+        self.hidden = False
+        self.write()
         (self.path / ".energy_uj").rename(self.path / "energy_uj")
 
     def remove(self) -> None:

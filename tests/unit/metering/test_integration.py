@@ -121,6 +121,13 @@ def test_time_before_any_power_was_known_is_charged_the_first_power_that_is(powe
     assert sum(each.high_microjoules for each in energies) >= 599 * power
 
 
+def test_nobody_pays_later_for_a_long_time_of_unknown_power():
+    unread = [reading(second, None) for second in range(3_600)]
+    windows = play([*unread, reading(3_600, 0), reading(3_601, 90 * JOULE), reading(3_602, 180 * JOULE)])[1:]
+    assert sum(window.energy.microjoules for window in windows[:-2]) == 3_600 * 50 * JOULE
+    assert [window.energy.microjoules for window in windows[-2:]] == [90 * JOULE, 90 * JOULE]
+
+
 def test_a_window_after_a_gap_may_have_had_any_part_of_what_the_counter_gained():
     windows = play([reading(0, 0), reading(1, 90 * JOULE), reading(2, None), reading(3, 200 * JOULE)])
     energy = windows[-1].energy  # 110 J in two seconds of at most 100 W
