@@ -23,7 +23,8 @@ UNKNOWN_SECONDS_MAX = 10.0
 class DeviceEnergy:
     """What one device used in one window of ``seconds``, of which ``covered_seconds`` lay between valid reads.
 
-    ``idle_microjoules`` is the sensor's own idle part, ``None`` where the sensor has none.
+    ``idle_microjoules`` is the sensor's own idle part, ``None`` where the sensor has none. ``is_as_counted`` says that
+    the energy is the counter's for just this time: nothing is estimated, and nothing of an estimate put right.
     """
 
     device: Device
@@ -31,6 +32,7 @@ class DeviceEnergy:
     idle_microjoules: int | None
     seconds: float
     covered_seconds: float
+    is_as_counted: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,6 +111,7 @@ def _covered(track: Track, last: Reading, reading: Reading, gained: int, seconds
         idle_microjoules=_idle(last, reading, emitted),
         seconds=seconds,
         covered_seconds=seconds,
+        is_as_counted=emitted == gained and bridged_seconds == 0,
     )
     after = replace(
         track,
@@ -160,6 +163,7 @@ def _uncovered(track: Track, now_seconds: float, seconds: float) -> tuple[Track,
         idle_microjoules=None,
         seconds=seconds,
         covered_seconds=0.0,
+        is_as_counted=False,
     )
     after = replace(track, until_seconds=now_seconds, ahead_microjoules=track.ahead_microjoules + point)
     return after, window
