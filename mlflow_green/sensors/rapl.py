@@ -22,11 +22,11 @@ POWER_WATTS_MAX = {Domain.CPU: 500.0, Domain.DRAM: 150.0, Domain.PLATFORM: 2_000
 POWER_WATTS_BELIEVED = 1_000.0
 # Half-widths as a part of the reading. Khan et al. 2018, "RAPL in Action", and Desrochers et al. 2016, MEMSYS, compare
 # Intel's counters with external meters. AMD's are a model that leaves out a part of what data and memory do (Schöne et
-# al. 2021, arXiv:2108.00808); that paper gives no ratio, and for psys nobody does: those two widths are our judgement.
+# al. 2021, arXiv:2108.00808). The widths for AMD and for psys, of which we know no validation, are our judgement.
 ERROR_BANDS = {
     "package": (0.10, "±10 % for RAPL's package counter (Khan et al. 2018)"),
     "dram": (0.20, "±20 % for RAPL's DRAM counter (Desrochers et al. 2016)"),
-    "psys": (0.20, "±20 %, a judgement: no validation of RAPL's platform counter is published"),
+    "psys": (0.20, "±20 %, a judgement: we know no validation of RAPL's platform counter"),
     "core": (1.00, "the cores' counter alone: up to the greatest power of the package"),
 }
 AMD_PACKAGE_BAND = (0.20, "±20 %, a judgement: AMD's package counter is a model (Schöne et al. 2021)")
@@ -34,6 +34,17 @@ AMD_PACKAGE_BAND = (0.20, "±20 %, a judgement: AMD's package counter is a model
 # counter, besides the time between them.
 _UPDATE_SECONDS = 0.01
 _CPUINFO_CHARACTERS = 8_192  # the first CPU's part; the whole file is long and slow on large hosts
+
+_UDEV_RULE = """\
+sudo groupadd --force --system rapl && sudo usermod --append --groups rapl "$USER"   # then log in again
+sudo tee /etc/udev/rules.d/70-rapl.rules <<'END'
+ACTION=="add", SUBSYSTEM=="powercap", KERNEL=="intel-rapl*:*", RUN+="/bin/chgrp rapl /sys%p/energy_uj"
+ACTION=="add", SUBSYSTEM=="powercap", KERNEL=="intel-rapl*:*", RUN+="/bin/chmod g+r /sys%p/energy_uj"
+END
+sudo udevadm control --reload && sudo udevadm trigger --subsystem-match=powercap --action=add"""
+_CONTAINER = (
+    "docker run -v /sys/devices/virtual/powercap/intel-rapl:/powercap:ro -e MLFLOW_GREEN_POWERCAP_ROOT=/powercap ..."
+)
 
 
 @dataclass(slots=True, eq=False)
@@ -92,7 +103,7 @@ class RaplSensor:
             raise SensorUnavailable(_why_none(root, proc_root))
         for zone in self._zones:
             _check_open(root, zone.folder)
-        self.notes = (*_overlaps(found, self._domains), *self._mirrors())
+        self.notes = (*_left_out(found, self._domains, prefers_psys=prefers_psys), *self._mirrors())
 
     def devices(self) -> Sequence[Device]:
         return tuple(zone.device for zone in self._zones if zone.twin is None)
@@ -176,18 +187,6 @@ def rapl_access_help(root: Path = POWERCAP_ROOT, proc_root: Path = PROC_ROOT) ->
     return (in_container,) if folders and _are_hidden(folders) else ()
 
 
-_UDEV_RULE = """\
-sudo groupadd --force --system rapl && sudo usermod --append --groups rapl "$USER"   # then log in again
-sudo tee /etc/udev/rules.d/70-rapl.rules <<'END'
-ACTION=="add", SUBSYSTEM=="powercap", KERNEL=="intel-rapl*:*", RUN+="/bin/chgrp rapl /sys%p/energy_uj"
-ACTION=="add", SUBSYSTEM=="powercap", KERNEL=="intel-rapl*:*", RUN+="/bin/chmod g+r /sys%p/energy_uj"
-END
-sudo udevadm control --reload && sudo udevadm trigger --subsystem-match=powercap --action=add"""
-_CONTAINER = (
-    "docker run -v /sys/devices/virtual/powercap/intel-rapl:/powercap:ro -e MLFLOW_GREEN_POWERCAP_ROOT=/powercap ..."
-)
-
-
 def _chmod(root: Path) -> str:
     return f"sudo chmod a+r {root}/intel-rapl*:*/energy_uj"
 
@@ -268,12 +267,16 @@ def _domains(kinds: set[str], *, prefers_psys: bool) -> Mapping[str, Domain]:
     return {"core": Domain.CPU}
 
 
-def _overlaps(found: Mapping[str, Sequence[Path]], domains: Mapping[str, Domain]) -> tuple[str, ...]:
-    """What is here and not added, in words."""
+def _left_out(
+    found: Mapping[str, Sequence[Path]], domains: Mapping[str, Domain], *, prefers_psys: bool
+) -> tuple[str, ...]:
+    """What is here and not added, and what was asked for and is not here, in words."""
     twice = [name for name, folders in found.items() if len(folders) > 1 and _kind(name) in domains]
     notes = [f"{', '.join(twice)}: read from the CPU's registers, not a second time through MMIO."] if twice else []
     if "psys" in found and "psys" not in domains:
         notes.append("psys contains what is read here, so it is not added; MLFLOW_GREEN_RAPL=psys reads it instead.")
+    if prefers_psys and "psys" not in found:
+        notes.append("MLFLOW_GREEN_RAPL=psys asks for a counter that this machine does not have.")
     return tuple(notes)
 
 

@@ -134,18 +134,15 @@ class FakePowercap:
         self._children, beside = LAYOUTS[layout]
         self._devices = root.parent / f".{root.name}.devices"  # plays /sys/devices/virtual/powercap
         self._base = self._devices / "intel-rapl"
-        self._base.mkdir(parents=True, exist_ok=True)
+        mmio = self._devices / "intel-rapl-mmio"
         root.mkdir(parents=True, exist_ok=True)
-        self._link(self._base)
+        for interface in (self._base, mmio) if "mmio" in beside else (self._base,):
+            interface.mkdir(parents=True, exist_ok=True)
+            self._link(interface)
         for socket in range(sockets if self._children is not None else 0):
             self.add_socket(socket, has_mirror="mirror" in beside)
             if "mmio" in beside:
-                self._add(
-                    self._devices / "intel-rapl-mmio" / f"intel-rapl-mmio:{socket}",
-                    f"package-{socket}",
-                    "package",
-                    socket,
-                )
+                self._add(mmio / f"intel-rapl-mmio:{socket}", f"package-{socket}", "package", socket)
         for kind in {"psys", "core"}.intersection(beside):
             self._add(self._base / f"intel-rapl:{sockets}", kind, kind, 0)
 

@@ -69,6 +69,13 @@ def test_psys_is_read_instead_of_what_it_contains_where_it_is_asked_for(tmp_path
     )
 
 
+def test_psys_that_is_asked_for_and_missing_is_said_and_the_packages_are_read(tmp_path):
+    tree = FakePowercap(tmp_path / "powercap", layout="server")
+    sensor = RaplSensor(tmp_path / "powercap", prefers_psys=True)
+    assert gained(sensor, tree, 1) == {"package-0": 50, "package-0/dram": 5}
+    assert sensor.notes == ("MLFLOW_GREEN_RAPL=psys asks for a counter that this machine does not have.",)
+
+
 def test_where_two_interfaces_show_one_package_it_is_said_which_was_read(tmp_path):
     FakePowercap(tmp_path / "powercap", layout="server-mmio", sockets=2)
     assert RaplSensor(tmp_path / "powercap").notes == (
