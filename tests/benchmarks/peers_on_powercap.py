@@ -1,6 +1,6 @@
 """What other tools say of the same counters, in real time, beside ours: prints a table for docs/reference/accuracy.md.
 
-    python tests/benchmarks/peers_on_powercap.py --peers-python PATH [--seconds 18] [--peer NAME]
+    python tests/benchmarks/peers_on_powercap.py --peers-python PATH [--seconds 18] [--peer NAME] [--case NAME]
 
 PATH is a Python of a virtual environment of its own, with any of codecarbon, carbontracker, perun and zeus; those that
 it lacks are named and left out. Each tool meters the conformance kit's tree for the same case, one after the other.
@@ -40,6 +40,7 @@ def main() -> None:
     parser.add_argument("--peers-python", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=18.0)
     parser.add_argument("--peer", choices=PEERS, action="append", help="only this one; may be repeated")
+    parser.add_argument("--case", default="", help="only those with this in their name")
     asked = parser.parse_args()
     versions = json.loads(subprocess.check_output([asked.peers_python, METERS, "versions", "-"], text=True))
     wanted = asked.peer or PEERS
@@ -48,6 +49,7 @@ def main() -> None:
     peers = [name for name in wanted if name in versions]
     scenarios = [case(name, layout, asked.seconds) for name, layout in CASES]
     scenarios += [replace(each, seconds=asked.seconds) for each in SCENARIOS if each.name in OTHERS]
+    scenarios = [each for each in scenarios if asked.case in each.name]
 
     print(f"Joules in {asked.seconds:g} s. Load average {os.getloadavg()[0]:.1f}.\n")
     print("| case | drawn | mlflow-green |", *(f"{name} {versions[name]} |" for name in peers))

@@ -94,7 +94,7 @@ class CommandMeter:
         )
         while (line := self._process.stdout.readline()) != "ready\n":
             if not line:
-                raise RuntimeError(f"{self.name} ended with status {self._process.wait()} before it was ready")
+                raise RuntimeError(f"{self.name} ended with status {self._ended()} before it was ready")
 
     def sample(self) -> None:
         pass
@@ -106,8 +106,12 @@ class CommandMeter:
             said = ""
         answers = [line for line in said.splitlines() if line.startswith("{")]
         if not answers:
-            raise RuntimeError(f"{self.name} ended with status {self._process.wait()} and no answer")
+            raise RuntimeError(f"{self.name} ended with status {self._ended()} and no answer")
         return {domain: Measured(**energy) for domain, energy in json.loads(answers[-1]).items()}
+
+    def _ended(self) -> int:
+        with self._process:  # closes the pipes, and waits
+            return self._process.wait()
 
 
 @dataclass(frozen=True, slots=True)

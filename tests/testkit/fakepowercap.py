@@ -139,7 +139,8 @@ class FakePowercap:
         for interface in (self._base, mmio) if "mmio" in beside else (self._base,):
             interface.mkdir(parents=True, exist_ok=True)
             self._link(interface)
-        for socket in range(sockets if self._children is not None else 0):
+        sockets = 0 if self._children is None else sockets
+        for socket in range(sockets):
             self.add_socket(socket, has_mirror="mirror" in beside)
             if "mmio" in beside:
                 self._add(mmio / f"intel-rapl-mmio:{socket}", f"package-{socket}", "package", socket)
