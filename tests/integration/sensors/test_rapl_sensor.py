@@ -91,7 +91,7 @@ def test_cores_alone_are_a_lower_bound_of_the_package(tmp_path):
 
 
 def test_dies_that_show_one_counter_are_counted_once_though_it_moves_on_between_two_reads(tmp_path):
-    """The Threadripper 1950X of CodeCarbon's issue 1274: twice 68 W, from one counter."""
+    """A Threadripper 1950X that was reported to CodeCarbon: twice 68 W, from one counter."""
     tree = FakePowercap(tmp_path / "powercap", layout="dies", power_watts={"package": 68.0})
     clock = HandClock()
 
