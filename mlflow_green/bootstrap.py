@@ -137,7 +137,14 @@ def detect(settings: Settings) -> Detection:
     """The sensors of this host."""
     from mlflow_green.sensors.detect import detect_sensors
 
-    return detect_sensors(settings.powercap_root, Path("/proc"))
+    return detect_sensors(settings.powercap_root, Path("/proc"), prefers_psys=settings.rapl_prefers_psys)
+
+
+def rapl_help(settings: Settings) -> tuple[str, ...]:
+    """Ways to open RAPL's counters where they are closed, each with its commands; none where nothing is closed."""
+    from mlflow_green.sensors.rapl import rapl_access_help
+
+    return rapl_access_help(settings.powercap_root)
 
 
 def host_name(environ: Mapping[str, str] = os.environ) -> str:

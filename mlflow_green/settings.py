@@ -41,6 +41,7 @@ class Settings:
     powercap_root: Path = Path("/sys/class/powercap")
     mountinfo_path: Path = Path("/proc/self/mountinfo")
     bmc: BmcSettings = field(default_factory=BmcSettings)
+    rapl_prefers_psys: bool = False
 
     @property
     def spool_dir(self) -> Path:
@@ -57,7 +58,7 @@ def load_settings(
     """Settings for a command started in ``cwd``; the keyword arguments are the command line's.
 
     Raises:
-        SettingsError: a named policy file does not exist.
+        SettingsError: a named policy file does not exist, or ``MLFLOW_GREEN_RAPL`` names no zone.
     """
     named = policy_path or _path(environ, "MLFLOW_GREEN_POLICY")
     if named is not None and not named.is_file():
@@ -80,6 +81,7 @@ def load_settings(
             password=environ.get("MLFLOW_GREEN_BMC_PASSWORD") or None,
             certificate=_path(environ, "MLFLOW_GREEN_BMC_CERTIFICATE"),
         ),
+        rapl_prefers_psys=_rapl_zone(environ) == "psys",
     )
 
 
@@ -119,6 +121,13 @@ def find_upward(start: Path, name: str) -> Path | None:
         if (folder / name).is_file():
             return folder / name
     return None
+
+
+def _rapl_zone(environ: Mapping[str, str]) -> str:
+    zone = environ.get("MLFLOW_GREEN_RAPL") or "package"
+    if zone not in {"package", "psys"}:
+        raise SettingsError(f"MLFLOW_GREEN_RAPL={zone} names no RAPL zone; say package (the default) or psys")
+    return zone
 
 
 def _path(environ: Mapping[str, str], name: str) -> Path | None:

@@ -143,6 +143,9 @@ def _energy(place: Place, settings: Settings, findings: Findings) -> None:
     closed = [note for note in missing if "RAPL" in note] if _closed_counters(settings.powercap_root) else []
     findings.problems += closed
     findings.sections["Missing"] = [note for note in missing if note not in closed] or ["nothing"]
+    ways = findings.data["rapl_access"] = list(place.doors.rapl_access_help(settings))
+    if ways:
+        findings.sections["To open RAPL"] = ways
     findings.sections["Idle energy"] = [_idle_line(idle_is_stated, devices)]
     findings.data["devices"] = [_device_json(device) for device in devices]
     findings.data["notes"] = list(detection.notes)

@@ -74,6 +74,12 @@ class Doors:
 
         return detect(settings)
 
+    def rapl_access_help(self, settings: Settings) -> tuple[str, ...]:
+        """Ways to open RAPL's counters where they are closed, each with its commands."""
+        from mlflow_green.bootstrap import rapl_help
+
+        return rapl_help(settings)
+
     def cpu_clock(self) -> CpuClockName:
         """By which clock the CPU time of a job would be taken here."""
         from mlflow_green.bootstrap import cpu_clock_here

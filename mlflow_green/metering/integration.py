@@ -1,8 +1,9 @@
 """From successive readings of one counter to energy: wraps, resets, gaps. Pure.
 
 A gap is filled with the device's mean power so far, and the next counter value puts that right: over time, what is
-emitted is what the counter counted. Only a reset, or a counter that was not read yet, loses energy for good, and the
-interval says so.
+emitted is what the counter counted. Only a reset, or a counter that was not read yet, loses energy for good. The
+interval says so, and the point is then the mean power of the time before. Where none was known, it is half of the
+greatest power, put right by the first power that is known if that comes soon.
 """
 
 from __future__ import annotations
@@ -14,13 +15,16 @@ from mlflow_green.units import microjoules
 
 # A wrap or a reset? Nothing draws more than this times its stated maximum for a whole window.
 WRAP_POWER_FACTOR = 1.5
+# The longest time of unknown power that is put right later. After more, others would pay than those who were charged.
+UNKNOWN_SECONDS_MAX = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceEnergy:
     """What one device used in one window of ``seconds``, of which ``covered_seconds`` lay between valid reads.
 
-    ``idle_microjoules`` is the sensor's own idle part, ``None`` where the sensor has none.
+    ``idle_microjoules`` is the sensor's own idle part, ``None`` where the sensor has none. ``is_as_counted`` says that
+    the energy is the counter's for just this time: nothing is estimated, and nothing of an estimate put right.
     """
 
     device: Device
@@ -28,20 +32,22 @@ class DeviceEnergy:
     idle_microjoules: int | None
     seconds: float
     covered_seconds: float
+    is_as_counted: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Track:
     """What must be remembered of a device between two windows.
 
-    ``last`` is the last valid reading and ``until_seconds`` the end of the last window, on the monotonic clock
-    (``None`` before the first look at the device).
+    ``last`` is the last valid reading, ``begun_seconds`` the first look at the device and ``until_seconds`` the end of
+    the last window, on the monotonic clock (``None`` before the first look).
     ``known_microjoules`` in ``known_seconds`` give the mean power so far. ``ahead_microjoules`` were emitted for gaps
     and the counter has not confirmed them yet.
     """
 
     device: Device
     last: Reading | None = None
+    begun_seconds: float | None = None
     until_seconds: float | None = None
     known_microjoules: int = 0
     known_seconds: float = 0.0
@@ -52,7 +58,8 @@ def advance(track: Track, reading: Reading) -> tuple[Track, DeviceEnergy | None]
     """Close the window that ends with ``reading``; ``None`` at the first look, and where no time has passed."""
     now_seconds, is_valid = reading.monotonic_seconds, reading.energy_microjoules is not None
     if track.until_seconds is None:
-        return replace(track, last=reading if is_valid else None, until_seconds=now_seconds), None
+        last = reading if is_valid else None
+        return replace(track, last=last, begun_seconds=now_seconds, until_seconds=now_seconds), None
     seconds = now_seconds - track.until_seconds
     if seconds <= 0:
         return track, None
@@ -61,7 +68,8 @@ def advance(track: Track, reading: Reading) -> tuple[Track, DeviceEnergy | None]
     gained = None if track.last is None else counter_gain_microjoules(track.device, track.last, reading)
     if track.last is None or gained is None:
         after, window = _uncovered(track, now_seconds, seconds)
-        return replace(after, last=reading, ahead_microjoules=0), window
+        ahead = after.ahead_microjoules if _is_put_right(track, reading) else 0
+        return replace(after, last=reading, ahead_microjoules=ahead), window
     return _covered(track, track.last, reading, gained, seconds)
 
 
@@ -88,18 +96,22 @@ def counter_gain_microjoules(device: Device, before: Reading, after: Reading) ->
 
 def _covered(track: Track, last: Reading, reading: Reading, gained: int, seconds: float) -> tuple[Track, DeviceEnergy]:
     low, high = _interval(track.device, last, reading, gained)
-    emitted = max(0, gained - track.ahead_microjoules)
+    bridged_seconds = max(0.0, reading.monotonic_seconds - last.monotonic_seconds - seconds)
+    low = max(0, low - microjoules(track.device.power_watts_max * bridged_seconds))  # drawn before this window
+    due = gained + _unknown_microjoules(track, last, reading, gained) - track.ahead_microjoules
+    emitted = max(0, due)
     window = DeviceEnergy(
         device=track.device,
         energy=Energy(
             microjoules=emitted,
             low_microjoules=min(low, emitted),
-            high_microjoules=high,
+            high_microjoules=max(high, emitted),
             method=track.device.method,
         ),
         idle_microjoules=_idle(last, reading, emitted),
         seconds=seconds,
         covered_seconds=seconds,
+        is_as_counted=emitted == gained and bridged_seconds == 0,
     )
     after = replace(
         track,
@@ -107,9 +119,27 @@ def _covered(track: Track, last: Reading, reading: Reading, gained: int, seconds
         until_seconds=reading.monotonic_seconds,
         known_microjoules=track.known_microjoules + gained,
         known_seconds=track.known_seconds + reading.monotonic_seconds - last.monotonic_seconds,
-        ahead_microjoules=max(0, track.ahead_microjoules - gained),
+        ahead_microjoules=max(0, -due),
     )
     return after, window
+
+
+def _unknown_microjoules(track: Track, last: Reading, reading: Reading, gained: int) -> int:
+    """What the device drew before any power was known of it, at the first power that is.
+
+    It was charged half of its greatest power for that time, which is far off on an idle machine.
+    """
+    if track.begun_seconds is None or not _is_put_right(track, last):
+        return 0
+    unknown_seconds = max(0.0, last.monotonic_seconds - track.begun_seconds)
+    return round(gained * unknown_seconds / (reading.monotonic_seconds - last.monotonic_seconds))
+
+
+def _is_put_right(track: Track, first_valid: Reading) -> bool:
+    """Whether the time up to this reading had no known power, and was short."""
+    if track.known_seconds > 0 or track.begun_seconds is None:
+        return False
+    return first_valid.monotonic_seconds - track.begun_seconds <= UNKNOWN_SECONDS_MAX
 
 
 def _uncovered(track: Track, now_seconds: float, seconds: float) -> tuple[Track, DeviceEnergy]:
@@ -133,6 +163,7 @@ def _uncovered(track: Track, now_seconds: float, seconds: float) -> tuple[Track,
         idle_microjoules=None,
         seconds=seconds,
         covered_seconds=0.0,
+        is_as_counted=False,
     )
     after = replace(track, until_seconds=now_seconds, ahead_microjoules=track.ahead_microjoules + point)
     return after, window

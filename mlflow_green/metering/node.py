@@ -195,7 +195,7 @@ def _quiet_power_microwatts(
 ) -> int | None:
     """The power of the window if nobody was at work in it; an estimate teaches nothing."""
     busy_seconds, seconds = _busy_seconds(before, now), max(part.seconds for part in parts)
-    if busy_seconds is None or now.host_cpu is None or any(part.covered_seconds <= 0 for part in parts):
+    if busy_seconds is None or now.host_cpu is None or not all(part.is_as_counted for part in parts):
         return None
     busy_ratio = max(busy_seconds, sum(used.values())) / (now.host_cpu.threads * seconds)
     return round(energy.microjoules / seconds) if busy_ratio < QUIET_BUSY_RATIO else None

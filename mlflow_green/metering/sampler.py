@@ -297,6 +297,7 @@ class Sampler:
         }
         uses = self._gpu_users.find(uses, readings, [track.device for track in self._node.tracks.values()])
         self._node, closed = close_windows(self._node, readings, uses, now)
+        self._meet_new_devices(readings, now)
         for key in uses:
             accounts[key] = accounts[key].charged(key, present[key], closed, before_seconds, now.monotonic_seconds)
         usages = {
@@ -317,6 +318,12 @@ class Sampler:
             usages=usages,
             final=final,
         )
+
+    def _meet_new_devices(self, readings: Mapping[str, Reading], now: Moment) -> None:
+        """Devices that the sensors have found since: their windows begin with these readings."""
+        self._devices = tuple(device for sensor in (*self._sensors, *self._lost) for device in sensor.devices())
+        if any(device.name not in self._node.tracks for device in self._devices):
+            self._node = begun(self._node, self._devices, readings, now)
 
     def _is_silent(
         self, key: str, present: Mapping[str, Presence], reports: Mapping[str, Mapping[str, Presence] | None]

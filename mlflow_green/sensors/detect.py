@@ -30,14 +30,16 @@ class Detection:
     notes: tuple[str, ...]
 
 
-def detect_sensors(powercap_root: Path = POWERCAP_ROOT, proc_root: Path = PROC_ROOT) -> Detection:
+def detect_sensors(
+    powercap_root: Path = POWERCAP_ROOT, proc_root: Path = PROC_ROOT, *, prefers_psys: bool = False
+) -> Detection:
     """RAPL where it can be read, else a load model of the CPU; NVML where it can be read. Raises nothing.
 
     What is neither, CodeCarbon reads: AMD's GPUs, and the CPU of another system than Linux.
     """
     sensors: list[Sensor] = []
     notes: list[str] = []
-    cpu = _cpu(powercap_root, proc_root) if sys.platform == "linux" else _elsewhere()
+    cpu = _cpu(powercap_root, proc_root, prefers_psys=prefers_psys) if sys.platform == "linux" else _elsewhere()
     for opened, said in (cpu, _gpu(proc_root)):
         if opened is not None:
             sensors.append(opened)
@@ -45,14 +47,15 @@ def detect_sensors(powercap_root: Path = POWERCAP_ROOT, proc_root: Path = PROC_R
     return Detection(sensors=tuple(sensors), notes=tuple(notes))
 
 
-def _cpu(powercap_root: Path, proc_root: Path) -> tuple[Sensor | None, list[str]]:
+def _cpu(powercap_root: Path, proc_root: Path, *, prefers_psys: bool) -> tuple[Sensor | None, list[str]]:
     try:
-        rapl = RaplSensor(powercap_root)
+        rapl = RaplSensor(powercap_root, proc_root=proc_root, prefers_psys=prefers_psys)
     except SensorUnavailable as error:
         sensor, notes = _cpu_model(proc_root)
         return sensor, [*notes, f"The CPU is not measured: {error}.", NO_DRAM]
     notes = [f"{device.name}: measured by RAPL, {device.error_source}." for device in rapl.devices()]
-    if all(device.domain is not Domain.DRAM for device in rapl.devices()):
+    notes += rapl.notes
+    if {device.domain for device in rapl.devices()} == {Domain.CPU}:
         notes.append(NO_DRAM)
     return rapl, notes
 

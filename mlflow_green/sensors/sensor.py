@@ -18,7 +18,10 @@ class Sensor(Protocol):
     name: str
 
     def devices(self) -> Sequence[Device]:
-        """The devices that it reads, fixed for its lifetime; their names are unique on the host."""
+        """The devices that it reads; their names are unique on the host.
+
+        A read may find a further one, whose first reading it then gives. None is dropped: one that is gone is a gap.
+        """
         ...
 
     def read(self) -> Sequence[Reading]: ...

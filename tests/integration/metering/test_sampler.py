@@ -174,6 +174,16 @@ def test_estimated_time_teaches_no_baseline(tmp_path):
     assert bench.tick(busy_seconds=2.0).windows[0].idle_microjoules == 0
 
 
+def test_windows_that_put_an_estimate_right_teach_no_baseline(tmp_path):
+    idle = [[reading(second, second * 10 * JOULE)] for second in range(1, 60)]
+    bench = Bench(tmp_path, [SensorRetry("not yet"), *idle])
+    energies = [bench.tick(busy_seconds=0.0).windows[0].energy.microjoules for _ in range(40)]
+    assert energies[:5] == [50 * JOULE, 0, 0, 0, 0]
+    bench.sampler.join("a", clock := HandCpuClock())
+    clock.cpu_seconds += 2
+    assert bench.tick(busy_seconds=2.0).windows[0].idle_microjoules == 10 * JOULE
+
+
 def test_without_proc_stat_the_consumers_share_everything(tmp_path):
     bench = Bench(tmp_path, steady())
     bench.sampler.join("a", clock := HandCpuClock())

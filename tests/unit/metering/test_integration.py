@@ -60,7 +60,8 @@ def test_a_time_in_which_the_counter_may_have_wrapped_twice_is_uncovered():
 def test_a_counter_without_a_range_that_goes_back_was_reset():
     reset, after = play([reading(0, 100), reading(1, 50), reading(2, 60)])[1:]
     assert (reset.energy.low_microjoules, reset.energy.high_microjoules) == (0, 100 * JOULE)
-    assert after == play([reading(1, 50), reading(2, 60)])[1]
+    assert (after.energy.low_microjoules, after.energy.high_microjoules) == (0, 11)
+    assert (after.covered_seconds, after.seconds) == (1, 1)
 
 
 def test_a_failed_read_is_filled_with_mean_power_and_put_right_by_the_next_value():
@@ -99,9 +100,38 @@ def test_the_next_value_puts_a_gap_right_that_came_before_any_power_was_known():
 
 
 def test_a_counter_that_is_read_for_the_first_time_late_says_nothing_of_the_time_before():
-    windows = play([reading(0, None), reading(1, 700 * JOULE), reading(2, 710 * JOULE)])
-    assert [each.energy.microjoules for each in windows[1:]] == [50 * JOULE, 10 * JOULE]
-    assert [each.covered_seconds for each in windows[1:]] == [0, 1]
+    late, next_one = play([reading(0, None), reading(1, 700 * JOULE), reading(2, 710 * JOULE)])[1:]
+    assert (late.energy.low_microjoules, late.energy.microjoules, late.energy.high_microjoules) == (
+        0,
+        50 * JOULE,
+        100 * JOULE,
+    )
+    assert (late.covered_seconds, next_one.covered_seconds) == (0, 1)
+    assert next_one.energy.high_microjoules == 11 * JOULE
+
+
+@given(st.integers(JOULE, 100 * JOULE), st.integers(1, 5), st.booleans())
+def test_time_before_any_power_was_known_is_charged_the_first_power_that_is(power, seconds_unread, was_reset):
+    first = reading(0, 10**12 if was_reset else None)
+    unread = [reading(second, None) for second in range(1, seconds_unread)]
+    read = [reading(second, second * power) for second in range(seconds_unread, 600)]
+    energies = [window.energy for window in play([first, *unread, *read])[1:]]
+    assert sum(each.microjoules for each in energies) == 599 * power
+    assert sum(each.low_microjoules for each in energies) <= 599 * power
+    assert sum(each.high_microjoules for each in energies) >= 599 * power
+
+
+def test_nobody_pays_later_for_a_long_time_of_unknown_power():
+    unread = [reading(second, None) for second in range(3_600)]
+    windows = play([*unread, reading(3_600, 0), reading(3_601, 90 * JOULE), reading(3_602, 180 * JOULE)])[1:]
+    assert sum(window.energy.microjoules for window in windows[:-2]) == 3_600 * 50 * JOULE
+    assert [window.energy.microjoules for window in windows[-2:]] == [90 * JOULE, 90 * JOULE]
+
+
+def test_a_window_after_a_gap_may_have_had_any_part_of_what_the_counter_gained():
+    windows = play([reading(0, 0), reading(1, 90 * JOULE), reading(2, None), reading(3, 200 * JOULE)])
+    energy = windows[-1].energy  # 110 J in two seconds of at most 100 W
+    assert (energy.low_microjoules, energy.high_microjoules) == (0, 121 * JOULE)
 
 
 def test_time_without_a_valid_read_is_estimated_also_on_a_counter():
@@ -111,27 +141,47 @@ def test_time_without_a_valid_read_is_estimated_also_on_a_counter():
 
 @st.composite
 def traces(draw):
-    """A true power of 0 to 100 W a second, read as a counter that wraps; some reads fail."""
+    """The energies of seconds of 0 to 100 W, and a counter that wraps and shows them; some reads fail."""
     powers = draw(st.lists(st.tuples(st.integers(0, 100 * JOULE), st.booleans()), min_size=2, max_size=30))
-    counter, truth, readings = 0, 0, [reading(0, 0)]
+    counter, truths, readings = 0, [], [reading(0, 0)]
     for second, (energy, failed) in enumerate(powers, start=1):
-        counter, truth = counter + energy, truth + energy
+        counter += energy
+        truths.append(energy)
         readings.append(reading(second, None if failed else counter % 50_000_000_000))
-    return [*readings, reading(len(powers) + 1, counter % 50_000_000_000)], truth
+    return [*readings, reading(len(powers) + 1, counter % 50_000_000_000)], [*truths, 0]
 
 
 @given(traces())
-def test_windows_hold_the_truth_in_their_interval_and_are_never_negative(trace):
-    readings, truth = trace
-    windows = [window for window in play(readings, device(counter_range_microjoules=50_000_000_000 - 1)) if window]
-    assert all(window.energy.microjoules >= 0 for window in windows)
-    assert sum(window.energy.low_microjoules for window in windows) <= truth
-    assert sum(window.energy.high_microjoules for window in windows) >= truth
+def test_every_window_holds_its_truth_in_its_interval_and_is_never_negative(trace):
+    readings, truths = trace
+    windows = play(readings, device(counter_range_microjoules=50_000_000_000 - 1))[1:]
+    for window, truth in zip(windows, truths, strict=True):
+        assert window.energy.microjoules >= 0
+        assert window.energy.low_microjoules <= truth <= window.energy.high_microjoules
+
+
+@given(traces(), st.integers(1, 29), st.integers(0, 100))
+def test_a_reset_leaves_the_truth_in_the_interval(trace, reset_second, percent_before):
+    """From some time within that second on, the counter shows what was drawn since; before, 40 kJ more."""
+    readings, truths = trace
+    lost = sum(truths[: reset_second - 1]) + sum(truths[reset_second - 1 : reset_second]) * percent_before // 100
+    shown = [
+        each
+        if each.energy_microjoules is None
+        else reading(
+            each.monotonic_seconds,
+            each.energy_microjoules + (40_000 * JOULE if each.monotonic_seconds < reset_second else -lost),
+        )
+        for each in readings
+    ]
+    windows = play(shown, device(counter_range_microjoules=50_000_000_000 - 1))[1:]
+    assert sum(window.energy.low_microjoules for window in windows) <= sum(truths)
+    assert sum(window.energy.high_microjoules for window in windows) >= sum(truths)
 
 
 @given(traces())
 def test_gaps_lose_no_energy_once_the_counter_has_passed_what_was_estimated(trace):
-    readings, truth = trace
+    readings, truth = trace[0], sum(trace[1])
     track, emitted = Track(device=device(counter_range_microjoules=50_000_000_000 - 1)), 0
     for each in readings:
         track, window = advance(track, each)

@@ -77,3 +77,12 @@ def test_a_password_may_be_kept_in_a_file_that_nobody_else_may_read(tmp_path):
         secret("X", f"file:{file}", {})
     with pytest.raises(SettingsError, match="cannot be read"):
         secret("X", f"file:{tmp_path}/missing", {})
+
+
+def test_the_platforms_counter_is_read_where_it_is_asked_for_and_a_misspelt_zone_is_said() -> None:
+    asked = [
+        load_settings(Path("/"), {"MLFLOW_GREEN_RAPL": zone}).rapl_prefers_psys for zone in ("psys", "package", "")
+    ]
+    assert asked == [True, False, False]
+    with pytest.raises(SettingsError, match="MLFLOW_GREEN_RAPL=dram names no RAPL zone; say package"):
+        load_settings(Path("/"), {"MLFLOW_GREEN_RAPL": "dram"})
