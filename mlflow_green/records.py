@@ -45,6 +45,11 @@ class CpuClockName(StrEnum):
     WAIT4 = "wait4"
     POLLING = "polling"
 
+    @property
+    def is_lower_bound(self) -> bool:
+        """Whether the job may have used more than the clock has seen."""
+        return self in {CpuClockName.WAIT4, CpuClockName.POLLING}
+
 
 class Unit(StrEnum):
     """What a budget counts: energy in microjoules, carbon in micrograms, money in micro-units."""

@@ -6,7 +6,7 @@ so this is a rule of allocation, not a measurement.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from mlflow_green.records import Energy
@@ -23,7 +23,14 @@ class Shares:
 
 
 def share_by_use(
-    energy: Energy, idle_microjoules: int, cpu_seconds: Mapping[str, float], host_busy_seconds: float
+    energy: Energy,
+    idle_microjoules: int,
+    cpu_seconds: Mapping[str, float],
+    host_busy_seconds: float,
+    *,
+    lower_bounds: Collection[str] = (),
+    grain_seconds: float = 0.0,
+    hidden_microjoules: int = 0,
 ) -> Shares:
     """Share the energy above idle by the CPU seconds of the window.
 
@@ -31,25 +38,27 @@ def share_by_use(
     what it has beyond the consumers is ``other``. When nobody was busy everything is idle. A share's low end takes the
     dynamic energy's low; its high end is high x min(1, (own + other) / denominator), for the unexplained could be its
     own. ``idle_microjoules`` is at most the energy.
+
+    What the host's busy seconds lack, at most ``grain_seconds`` of CPU time and ``hidden_microjoules`` of the energy's
+    high end, could be the own of those whose CPU seconds are ``lower_bounds``; the others' clocks would have seen it.
     """
     nanoseconds = {name: _nanoseconds(seconds) for name, seconds in cpu_seconds.items()}
-    busy = sum(nanoseconds.values())
+    busy, grain = sum(nanoseconds.values()), _nanoseconds(grain_seconds)
     denominator = max(_nanoseconds(host_busy_seconds), busy)
-    if denominator == 0:
-        nobody = {name: _none_used(energy) for name in cpu_seconds}
-        return Shares(consumers=nobody, idle_microjoules=energy.microjoules, other_microjoules=0)
-    low, point, high = _dynamic(energy, idle_microjoules)
     other = denominator - busy
+    low, point, high = _dynamic(energy, idle_microjoules, hidden_microjoules)
+    if denominator == 0:
+        idle_microjoules, point = energy.microjoules, 0
     *points, other_point = largest_remainder(point, [*nanoseconds.values(), other])
-    consumers = {
-        name: Energy(
+    consumers = {}
+    for (name, own), own_point in zip(nanoseconds.items(), points, strict=True):
+        unseen, most = (grain, high + hidden_microjoules) if name in lower_bounds else (0, high)
+        consumers[name] = Energy(
             microjoules=own_point,
-            low_microjoules=min(own_point, low * own // denominator),
-            high_microjoules=max(own_point, -(-high * min(denominator, own + other) // denominator)),
+            low_microjoules=min(own_point, _part(low, own, denominator)),
+            high_microjoules=max(own_point, -_part(-most, own + other + unseen, denominator + unseen)),
             method=energy.method,
         )
-        for (name, own), own_point in zip(nanoseconds.items(), points, strict=True)
-    }
     return Shares(consumers=consumers, idle_microjoules=idle_microjoules, other_microjoules=other_point)
 
 
@@ -73,11 +82,13 @@ def share_of_gpu(energy: Energy, cpu_seconds: Mapping[str, float]) -> Shares:
 
 
 def largest_remainder(whole: int, weights: Sequence[int]) -> list[int]:
-    """Split ``whole`` by ``weights`` (at least one above 0) into integers that sum to it exactly.
+    """Split ``whole`` by ``weights`` into integers that sum to it exactly; where nobody has any weight all are 0.
 
     Each part is its quota rounded down or up; those with the largest remainders are rounded up, earlier ones first.
     A weight of 0 gets 0.
     """
+    if not any(weights):
+        return [0] * len(weights)
     total = sum(weights)
     parts = [whole * weight // total for weight in weights]
     by_remainder = sorted(range(len(weights)), key=lambda index: -(whole * weights[index] % total))
@@ -86,17 +97,17 @@ def largest_remainder(whole: int, weights: Sequence[int]) -> list[int]:
     return parts
 
 
-def _dynamic(energy: Energy, idle_microjoules: int) -> tuple[int, int, int]:
-    """Low, point and high of what is above idle; idle is taken to err as the whole does."""
-    point = energy.microjoules - idle_microjoules
+def _dynamic(energy: Energy, idle_microjoules: int, hidden_microjoules: int) -> tuple[int, int, int]:
+    """Low, point and high of what is above idle, without what is hidden; idle is taken to err as the whole does."""
+    point, high = energy.microjoules - idle_microjoules, energy.high_microjoules - hidden_microjoules
     if energy.microjoules == 0:
-        return 0, 0, energy.high_microjoules
-    low = energy.low_microjoules * point // energy.microjoules
-    return low, point, -(-energy.high_microjoules * point // energy.microjoules)
+        return 0, 0, high
+    return _part(energy.low_microjoules, point, energy.microjoules), point, -_part(-high, point, energy.microjoules)
 
 
-def _none_used(energy: Energy) -> Energy:
-    return Energy(microjoules=0, low_microjoules=0, high_microjoules=0, method=energy.method)
+def _part(energy_microjoules: int, weight: int, weights: int) -> int:
+    """Rounded down; none of it where nobody has any weight."""
+    return energy_microjoules * weight // weights if weights else 0
 
 
 def _nanoseconds(seconds: float) -> int:

@@ -20,7 +20,8 @@ WRAP_POWER_FACTOR = 1.5
 class DeviceEnergy:
     """What one device used in one window of ``seconds``, of which ``covered_seconds`` lay between valid reads.
 
-    ``idle_microjoules`` is the sensor's own idle part, ``None`` where the sensor has none.
+    ``idle_microjoules`` is the sensor's own idle part, ``None`` where the sensor has none. ``hidden_microjoules`` of
+    the energy's high end are for work that the sensor may not have seen yet.
     """
 
     device: Device
@@ -28,6 +29,7 @@ class DeviceEnergy:
     idle_microjoules: int | None
     seconds: float
     covered_seconds: float
+    hidden_microjoules: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,6 +12,7 @@ from datetime import datetime
 
 from mlflow_green.attribution.idle import QUIET_BUSY_RATIO, baseline_power_watts, idle_microjoules
 from mlflow_green.attribution.shares import Shares, share_by_use, share_of_gpu
+from mlflow_green.metering.grain import with_clocks
 from mlflow_green.metering.integration import DeviceEnergy, Track, advance
 from mlflow_green.records import Device, Domain, Energy, NodeWindow, Reading, total_energy
 from mlflow_green.sensors.proc_stat import HostCpu
@@ -56,9 +57,10 @@ class Node:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Use:
-    """What one consumer did in a window: CPU seconds of all its processes, >= 0."""
+    """What one consumer did in a window: CPU seconds of all its processes, >= 0, or at least so many."""
 
     cpu_seconds: float
+    is_lower_bound: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,6 +104,8 @@ def close_windows(
     sequence = node.sequence + 1
     used = {key: use.cpu_seconds for key, use in uses.items()}
     tracks, found = _advance(node.tracks, readings, now.monotonic_seconds)
+    if now.host_cpu is not None:
+        tracks, found = with_clocks(tracks, found, sum(used.values()), now.host_cpu)
     openings, quiet = dict(node.openings), dict(node.quiet_power_microwatts)
     closed: list[SharedWindow] = []
     for domain, parts in found.items():
@@ -110,7 +114,7 @@ def close_windows(
         power_microwatts = _quiet_power_microwatts(energy, parts, used, node.last, now)
         if power_microwatts is not None and domain is not Domain.GPU:
             quiet[domain] = (*quiet.get(domain, ()), power_microwatts)[-QUIET_WINDOWS_MAX:]
-        shares = _share(domain, energy, parts, used, quiet.get(domain, ()), _busy_seconds(node.last, now) or 0.0)
+        shares = _share(domain, energy, parts, uses, quiet.get(domain, ()), node.last, now)
         window = NodeWindow(
             sampler_id=node.sampler_id,
             host=node.host,
@@ -150,10 +154,12 @@ def _share(
     domain: Domain,
     energy: Energy,
     parts: Sequence[DeviceEnergy],
-    used: Mapping[str, float],
+    uses: Mapping[str, Use],
     quiet_power_microwatts: Sequence[int],
-    busy_seconds: float,
+    before: Moment,
+    now: Moment,
 ) -> Shares:
+    used = {key: use.cpu_seconds for key, use in uses.items()}
     if domain is Domain.GPU:
         return share_of_gpu(energy, used)
     own = [part.idle_microjoules for part in parts if part.idle_microjoules is not None]
@@ -163,7 +169,15 @@ def _share(
         own_microjoules=sum(own) if len(own) == len(parts) else None,
         baseline_power_watts=baseline_power_watts([each / MICROWATTS_PER_WATT for each in quiet_power_microwatts]),
     )
-    return share_by_use(energy, idle, used, busy_seconds)
+    return share_by_use(
+        energy,
+        idle,
+        used,
+        _busy_seconds(before, now) or 0.0,
+        lower_bounds=[key for key, use in uses.items() if use.is_lower_bound],
+        grain_seconds=now.host_cpu.grain_seconds if now.host_cpu else 0.0,
+        hidden_microjoules=sum(part.hidden_microjoules for part in parts),
+    )
 
 
 def _quiet_power_microwatts(

@@ -289,7 +289,10 @@ class Sampler:
         now, before_seconds = self._now(), self._node.last.monotonic_seconds
         accounts = {key: self._accounts.get(key) or opened(presence) for key, presence in present.items()}
         uses = {
-            key: Use(cpu_seconds=max(0.0, present[key].cpu_seconds - account.shared_cpu_seconds))
+            key: Use(
+                cpu_seconds=max(0.0, present[key].cpu_seconds - account.shared_cpu_seconds),
+                is_lower_bound=present[key].cpu_clock.is_lower_bound,
+            )
             for key, account in accounts.items()
             if account.left_seconds is None
         }

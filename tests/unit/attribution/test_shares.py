@@ -55,6 +55,54 @@ def test_largest_remainder_is_exact_and_within_one_of_each_quota(whole, weights)
         assert weight or not part
 
 
+@st.composite
+def truths(draw) -> tuple[dict[str, float], dict[str, float], float]:
+    """What consumers truly used, what their clocks saw of it, and the busy time of the host."""
+    milliseconds = draw(st.dictionaries(st.text("abcdef", min_size=1), st.integers(0, 10**6), min_size=1, max_size=6))
+    true = {name: count / 1000 for name, count in milliseconds.items()}
+    seen = {name: draw(st.just(count) | st.integers(0, count)) / 1000 for name, count in milliseconds.items()}
+    return true, seen, sum(true.values()) + draw(st.integers(0, 10**6)) / 1000
+
+
+@given(truths(), st.integers(0, 10**12), st.floats(0, 1), st.floats(0, 10))
+def test_the_interval_covers_the_true_share_when_clocks_miss_time(truth, microjoules, idle_ratio, grain_seconds):
+    true, seen, busy_seconds = truth
+    idle = int(microjoules * idle_ratio)
+    energy = Energy(
+        microjoules=microjoules,
+        low_microjoules=microjoules * 9 // 10,
+        high_microjoules=microjoules * 11 // 10,
+        method=Method.MEASURED,
+    )
+    missing = [name for name in true if seen[name] < true[name]]
+    shares = share_by_use(energy, idle, seen, busy_seconds, lower_bounds=missing, grain_seconds=grain_seconds)
+    for name, share in shares.consumers.items():
+        true_share = (microjoules - idle) * true[name] / busy_seconds if busy_seconds else 0.0
+        assert share.low_microjoules - 1 <= true_share * (1 + 1e-9)
+        assert share.high_microjoules + 1 >= true_share * (1 - 1e-9)
+
+
+def test_what_ticks_hide_may_be_of_those_whose_clocks_miss_time_and_of_nobody_else():
+    shares = share_by_use(
+        measured(100, 100, 110),
+        0,
+        {"exact": 1.0, "bound": 1.0},
+        2.0,
+        lower_bounds=["bound"],
+        grain_seconds=2.0,
+        hidden_microjoules=10 * JOULE,
+    )
+    assert shares.consumers["exact"] == measured(50, 50, 50)
+    assert shares.consumers["bound"] == Energy(
+        microjoules=50 * JOULE, low_microjoules=50 * JOULE, high_microjoules=82_500_000, method=Method.MEASURED
+    )
+
+
+def test_where_no_tick_was_seen_a_clock_that_misses_time_may_have_used_everything():
+    shares = share_by_use(measured(5), 1 * JOULE, {"a": 0.0}, 0.0, lower_bounds=["a"], grain_seconds=0.02)
+    assert (shares.idle_microjoules, shares.consumers["a"]) == (5 * JOULE, measured(0, 0, 4))
+
+
 def measured(joules: int, low: int | None = None, high: int | None = None) -> Energy:
     return Energy(
         microjoules=joules * JOULE,
