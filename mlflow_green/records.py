@@ -217,7 +217,8 @@ class Tick:
     """One closed window of the sampler: the node's windows and every consumer's usage so far.
 
     ``final`` names the consumers that had left before this window closed: their usage will not
-    change any more, and this is the last tick that carries it.
+    change any more, and this is the last tick that carries it. ``stolen_seconds`` is the CPU time, >= 0, that the
+    hypervisor gave to others in the window though this machine wanted it: charged to nobody, ``None`` where unknown.
     """
 
     sampler_id: str
@@ -226,6 +227,7 @@ class Tick:
     windows: tuple[NodeWindow, ...]
     usages: Mapping[str, Usage]
     final: frozenset[str]
+    stolen_seconds: float | None = None
 
 
 # --- footprint ----------------------------------------------------------------------------------

@@ -286,7 +286,7 @@ class Sampler:
         reports = self._shared.reports(self.sampler_id) if self._shared else {}
         for report in reports.values():
             present.update(report or {})
-        now, before_seconds = self._now(), self._node.last.monotonic_seconds
+        now, before = self._now(), self._node.last
         accounts = {key: self._accounts.get(key) or opened(presence) for key, presence in present.items()}
         uses = {
             key: Use(
@@ -298,7 +298,9 @@ class Sampler:
         }
         self._node, closed = close_windows(self._node, readings, uses, now)
         for key in uses:
-            accounts[key] = accounts[key].charged(key, present[key], closed, before_seconds, now.monotonic_seconds)
+            accounts[key] = accounts[key].charged(
+                key, present[key], closed, before.monotonic_seconds, now.monotonic_seconds
+            )
         usages = {
             consumer.consumer_id: accounts[consumer.key].usage(presence.cpu_clock, now.monotonic_seconds)
             for consumer, presence in own.items()
@@ -316,6 +318,7 @@ class Sampler:
             windows=windows,
             usages=usages,
             final=final,
+            stolen_seconds=now.host_cpu.stolen_since(before.host_cpu) if now.host_cpu else None,
         )
 
     def _is_silent(

@@ -25,6 +25,12 @@ class HostCpu:
     threads: int
     stolen_seconds: float | None = None
 
+    def stolen_since(self, before: HostCpu | None) -> float | None:
+        """CPU seconds stolen since an earlier look, >= 0; ``None`` where one of the two does not say."""
+        if before is None or self.stolen_seconds is None or before.stolen_seconds is None:
+            return None
+        return max(0.0, self.stolen_seconds - before.stolen_seconds)
+
     @property
     def grain_seconds(self) -> float:
         """What ``busy_seconds`` may lack at any moment: a tick of each hardware thread."""
