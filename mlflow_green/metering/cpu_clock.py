@@ -18,6 +18,7 @@ import re
 import struct
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -270,6 +271,9 @@ class PerfClock:
 # --- watching the process tree --------------------------------------------------------------------
 
 
+_SCAN_CPU_RATIO = 0.001
+
+
 @dataclass(frozen=True, slots=True)
 class _Process:
     pid: int
@@ -304,6 +308,7 @@ class ProcessTreeClock:
         self._mark: bytes | None = None
         self._listed: set[int] = set()
         self._unmarked: set[int] = set()
+        self._next_scan_seconds = 0.0
 
     @property
     def name(self) -> CpuClockName:
@@ -361,10 +366,12 @@ class ProcessTreeClock:
     def _newly_marked(self) -> Iterator[int]:
         """Processes with the mark that are not watched yet; the environment of each on the host is read twice at most.
 
-        The first time it may not have executed its program, and so shows the environment of who started it.
+        The first time it may not have executed its program, and so shows the environment of who started it. However
+        many processes there are, it costs at most a thousandth of a CPU.
         """
-        if self._mark is None:
+        if self._mark is None or time.monotonic() < self._next_scan_seconds:
             return
+        began_seconds = time.thread_time()
         listed = {int(name) for name in os.listdir(self._proc_root) if name.isdigit()}  # noqa: PTH208 - names only
         for pid in listed - self._unmarked - self._watched.keys() - {os.getpid()}:
             with contextlib.suppress(OSError):  # it is gone, or another user's
@@ -372,6 +379,7 @@ class ProcessTreeClock:
                     yield pid
         self._unmarked = listed & (self._unmarked | self._listed)
         self._listed = listed
+        self._next_scan_seconds = time.monotonic() + (time.thread_time() - began_seconds) / _SCAN_CPU_RATIO
 
     def _walk(self, pid: int, live: dict[int, _Process]) -> None:
         pending = [pid]

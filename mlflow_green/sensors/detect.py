@@ -14,6 +14,7 @@ from mlflow_green.sensors.rapl import POWERCAP_ROOT, RaplSensor
 from mlflow_green.sensors.sensor import Sensor
 
 STOLEN_RATIO_TOLD = 0.001
+NO_BASELINE = "Idle energy: shared out by use until enough quiet samples have shown what the CPU draws at rest."
 NO_DRAM = "Memory: not metered; its energy is missing from every figure."
 
 
@@ -44,6 +45,7 @@ def _cpu(powercap_root: Path, proc_root: Path) -> tuple[Sensor | None, list[str]
         sensor, notes = _cpu_model(proc_root)
         return sensor, [*notes, f"The CPU is not measured: {error}.", NO_DRAM]
     notes = [f"{device.name}: measured by RAPL, {device.error_source}." for device in rapl.devices()]
+    notes.append(NO_BASELINE)
     if all(device.domain is not Domain.DRAM for device in rapl.devices()):
         notes.append(NO_DRAM)
     return rapl, notes

@@ -92,11 +92,14 @@ class Metered:
         return self.usages[clock].energy[Domain.CPU]
 
 
-def meter_workload(program: Path, folder: Path, *words: str) -> Metered:
-    """Run a job to the end of its last process, metered once a period with every clock that can be had here."""
+def meter_workload(program: Path, folder: Path, *words: str, marked: bool = True) -> Metered:
+    """Run a job to the end of its last process, metered once a period with every clock that can be had here.
+
+    ``marked``: its processes carry the mark by which the tree's clock finds orphans.
+    """
     truth, hold_id = folder / "truth", uuid.uuid4().hex
     truth.write_bytes(b"")
-    environ = {**os.environ, "TRUTH": str(truth), "GREEN_HOLD_ID": hold_id}
+    environ = {**os.environ, "TRUTH": str(truth), **({"GREEN_HOLD_ID": hold_id} if marked else {})}
     usages: dict[str, Usage] = {}
     with private_cgroup() as group:
         if group is not None:
