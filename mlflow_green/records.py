@@ -46,9 +46,9 @@ class CpuClockName(StrEnum):
     POLLING = "polling"
 
     @property
-    def is_lower_bound(self) -> bool:
-        """Whether the job may have used more than the clock has seen."""
-        return self in {CpuClockName.WAIT4, CpuClockName.POLLING}
+    def is_exact(self) -> bool:
+        """Whether the clock sees all that a job uses; the others' values are lower bounds."""
+        return self in {CpuClockName.CGROUP, CpuClockName.PERF}
 
 
 class Unit(StrEnum):

@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from mlflow_green.records import Energy
 from mlflow_green.units import NANOSECONDS_PER_SECOND
 
+# What a cgroup's or the kernel's task clock may lack of the truth (docs/reference/cpu-time.md has the measurements).
+EXACT_CLOCK_ERROR_RATIO = 0.03
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shares:
@@ -28,7 +31,7 @@ def share_by_use(
     cpu_seconds: Mapping[str, float],
     host_busy_seconds: float,
     *,
-    lower_bounds: Collection[str] = (),
+    exact: Collection[str] = (),
     grain_seconds: float = 0.0,
     hidden_microjoules: int = 0,
 ) -> Shares:
@@ -36,11 +39,11 @@ def share_by_use(
 
     The denominator is the larger of the host's busy seconds and the consumers' sum, for the two clocks differ in grain;
     what it has beyond the consumers is ``other``. When nobody was busy everything is idle. A share's low end takes the
-    dynamic energy's low; its high end is high x min(1, (own + other) / denominator), for the unexplained could be its
-    own. ``idle_microjoules`` is at most the energy.
+    dynamic energy's low; its high end is high x (own + unseen) / denominator, where what a clock has not seen can be
+    all of ``other``, and of an ``exact`` one little. ``idle_microjoules`` is at most the energy.
 
-    What the host's busy seconds lack, at most ``grain_seconds`` of CPU time and ``hidden_microjoules`` of the energy's
-    high end, could be the own of those whose CPU seconds are ``lower_bounds``; the others' clocks would have seen it.
+    The host's busy seconds may lack ``grain_seconds``, and the energy what ``hidden_microjoules`` of its high end are
+    for; that too could belong to those whose clock is not exact.
     """
     nanoseconds = {name: _nanoseconds(seconds) for name, seconds in cpu_seconds.items()}
     busy, grain = sum(nanoseconds.values()), _nanoseconds(grain_seconds)
@@ -52,11 +55,15 @@ def share_by_use(
     *points, other_point = largest_remainder(point, [*nanoseconds.values(), other])
     consumers = {}
     for (name, own), own_point in zip(nanoseconds.items(), points, strict=True):
-        unseen, most = (grain, high + hidden_microjoules) if name in lower_bounds else (0, high)
+        if name in exact:
+            unseen = min(other, round(EXACT_CLOCK_ERROR_RATIO * own) + grain)
+            most = -_part(-high, own + unseen, denominator)
+        else:
+            most = -_part(-high - hidden_microjoules, own + other + grain, denominator + grain)
         consumers[name] = Energy(
             microjoules=own_point,
             low_microjoules=min(own_point, _part(low, own, denominator)),
-            high_microjoules=max(own_point, -_part(-most, own + other + unseen, denominator + unseen)),
+            high_microjoules=max(own_point, most),
             method=energy.method,
         )
     return Shares(consumers=consumers, idle_microjoules=idle_microjoules, other_microjoules=other_point)

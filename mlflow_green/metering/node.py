@@ -57,10 +57,10 @@ class Node:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Use:
-    """What one consumer did in a window: CPU seconds of all its processes, >= 0, or at least so many."""
+    """What one consumer did in a window: CPU seconds of all its processes, >= 0; at least so many, unless exact."""
 
     cpu_seconds: float
-    is_lower_bound: bool = False
+    is_exact: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,7 +174,7 @@ def _share(
         idle,
         used,
         _busy_seconds(before, now) or 0.0,
-        lower_bounds=[key for key, use in uses.items() if use.is_lower_bound],
+        exact=[key for key, use in uses.items() if use.is_exact],
         grain_seconds=now.host_cpu.grain_seconds if now.host_cpu else 0.0,
         hidden_microjoules=sum(part.hidden_microjoules for part in parts),
     )

@@ -291,7 +291,7 @@ class Sampler:
         uses = {
             key: Use(
                 cpu_seconds=max(0.0, present[key].cpu_seconds - account.shared_cpu_seconds),
-                is_lower_bound=present[key].cpu_clock.is_lower_bound,
+                is_exact=present[key].cpu_clock.is_exact,
             )
             for key, account in accounts.items()
             if account.left_seconds is None
