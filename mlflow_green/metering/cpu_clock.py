@@ -121,7 +121,7 @@ class CgroupClock:
             OSError: this process shares its cgroups, or their accounts cannot be read.
         """
         for _, account in _own_accounts(proc_root, root):
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, ValueError):
                 if _holds_only_us(account.parent, proc_root):
                     return cls(account)
         raise OSError(errno.ENOENT, "this process is in no cgroup of its own whose CPU time can be read")
@@ -158,7 +158,7 @@ def _holds_only_us(group: Path, proc_root: Path) -> bool:
     A process of another container, whose number cannot be seen from here, is listed as 0.
 
     Raises:
-        OSError: the list of a group cannot be read.
+        OSError, ValueError: the list of a group cannot be read.
     """
     found = False
     for folder, _, _ in os.walk(group):  # the group itself first, which is as far as a shared one is read
@@ -270,8 +270,7 @@ class PerfClock:
 
 # --- watching the process tree --------------------------------------------------------------------
 
-
-_SCAN_CPU_RATIO = 0.001
+_SCAN_CPU_RATIO = 0.001  # of a CPU, at most, to look for orphans
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
+
 import pytest
 
 from mlflow_green.metering.sampler import Sampler
@@ -44,3 +49,12 @@ def test_the_interval_covers_what_neither_a_clock_nor_a_tick_has_seen(tmp_path):
     energy = metered(tmp_path, used_seconds=0.003, seen_seconds=0.0, name=CpuClockName.POLLING)
     assert (energy.low_microjoules, energy.microjoules) == (0, 0)
     assert energy.high_microjoules >= 0.003 * WATTS_PER_CPU * 3 * JOULE
+
+
+def test_a_command_that_does_nothing_has_an_energy_above_zero(tmp_path):
+    environ = {**os.environ, "MLFLOW_GREEN_RUNTIME_DIR": str(tmp_path / "runtime")}
+    command = [sys.executable, "-m", "mlflow_green.cli", "run", "--json", "--", "true"]
+    done = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, check=True, timeout=60)
+    entry = json.loads(done.stderr.splitlines()[-1])["entry"]
+    assert entry["cpu_seconds"] > 0
+    assert 0 < entry["energy_microjoules"]["total"] < entry["energy_high_microjoules"]
