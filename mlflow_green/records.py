@@ -45,6 +45,11 @@ class CpuClockName(StrEnum):
     WAIT4 = "wait4"
     POLLING = "polling"
 
+    @property
+    def is_exact(self) -> bool:
+        """Whether the clock sees all that a job uses; the others' values are lower bounds."""
+        return self in {CpuClockName.CGROUP, CpuClockName.PERF}
+
 
 class Unit(StrEnum):
     """What a budget counts: energy in microjoules, carbon in micrograms, money in micro-units."""
@@ -230,7 +235,8 @@ class Tick:
     """One closed window of the sampler: the node's windows and every consumer's usage so far.
 
     ``final`` names the consumers that had left before this window closed: their usage will not
-    change any more, and this is the last tick that carries it.
+    change any more, and this is the last tick that carries it. ``stolen_seconds`` is the CPU time, >= 0, that the
+    hypervisor gave to others in the window though this machine wanted it: charged to nobody, ``None`` where unknown.
     """
 
     sampler_id: str
@@ -239,6 +245,7 @@ class Tick:
     windows: tuple[NodeWindow, ...]
     usages: Mapping[str, Usage]
     final: frozenset[str]
+    stolen_seconds: float | None = None
 
 
 # --- footprint ----------------------------------------------------------------------------------

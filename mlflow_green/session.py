@@ -281,7 +281,7 @@ class NodeSession(_Steps):
         """
         if self._runs_one:
             os.environ.update(self.environment(ticket))
-        clock = open_clock(own_cgroup=self._runs_one)
+        clock = open_clock(own_cgroup=self._runs_one, runs_one=self._runs_one)
         self._recorder.begin(ticket, clock)
         return clock
 

@@ -6,11 +6,14 @@ so this is a rule of allocation, not a measurement.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from mlflow_green.records import Energy, Method
 from mlflow_green.units import NANOSECONDS_PER_SECOND
+
+# What a cgroup's or the kernel's task clock may lack of the truth (docs/reference/cpu-time.md has the measurements).
+EXACT_CLOCK_ERROR_RATIO = 0.03
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,33 +26,46 @@ class Shares:
 
 
 def share_by_use(
-    energy: Energy, idle_microjoules: int, cpu_seconds: Mapping[str, float], host_busy_seconds: float
+    energy: Energy,
+    idle_microjoules: int,
+    cpu_seconds: Mapping[str, float],
+    host_busy_seconds: float,
+    *,
+    exact: Collection[str] = (),
+    grain_seconds: float = 0.0,
+    hidden_microjoules: int = 0,
 ) -> Shares:
     """Share the energy above idle by the CPU seconds of the window.
 
     The denominator is the larger of the host's busy seconds and the consumers' sum, for the two clocks differ in grain;
     what it has beyond the consumers is ``other``. When nobody was busy everything is idle. A share's low end takes the
-    dynamic energy's low; its high end is high x min(1, (own + other) / denominator), for the unexplained could be its
-    own. ``idle_microjoules`` is at most the energy.
+    dynamic energy's low; its high end is high x (own + unseen) / denominator, where what a clock has not seen can be
+    all of ``other``, and of an ``exact`` one little. ``idle_microjoules`` is at most the energy.
+
+    The host's busy seconds may lack ``grain_seconds``, and the energy what ``hidden_microjoules`` of its high end are
+    for; that too could belong to those whose clock is not exact.
     """
     nanoseconds = {name: _nanoseconds(seconds) for name, seconds in cpu_seconds.items()}
-    busy = sum(nanoseconds.values())
+    busy, grain = sum(nanoseconds.values()), _nanoseconds(grain_seconds)
     denominator = max(_nanoseconds(host_busy_seconds), busy)
-    if denominator == 0:
-        nobody = {name: _none_used(energy) for name in cpu_seconds}
-        return Shares(consumers=nobody, idle_microjoules=energy.microjoules, other_microjoules=0)
-    low, point, high = _dynamic(energy, idle_microjoules)
     other = denominator - busy
+    low, point, high = _dynamic(energy, idle_microjoules, hidden_microjoules)
+    if denominator == 0:
+        idle_microjoules, point = energy.microjoules, 0
     *points, other_point = largest_remainder(point, [*nanoseconds.values(), other])
-    consumers = {
-        name: Energy(
+    consumers = {}
+    for (name, own), own_point in zip(nanoseconds.items(), points, strict=True):
+        if name in exact:
+            unseen = min(other, round(EXACT_CLOCK_ERROR_RATIO * own) + grain)
+            most = -_part(-high, own + unseen, denominator)
+        else:
+            most = -_part(-high - hidden_microjoules, own + other + grain, denominator + grain)
+        consumers[name] = Energy(
             microjoules=own_point,
-            low_microjoules=min(own_point, low * own // denominator),
-            high_microjoules=max(own_point, -(-high * min(denominator, own + other) // denominator)),
+            low_microjoules=min(own_point, _part(low, own, denominator)),
+            high_microjoules=max(own_point, most),
             method=energy.method,
         )
-        for (name, own), own_point in zip(nanoseconds.items(), points, strict=True)
-    }
     return Shares(consumers=consumers, idle_microjoules=idle_microjoules, other_microjoules=other_point)
 
 
@@ -118,11 +134,13 @@ def sum_of_shares(parts: Iterable[Shares]) -> Shares:
 
 
 def largest_remainder(whole: int, weights: Sequence[int]) -> list[int]:
-    """Split ``whole`` by ``weights`` (at least one above 0) into integers that sum to it exactly.
+    """Split ``whole`` by ``weights`` into integers that sum to it exactly; where nobody has any weight all are 0.
 
     Each part is its quota rounded down or up; those with the largest remainders are rounded up, earlier ones first.
     A weight of 0 gets 0.
     """
+    if not any(weights):
+        return [0] * len(weights)
     total = sum(weights)
     parts = [whole * weight // total for weight in weights]
     by_remainder = sorted(range(len(weights)), key=lambda index: -(whole * weights[index] % total))
@@ -131,18 +149,22 @@ def largest_remainder(whole: int, weights: Sequence[int]) -> list[int]:
     return parts
 
 
-def _dynamic(energy: Energy, idle_microjoules: int) -> tuple[int, int, int]:
-    """Low, point and high of what is above idle; idle is taken to err as the whole does."""
-    point = energy.microjoules - idle_microjoules
+def _dynamic(energy: Energy, idle_microjoules: int, hidden_microjoules: int) -> tuple[int, int, int]:
+    """Low, point and high of what is above idle, without what is hidden; idle is taken to err as the whole does."""
+    point, high = energy.microjoules - idle_microjoules, energy.high_microjoules - hidden_microjoules
     if energy.microjoules == 0:
-        return 0, 0, energy.high_microjoules
-    low = energy.low_microjoules * point // energy.microjoules
-    return low, point, -(-energy.high_microjoules * point // energy.microjoules)
+        return 0, 0, high
+    return _part(energy.low_microjoules, point, energy.microjoules), point, -_part(-high, point, energy.microjoules)
 
 
-def _none_used(energy: Energy) -> Energy:
-    return Energy(microjoules=0, low_microjoules=0, high_microjoules=0, method=energy.method)
+def _part(energy_microjoules: int, weight: int, weights: int) -> int:
+    """Rounded down; none of it where nobody has any weight."""
+    return energy_microjoules * weight // weights if weights else 0
 
 
 def _nanoseconds(seconds: float) -> int:
     return max(0, round(seconds * NANOSECONDS_PER_SECOND))
+
+
+def _none_used(energy: Energy) -> Energy:
+    return Energy(microjoules=0, low_microjoules=0, high_microjoules=0, method=energy.method)

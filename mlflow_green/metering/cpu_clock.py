@@ -1,9 +1,9 @@
 """CPU time of a job and of everything that it starts, readable while it runs.
 
-Three ways without root: the account of the cgroup that Slurm made for a step (exact, also for what left the process
-tree, but only where the step runs nothing else), the kernel's task clock, inherited by every child (exact, also for
-daemons and fork storms), and watching the process tree in ``/proc`` with the exit report of ``os.wait4`` (a lower
-bound: what is orphaned between two looks is not seen).
+Three ways without root: the account of a cgroup that holds this job and nothing else (exact, also for what left the
+process tree), the kernel's task clock, inherited by every child (exact, also for daemons and fork storms), and watching
+the process tree in ``/proc`` with the exit report of ``os.wait4`` (a lower bound: what nobody reaps and no look caught
+is not seen).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import re
 import struct
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -43,16 +44,21 @@ class CpuClock(Protocol):
 
 
 def open_clock(
-    *, own_cgroup: bool = False, proc_root: Path = PROC_ROOT, root: Path = Path("/")
+    *, own_cgroup: bool = False, runs_one: bool = False, proc_root: Path = PROC_ROOT, root: Path = Path("/")
 ) -> CgroupClock | PerfClock | ProcessTreeClock:
     """The best clock for what the calling thread is about to start.
 
     ``own_cgroup`` says that the Slurm step which this process is in runs one job only; then the step's cgroup is its
-    clock, where Slurm made one. A ``ProcessTreeClock`` must be told its processes: ``start_process`` does.
+    clock, where Slurm made one. ``runs_one`` says that this process runs one job only, so that a cgroup which holds
+    nothing but this process is the job's: a container's or a systemd scope's. A ``ProcessTreeClock`` must be told its
+    processes: ``start_process`` does.
     """
     if own_cgroup:
         with contextlib.suppress(OSError):
             return CgroupClock.open_own(proc_root, root)
+    if runs_one:
+        with contextlib.suppress(OSError):
+            return CgroupClock.open_alone(proc_root, root)
     try:
         return PerfClock.open_on_current_thread()
     except OSError:
@@ -64,12 +70,13 @@ def start_process(clock: CpuClock, *args: Any, **kwargs: Any) -> subprocess.Pope
     if not isinstance(clock, ProcessTreeClock):
         return subprocess.Popen(*args, **kwargs)
     metered = metered_popen(lambda pid, used: clock.add_finished(pid, used.ru_utime + used.ru_stime))
+    clock.marked_by((kwargs.get("env") or {}).get("GREEN_HOLD_ID"))
     process = metered(*args, **kwargs)
     clock.add_root(process.pid)
     return process
 
 
-# --- the account of a Slurm step's cgroup -----------------------------------------------------------
+# --- the account of a cgroup ------------------------------------------------------------------------
 
 # .../slurm_node1/uid_1000/job_7/step_0/task_0 (version 1), .../slurmstepd.scope/job_7/step_0/user/task_0 (version 2)
 _STEP_PATH = re.compile(r"/[^/]*slurm[^/]*/(uid_\d+/)?job_\d+/step_[^/]+(/|$)")
@@ -97,10 +104,27 @@ class CgroupClock:
             OSError: it is in none (no Slurm, a Slurm without cgroups, a container that hides them), or the group's
                 account cannot be read.
         """
-        for account in _step_accounts(proc_root, root):
-            with contextlib.suppress(OSError):
-                return cls(account)
+        for path, account in _own_accounts(proc_root, root):
+            if _STEP_PATH.search(path):
+                with contextlib.suppress(OSError):
+                    return cls(account)
         raise OSError(errno.ENOENT, "this process is in no cgroup of a Slurm step whose CPU time can be read")
+
+    @classmethod
+    def open_alone(cls, proc_root: Path = PROC_ROOT, root: Path = Path("/")) -> CgroupClock:
+        """The clock of a cgroup in which, with all below it, there is nobody but this process and what it started.
+
+        Nobody else starts anything there: a child is born in its parent's cgroup, and only a deliberate move such as
+        ``docker exec`` enters it later.
+
+        Raises:
+            OSError: this process shares its cgroups, or their accounts cannot be read.
+        """
+        for _, account in _own_accounts(proc_root, root):
+            with contextlib.suppress(OSError, ValueError):
+                if _holds_only_us(account.parent, proc_root):
+                    return cls(account)
+        raise OSError(errno.ENOENT, "this process is in no cgroup of its own whose CPU time can be read")
 
     def seconds(self) -> float:
         with self._lock:
@@ -115,17 +139,41 @@ class CgroupClock:
             self._closed = True
 
 
-def _step_accounts(proc_root: Path, root: Path) -> Iterator[Path]:
-    """Where the account of the step's cgroup should be; Slurm uses version 2 or version 1, whatever else is mounted."""
+def _own_accounts(proc_root: Path, root: Path) -> Iterator[tuple[str, Path]]:
+    """This process's cgroups, of version 2 and version 1, and where the account of each should be."""
     for line in (proc_root / "self/cgroup").read_text(errors="surrogateescape").splitlines():
         _, controllers, text = line.split(":", 2)
         path, is_version_2 = PurePosixPath(text), not controllers
         has_account = is_version_2 or "cpuacct" in controllers.split(",")
-        if has_account and _STEP_PATH.search(text) and ".." not in path.parts:
+        if has_account and ".." not in path.parts:
             for shown, mount_point in _cgroup_mounts(proc_root, "" if is_version_2 else "cpuacct"):
                 if path.is_relative_to(shown):
                     folder = root / mount_point.lstrip("/") / path.relative_to(shown)
-                    yield folder / ("cpu.stat" if is_version_2 else "cpuacct.usage")
+                    yield text, folder / ("cpu.stat" if is_version_2 else "cpuacct.usage")
+
+
+def _holds_only_us(group: Path, proc_root: Path) -> bool:
+    """Whether every process of the cgroup and of those below it is this one or descends from it.
+
+    A process of another container, whose number cannot be seen from here, is listed as 0.
+
+    Raises:
+        OSError, ValueError: the list of a group cannot be read.
+    """
+    found = False
+    for folder, _, _ in os.walk(group):  # the group itself first, which is as far as a shared one is read
+        for pid in map(int, Path(folder, "cgroup.procs").read_text().split()):
+            if not _descends_from_us(pid, proc_root):
+                return False
+            found = True
+    return found
+
+
+def _descends_from_us(pid: int, proc_root: Path) -> bool:
+    while pid > 0 and pid != os.getpid():
+        process = _read_process(proc_root, pid)
+        pid = process.parent if process else 0
+    return pid > 0
 
 
 def _cgroup_mounts(proc_root: Path, controller: str) -> Iterator[tuple[str, str]]:
@@ -222,6 +270,8 @@ class PerfClock:
 
 # --- watching the process tree --------------------------------------------------------------------
 
+_SCAN_CPU_RATIO = 0.001  # of a CPU, at most, to look for orphans
+
 
 @dataclass(frozen=True, slots=True)
 class _Process:
@@ -236,7 +286,11 @@ class ProcessTreeClock:
 
     A process once seen is watched until it ends, also when its parent ends first. The CPU time of one that ended is
     in its parent's account if the parent lives; else the last look at it is kept, until ``add_finished`` reports the
-    root that it belonged to. So nothing counts twice, and what no look caught is missing.
+    root that it belonged to. So nothing counts twice, and what no look caught is missing. An orphan that carries the
+    mark of ``marked_by`` is found wherever it went.
+
+    Nothing arrives late: a live process's time is read at each look, so what its end adds to its parent's account or
+    to a report is what it ran since the last one.
     """
 
     def __init__(self, proc_root: Path = PROC_ROOT) -> None:
@@ -250,10 +304,19 @@ class ProcessTreeClock:
         self._finished_since_look: set[int] = set()
         self._has_finished = False
         self._closed = False
+        self._mark: bytes | None = None
+        self._listed: set[int] = set()
+        self._unmarked: set[int] = set()
+        self._next_scan_seconds = 0.0
 
     @property
     def name(self) -> CpuClockName:
         return CpuClockName.WAIT4 if self._has_finished else CpuClockName.POLLING
+
+    def marked_by(self, hold_id: str | None) -> None:
+        """Watch also every process that has ``GREEN_HOLD_ID=hold_id`` in its environment from its start."""
+        with self._lock:
+            self._mark = f"GREEN_HOLD_ID={hold_id}".encode() if hold_id else None
 
     def add_root(self, pid: int) -> None:
         """Watch ``pid`` and its descendants; its CPU time since its own start counts."""
@@ -287,7 +350,7 @@ class ProcessTreeClock:
     def _look(self) -> float:
         """Look at every process of the trees once; the CPU seconds of those that live."""
         live: dict[int, _Process] = {}
-        for pid in (*self._roots, *self._watched):
+        for pid in (*self._roots, *self._watched, *self._newly_marked()):
             self._walk(pid, live)
         for pid, process in self._watched.items():
             if pid not in live:
@@ -298,6 +361,24 @@ class ProcessTreeClock:
         self._watched = live
         self._finished_since_look.clear()
         return sum(process.cpu_seconds for process in live.values())
+
+    def _newly_marked(self) -> Iterator[int]:
+        """Processes with the mark that are not watched yet; the environment of each on the host is read twice at most.
+
+        The first time it may not have executed its program, and so shows the environment of who started it. However
+        many processes there are, it costs at most a thousandth of a CPU.
+        """
+        if self._mark is None or time.monotonic() < self._next_scan_seconds:
+            return
+        began_seconds = time.thread_time()
+        listed = {int(name) for name in os.listdir(self._proc_root) if name.isdigit()}  # noqa: PTH208 - names only
+        for pid in listed - self._unmarked - self._watched.keys() - {os.getpid()}:
+            with contextlib.suppress(OSError):  # it is gone, or another user's
+                if self._mark in (self._proc_root / str(pid) / "environ").read_bytes().split(b"\0"):
+                    yield pid
+        self._unmarked = listed & (self._unmarked | self._listed)
+        self._listed = listed
+        self._next_scan_seconds = time.monotonic() + (time.thread_time() - began_seconds) / _SCAN_CPU_RATIO
 
     def _walk(self, pid: int, live: dict[int, _Process]) -> None:
         pending = [pid]

@@ -25,6 +25,7 @@ class DeviceEnergy:
 
     ``idle_microjoules`` is the sensor's own idle part, ``None`` where the sensor has none. ``is_as_counted`` says that
     the energy is the counter's for just this time: nothing is estimated, and nothing of an estimate put right.
+    ``hidden_microjoules`` of the energy's high end are for work that the sensor may not have seen yet.
     """
 
     device: Device
@@ -33,6 +34,7 @@ class DeviceEnergy:
     seconds: float
     covered_seconds: float
     is_as_counted: bool
+    hidden_microjoules: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

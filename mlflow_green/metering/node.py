@@ -12,6 +12,7 @@ from datetime import datetime
 
 from mlflow_green.attribution.idle import QUIET_BUSY_RATIO, baseline_power_watts, idle_microjoules
 from mlflow_green.attribution.shares import GpuWeights, Shares, share_by_use, share_of_gpu, sum_of_shares
+from mlflow_green.metering.grain import with_clocks
 from mlflow_green.metering.integration import DeviceEnergy, Track, advance
 from mlflow_green.records import Device, DeviceUse, Domain, Energy, Method, NodeWindow, Reading, total_energy
 from mlflow_green.sensors.proc_stat import HostCpu
@@ -56,13 +57,14 @@ class Node:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Use:
-    """What one consumer did in a window: CPU seconds of all its processes, >= 0.
+    """What one consumer did in a window: CPU seconds of all its processes, >= 0; at least so many, unless exact.
 
     ``gpu_weights`` are the weights of its processes in the use of each GPU, by device. ``gpus`` are the devices that
     it reserved, ``None`` where nothing says so.
     """
 
     cpu_seconds: float
+    is_exact: bool = False
     gpu_weights: Mapping[str, float] = field(default_factory=dict)
     gpus: frozenset[str] | None = None
 
@@ -108,6 +110,8 @@ def close_windows(
     sequence = node.sequence + 1
     used = {key: use.cpu_seconds for key, use in uses.items()}
     tracks, found = _advance(node.tracks, readings, now.monotonic_seconds)
+    if now.host_cpu is not None:
+        tracks, found = with_clocks(tracks, found, sum(used.values()), now.host_cpu)
     openings, quiet = dict(node.openings), dict(node.quiet_power_microwatts)
     closed: list[SharedWindow] = []
     for domain, parts in found.items():
@@ -119,7 +123,7 @@ def close_windows(
         if domain is Domain.GPU:
             shares = sum_of_shares(_share_gpu(part, readings.get(part.device.name), uses) for part in parts)
         else:
-            shares = _share(energy, parts, used, quiet.get(domain, ()), _busy_seconds(node.last, now) or 0.0)
+            shares = _share(energy, parts, uses, quiet.get(domain, ()), node.last, now)
         window = NodeWindow(
             sampler_id=node.sampler_id,
             host=node.host,
@@ -176,10 +180,12 @@ def _share_gpu(part: DeviceEnergy, reading: Reading | None, uses: Mapping[str, U
 def _share(
     energy: Energy,
     parts: Sequence[DeviceEnergy],
-    used: Mapping[str, float],
+    uses: Mapping[str, Use],
     quiet_power_microwatts: Sequence[int],
-    busy_seconds: float,
+    before: Moment,
+    now: Moment,
 ) -> Shares:
+    used = {key: use.cpu_seconds for key, use in uses.items()}
     own = [part.idle_microjoules for part in parts if part.idle_microjoules is not None]
     idle = idle_microjoules(
         energy.microjoules,
@@ -187,7 +193,15 @@ def _share(
         own_microjoules=sum(own) if len(own) == len(parts) else None,
         baseline_power_watts=baseline_power_watts([each / MICROWATTS_PER_WATT for each in quiet_power_microwatts]),
     )
-    return share_by_use(energy, idle, used, busy_seconds)
+    return share_by_use(
+        energy,
+        idle,
+        used,
+        _busy_seconds(before, now) or 0.0,
+        exact=[key for key, use in uses.items() if use.is_exact],
+        grain_seconds=now.host_cpu.grain_seconds if now.host_cpu else 0.0,
+        hidden_microjoules=sum(part.hidden_microjoules for part in parts),
+    )
 
 
 def _quiet_power_microwatts(

@@ -288,10 +288,13 @@ class Sampler:
         reports = self._shared.reports(self.sampler_id) if self._shared else {}
         for report in reports.values():
             present.update(report or {})
-        now, before_seconds = self._now(), self._node.last.monotonic_seconds
+        now, before = self._now(), self._node.last
         accounts = {key: self._accounts.get(key) or opened(presence) for key, presence in present.items()}
         uses = {
-            key: Use(cpu_seconds=max(0.0, present[key].cpu_seconds - account.shared_cpu_seconds))
+            key: Use(
+                cpu_seconds=max(0.0, present[key].cpu_seconds - account.shared_cpu_seconds),
+                is_exact=present[key].cpu_clock.is_exact,
+            )
             for key, account in accounts.items()
             if account.left_seconds is None
         }
@@ -299,7 +302,9 @@ class Sampler:
         self._node, closed = close_windows(self._node, readings, uses, now)
         self._meet_new_devices(readings, now)
         for key in uses:
-            accounts[key] = accounts[key].charged(key, present[key], closed, before_seconds, now.monotonic_seconds)
+            accounts[key] = accounts[key].charged(
+                key, present[key], closed, before.monotonic_seconds, now.monotonic_seconds
+            )
         usages = {
             consumer.consumer_id: accounts[consumer.key].usage(presence.cpu_clock, now.monotonic_seconds)
             for consumer, presence in own.items()
@@ -317,6 +322,7 @@ class Sampler:
             windows=windows,
             usages=usages,
             final=final,
+            stolen_seconds=now.host_cpu.stolen_since(before.host_cpu) if now.host_cpu else None,
         )
 
     def _meet_new_devices(self, readings: Mapping[str, Reading], now: Moment) -> None:

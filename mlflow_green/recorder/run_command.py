@@ -75,7 +75,7 @@ def _run(
     signals: _Signals,
     say: Callable[[str], None],
 ) -> int:
-    clock = open_clock()  # before the fork: what is started from now on is metered
+    clock = open_clock(runs_one=True)  # before the fork: what is started from now on is metered
     recorder.begin(ticket, clock)
     problem: OSError | None = None
     code = NOT_FOUND

@@ -6,15 +6,17 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlflow_green.errors import SensorUnavailable
+from mlflow_green.errors import SensorRetry, SensorUnavailable
 from mlflow_green.records import Domain
 from mlflow_green.sensors.codecarbon import has_amd_gpu, open_amd_gpus, open_cpu
 from mlflow_green.sensors.load_model import LoadModelSensor, cpu_model_from
 from mlflow_green.sensors.nvml import NvmlSensor
-from mlflow_green.sensors.proc_stat import PROC_ROOT
+from mlflow_green.sensors.proc_stat import PROC_ROOT, TICK_SECONDS, read_host_cpu
 from mlflow_green.sensors.rapl import POWERCAP_ROOT, RaplSensor
 from mlflow_green.sensors.sensor import Sensor
 
+STOLEN_RATIO_TOLD = 0.001
+NO_BASELINE = "Idle energy: shared out by use until enough quiet samples have shown what the CPU draws at rest."
 NO_DRAM = "Memory: not metered; its energy is missing from every figure."
 HIDDEN_GPU_PROCESSES = (
     "GPU: this container may hide who uses it; hidden use is split among the jobs that reserved the GPU, from nothing "
@@ -44,6 +46,7 @@ def detect_sensors(
         if opened is not None:
             sensors.append(opened)
         notes += said
+    notes += _stolen(proc_root)
     return Detection(sensors=tuple(sensors), notes=tuple(notes))
 
 
@@ -55,6 +58,7 @@ def _cpu(powercap_root: Path, proc_root: Path, *, prefers_psys: bool) -> tuple[S
         return sensor, [*notes, f"The CPU is not measured: {error}.", NO_DRAM]
     notes = [f"{device.name}: measured by RAPL, {device.error_source}." for device in rapl.devices()]
     notes += rapl.notes
+    notes.append(NO_BASELINE)
     if {device.domain for device in rapl.devices()} == {Domain.CPU}:
         notes.append(NO_DRAM)
     return rapl, notes
@@ -67,6 +71,19 @@ def _cpu_model(proc_root: Path) -> tuple[Sensor | None, list[str]]:
         return None, [f"CPU: not metered; {error}."]
     device = sensor.devices()[0]
     return sensor, [f"CPU: estimated by a load model of {device.power_watts_max:g} W, {device.error_source}."]
+
+
+def _stolen(proc_root: Path) -> list[str]:
+    """How much CPU time a hypervisor took away since the boot, where it is worth a line."""
+    try:
+        cpu = read_host_cpu(proc_root)
+    except SensorRetry:
+        return []
+    stolen_ratio = (cpu.stolen_seconds or 0.0) / max(cpu.busy_seconds + (cpu.stolen_seconds or 0.0), TICK_SECONDS)
+    if stolen_ratio < STOLEN_RATIO_TOLD:
+        return []
+    what = f"since the boot the hypervisor gave {stolen_ratio:.1%} of what this machine wanted to others"
+    return [f"CPU time: {what}; it is charged to nobody."]
 
 
 def _gpu(proc_root: Path) -> tuple[Sensor | None, list[str]]:

@@ -37,8 +37,10 @@ class HandCpuClock:
         self.closed = True
 
 
-def write_proc_stat(folder: Path, *, busy_seconds: float, idle_seconds: float = 0.0, threads: int = 2) -> None:
-    cpu = f"{round(busy_seconds * TICKS)} 0 0 {round(idle_seconds * TICKS)} 0 0 0 7 0 0"
+def write_proc_stat(
+    folder: Path, *, busy_seconds: float, idle_seconds: float = 0.0, stolen_seconds: float = 0.07, threads: int = 2
+) -> None:
+    cpu = f"{round(busy_seconds * TICKS)} 0 0 {round(idle_seconds * TICKS)} 0 0 0 {round(stolen_seconds * TICKS)} 0 0"
     lines = [f"cpu  {cpu}", *(f"cpu{index} {cpu}" for index in range(threads)), "intr 1", "ctxt 2"]
     (folder / "stat").write_text("\n".join(lines))
 

@@ -15,8 +15,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlflow_green.metering.cpu_clock import CgroupClock, PerfClock, ProcessTreeClock, metered_popen, open_clock
+from mlflow_green.metering.cpu_clock import (
+    CgroupClock,
+    PerfClock,
+    ProcessTreeClock,
+    metered_popen,
+    open_clock,
+    start_process,
+)
 from mlflow_green.records import CpuClockName
+from mlflow_green.sensors.proc_stat import TICK_SECONDS
+from tests.testkit.workload import private_cgroup
 
 BURN = """
 import os, sys, time, threading
@@ -77,7 +86,7 @@ def burn(seconds: float) -> None:
         pass
 
 
-# --- the account of a Slurm step's cgroup --------------------------------------------------------
+# --- the account of a cgroup ---------------------------------------------------------------------
 
 V1_STEP = "/slurm_node1/uid_1000/job_7/step_0/task_0"
 V2_STEP = "/system.slice/node1_slurmstepd.scope/job_7/step_batch/user/task_0"
@@ -101,6 +110,10 @@ class Tree:
         path = self.root / account.lstrip("/")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
+
+    def has_process(self, pid: int, parent: int) -> None:
+        (self.proc_root / str(pid)).mkdir()
+        (self.proc_root / str(pid) / "stat").write_text(f"{pid} (a) b) S {parent} {'0 ' * 40}")
 
     def open(self) -> CgroupClock:
         return CgroupClock.open_own(self.proc_root, self.root)
@@ -198,6 +211,71 @@ def test_a_cgroup_clock_never_decreases_whatever_is_read(tmp_path_factory, count
     assert seen == sorted(seen)
     highest = max([1_000, *(count for count in counts if count != "broken")])
     assert seen[-1] == pytest.approx((highest - 1_000) / 1e9)
+
+
+CONTAINER = "/docker/0123abcd"
+OURS, CHILD, GRANDCHILD, STRANGER = os.getpid(), 10_000_001, 10_000_002, 10_000_003
+
+
+@pytest.mark.parametrize(
+    ("members", "below", "alone"),
+    [
+        ([OURS], [], True),
+        ([OURS, CHILD], [GRANDCHILD], True),
+        ([], [], False),
+        ([OURS, STRANGER], [], False),
+        ([OURS], [STRANGER], False),
+        ([OURS, 0], [], False),  # a process that cannot be seen from this container
+    ],
+)
+def test_a_cgroup_is_a_jobs_own_when_it_holds_only_the_meter_and_what_that_started(tmp_path, members, below, alone):
+    tree = v1_tree(tmp_path, path=CONTAINER, shown=CONTAINER)
+    for pid, parent in [(CHILD, OURS), (GRANDCHILD, CHILD), (STRANGER, 1), (1, 0)]:
+        tree.has_process(pid, parent)
+    for folder, pids in [("", members), ("/below", below)]:
+        tree.write(f"/sys/fs/cgroup/cpuacct{folder}/cgroup.procs", "".join(f"{pid}\n" for pid in pids))
+    tree.write("/sys/fs/cgroup/cpuacct/cpuacct.usage", "1\n")
+    clock = open_clock(runs_one=True, proc_root=tree.proc_root, root=tree.root)
+    assert (clock.name is CpuClockName.CGROUP) == alone
+    clock.close()
+
+
+def test_a_process_that_may_run_more_than_one_job_does_not_take_its_cgroup_for_the_jobs(tmp_path):
+    tree = v1_tree(tmp_path, path=CONTAINER, shown=CONTAINER)
+    tree.write("/sys/fs/cgroup/cpuacct/cgroup.procs", f"{OURS}\n")
+    tree.write("/sys/fs/cgroup/cpuacct/cpuacct.usage", "1\n")
+    clock = open_clock(proc_root=tree.proc_root, root=tree.root)
+    assert clock.name is not CpuClockName.CGROUP
+    clock.close()
+
+
+ALONE = """
+import os, subprocess, sys
+group, stranger = sys.argv[1:]
+open(group + "/cgroup.procs", "w").write("0")
+if stranger:
+    open(group + "/cgroup.procs", "w").write(stranger)
+from mlflow_green.metering.cpu_clock import open_clock
+clock = open_clock(runs_one=True)
+subprocess.run([sys.executable, "-S", "-c", "import time\\nwhile time.process_time() < 0.3: pass"], check=True)
+print(clock.name, clock.seconds() >= 0.3, flush=True)
+"""
+
+
+@pytest.mark.parametrize("is_shared", [False, True])
+def test_a_real_cgroup_is_a_clock_for_whoever_is_alone_in_it(is_shared):
+    with private_cgroup() as group, subprocess.Popen(["sleep", "60"]) as stranger:
+        try:
+            if group is None:
+                pytest.skip("only root may make a cgroup here")
+            code = [sys.executable, "-c", ALONE, str(group), str(stranger.pid) if is_shared else ""]
+            done = subprocess.run(code, capture_output=True, text=True, check=False, timeout=60)
+        finally:
+            stranger.kill()
+    assert done.returncode == 0, done.stderr
+    name, counted = done.stdout.split()
+    assert (name == "cgroup") == (not is_shared)
+    assert counted == "True" or name == "polling"
 
 
 IN_STEP = (
@@ -364,6 +442,41 @@ print("forked", flush=True); os.read(0, 1)
     process.stdout.close()
 
 
+def test_an_orphan_that_no_look_saw_is_found_by_its_mark():
+    clock = ProcessTreeClock()
+    environ = {**os.environ, "GREEN_HOLD_ID": f"hold-{os.getpid()}"}
+    code = DAEMON.replace("burn(0.5)", "burn(0.3); print('burnt', flush=True); sys.stdin.read()")
+    code = code.replace("os.read(r, 1)", "pass")
+    process = start_process(
+        clock,
+        [sys.executable, "-S", "-c", code],
+        env=environ,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    process.wait()  # nobody has looked yet, and the orphan is another's child now
+    process.stdout.readline()
+    assert clock.seconds() >= 0.28
+    before = clock.seconds()
+    process.stdin.close()
+    process.stdout.read()  # until it has ended
+    process.stdout.close()
+    assert clock.seconds() >= before
+
+
+def test_a_process_of_another_job_is_not_found():
+    clock = ProcessTreeClock()
+    clock.marked_by(f"hold-{os.getpid()}")
+    environ = {**os.environ, "GREEN_HOLD_ID": f"hold-{os.getpid()}-2"}
+    code = BURN + "burn(0.2); print(flush=True); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-S", "-c", code], env=environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        process.stdout.readline()
+        assert clock.seconds() == 0
+        process.stdin.close()
+
+
 def test_wait4_replaces_what_polling_saw_and_counts_no_child_twice():
     clock = ProcessTreeClock()
     popen = metered_popen(lambda pid, usage: clock.add_finished(pid, usage.ru_utime + usage.ru_stime))
@@ -386,6 +499,80 @@ burn(0.2); print(flush=True); sys.stdin.readline(); os.wait()
     for _ in range(3):
         assert clock.seconds() == pytest.approx(used_seconds, abs=0.05)
     assert clock.name is CpuClockName.WAIT4
+
+
+ROOT = 1_000_000
+
+
+class Forest:
+    """A ``/proc`` in a folder, of processes that fork, run and end by the kernel's rules."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.used_ticks = folder, 0
+        self.parents: dict[int, int] = {}
+        self.own: dict[int, int] = {}
+        self.reaped: dict[int, int] = {}
+        self.fork(0)
+
+    def fork(self, parent: int) -> None:
+        pid = ROOT + len(self.own)
+        self.parents[pid], self.own[pid], self.reaped[pid] = parent, 0, 0
+        (self.folder / str(pid) / "task" / str(pid)).mkdir(parents=True)
+
+    def run(self, pid: int, ticks: int) -> None:
+        self.own[pid] += ticks
+        self.used_ticks += ticks
+
+    def end(self, pid: int) -> int:
+        """Its parent reaps it; its children become another's. What it and those that it reaped have used, in ticks."""
+        total, parent = self.own[pid] + self.reaped[pid], self.parents.pop(pid)
+        if parent in self.parents:
+            self.reaped[parent] += total
+        for child, each in self.parents.items():
+            if each == pid:
+                self.parents[child] = 1
+        (self.folder / str(pid) / "stat").unlink(missing_ok=True)
+        (self.folder / str(pid) / "task" / str(pid) / "children").unlink(missing_ok=True)
+        return total
+
+    def write(self) -> None:
+        for pid, parent in self.parents.items():
+            children = " ".join(str(child) for child, each in self.parents.items() if each == pid)
+            fields = ["S", parent, *[0] * 9, self.own[pid], 0, self.reaped[pid], 0, *[0] * 4, pid]
+            (self.folder / str(pid) / "stat").write_text(f"{pid} (job) {' '.join(map(str, fields))}")
+            (self.folder / str(pid) / "task" / str(pid) / "children").write_text(children)
+
+
+steps = st.lists(
+    st.tuples(st.sampled_from(["fork", "run", "run", "end", "look"]), st.integers(0, 9), st.integers(0, 50)),
+    max_size=40,
+)
+
+
+@given(steps, st.booleans())
+def test_at_each_look_the_tree_has_what_was_used_until_then_and_orphans_never_count_twice(
+    tmp_path_factory, steps, may_orphan
+):
+    forest = Forest(tmp_path_factory.mktemp("proc"))
+    clock = ProcessTreeClock(forest.folder)
+    clock.add_root(ROOT)
+    for what, which, ticks in [*steps, ("look", 0, 0)]:
+        pid = sorted(forest.parents)[which % len(forest.parents)]
+        if what == "fork":
+            forest.fork(pid)
+        elif what == "run":
+            forest.run(pid, ticks)
+        elif what == "end" and pid != ROOT and (may_orphan or pid not in forest.parents.values()):
+            forest.end(pid)
+        elif what == "look":
+            forest.write()
+            used_seconds = forest.used_ticks * TICK_SECONDS
+            assert clock.seconds() <= used_seconds + 1e-9
+            assert may_orphan or clock.seconds() == pytest.approx(used_seconds)  # nothing arrives later
+    if ROOT not in list(forest.parents.values()):
+        clock.add_finished(ROOT, forest.end(ROOT) * TICK_SECONDS)
+        assert clock.seconds() <= forest.used_ticks * TICK_SECONDS + 1e-9
+        assert may_orphan or clock.seconds() == pytest.approx(forest.used_ticks * TICK_SECONDS)
 
 
 # --- reaping -------------------------------------------------------------------------------------

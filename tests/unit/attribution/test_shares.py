@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlflow_green.attribution.idle import BASELINE_WINDOWS_MIN, baseline_power_watts, idle_microjoules
-from mlflow_green.attribution.shares import largest_remainder, share_by_use
+from mlflow_green.attribution.shares import EXACT_CLOCK_ERROR_RATIO, largest_remainder, share_by_use
 from mlflow_green.records import Energy, Method
 
 JOULE = 1_000_000
@@ -46,6 +46,77 @@ def test_largest_remainder_is_exact_and_within_one_of_each_quota(whole, weights)
     for part, weight in zip(parts, weights, strict=True):
         assert abs(part * total - whole * weight) < total
         assert weight or not part
+
+
+@st.composite
+def truths(draw) -> tuple[dict[str, float], dict[str, float], float]:
+    """What consumers truly used, what their clocks saw of it, and the busy time of the host, in CPU seconds."""
+    milliseconds = draw(st.dictionaries(st.text("abcdef", min_size=1), st.integers(0, 10**6), min_size=1, max_size=6))
+    true = {name: count / 1000 for name, count in milliseconds.items()}
+    seen = {name: draw(st.just(count) | st.integers(0, count)) / 1000 for name, count in milliseconds.items()}
+    return true, seen, sum(true.values()) + draw(st.integers(0, 10**6)) / 1000
+
+
+@given(truths(), st.integers(0, 10**12), st.floats(0, 1), st.floats(0, 10))
+def test_the_interval_covers_the_true_share_when_clocks_miss_time(truth, microjoules, idle_ratio, grain_seconds):
+    true, seen, busy_seconds = truth
+    idle = int(microjoules * idle_ratio)
+    energy = Energy(
+        microjoules=microjoules,
+        low_microjoules=microjoules * 9 // 10,
+        high_microjoules=microjoules * 11 // 10,
+        method=Method.MEASURED,
+    )
+    exact = [name for name in true if true[name] <= seen[name] * (1 + EXACT_CLOCK_ERROR_RATIO)]
+    shares = share_by_use(energy, idle, seen, busy_seconds, exact=exact, grain_seconds=grain_seconds)
+    for name, share in shares.consumers.items():
+        true_share = (microjoules - idle) * true[name] / busy_seconds if busy_seconds else 0.0
+        assert share.low_microjoules - 1 <= true_share * (1 + 1e-9)
+        assert share.high_microjoules + 1 >= true_share * (1 - 1e-9)
+
+
+@given(truths(), st.integers(0, 10**12), st.integers(0, 10**4), st.floats(0, 1))
+def test_the_high_end_of_an_exact_clock_covers_what_the_hosts_ticks_count_too_much(
+    truth, microjoules, grain_milliseconds, tick_ratio
+):
+    true, _, busy_seconds = truth
+    grain_seconds = grain_milliseconds / 1000
+    energy = Energy(
+        microjoules=microjoules, low_microjoules=microjoules, high_microjoules=microjoules, method=Method.MEASURED
+    )
+    read_seconds = busy_seconds + grain_seconds * tick_ratio
+    shares = share_by_use(energy, 0, true, read_seconds, exact=list(true), grain_seconds=grain_seconds)
+    for name, share in shares.consumers.items():
+        true_share = microjoules * true[name] / busy_seconds if busy_seconds else 0.0
+        assert share.high_microjoules + 1 >= true_share * (1 - 1e-6)
+
+
+def test_an_exact_clock_makes_the_interval_sharp():
+    shares = share_by_use(measured(100, 90, 110), 0, {"a": 1.0}, 4.0, exact=["a"], grain_seconds=0.01)
+    assert shares.consumers["a"] == Energy(
+        microjoules=25_000_000, low_microjoules=22_500_000, high_microjoules=28_600_000, method=Method.MEASURED
+    )
+
+
+def test_what_ticks_hide_may_be_of_those_whose_clocks_miss_time_and_of_nobody_else():
+    shares = share_by_use(
+        measured(100, 100, 110),
+        0,
+        {"exact": 1.0, "bound": 1.0},
+        2.0,
+        exact=["exact"],
+        grain_seconds=2.0,
+        hidden_microjoules=10 * JOULE,
+    )
+    assert shares.consumers["exact"] == measured(50, 50, 50)
+    assert shares.consumers["bound"] == Energy(
+        microjoules=50 * JOULE, low_microjoules=50 * JOULE, high_microjoules=82_500_000, method=Method.MEASURED
+    )
+
+
+def test_where_no_tick_was_seen_a_clock_that_misses_time_may_have_used_everything():
+    shares = share_by_use(measured(5), 1 * JOULE, {"a": 0.0}, 0.0, grain_seconds=0.02)
+    assert (shares.idle_microjoules, shares.consumers["a"]) == (5 * JOULE, measured(0, 0, 4))
 
 
 def measured(joules: int, low: int | None = None, high: int | None = None) -> Energy:
