@@ -16,7 +16,6 @@ from mlflow_green.sensors.rapl import POWERCAP_ROOT, RaplSensor
 from mlflow_green.sensors.sensor import Sensor
 
 STOLEN_RATIO_TOLD = 0.001
-NO_BASELINE = "Idle energy: shared out by use until enough quiet samples have shown what the CPU draws at rest."
 NO_DRAM = "Memory: not metered; its energy is missing from every figure."
 HIDDEN_GPU_PROCESSES = (
     "GPU: this container may hide who uses it; hidden use is split among the jobs that reserved the GPU, from nothing "
@@ -58,7 +57,6 @@ def _cpu(powercap_root: Path, proc_root: Path, *, prefers_psys: bool) -> tuple[S
         return sensor, [*notes, f"The CPU is not measured: {error}.", NO_DRAM]
     notes = [f"{device.name}: measured by RAPL, {device.error_source}." for device in rapl.devices()]
     notes += rapl.notes
-    notes.append(NO_BASELINE)
     if {device.domain for device in rapl.devices()} == {Domain.CPU}:
         notes.append(NO_DRAM)
     return rapl, notes

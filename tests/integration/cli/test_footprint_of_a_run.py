@@ -46,4 +46,4 @@ def test_a_run_is_charged_by_its_hour_and_has_its_part_of_the_node(tmp_path):
     part = entry["cpu_seconds"] / os.cpu_count() / (5 * 31_557_600)
     assert entry["cpu_seconds"] >= 0.2
     assert abs(entry["embodied_g_co2e"] - 1_300_000 * part) <= 1e-6
-    assert "hour by hour from grid/2026.csv" in green(tmp_path, "doctor").stdout
+    assert "80 g/kWh (grid/2026.csv)" in green(tmp_path, "doctor").stdout

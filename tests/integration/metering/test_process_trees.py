@@ -17,7 +17,9 @@ JOBS = {
     "four threads": ("threads", "4", "0.5"),
 }
 CHILDREN = {name: int(words[1]) for name, words in JOBS.items() if words[-1] == "5"}
-FORK_SECONDS_MAX = 0.0002  # to fork and to end a child: a cgroup counts it, the child's own clock does not show it
+# To fork and to end a child costs time that the child's own clock does not show; a cgroup counts all of it, and perf
+# some where processes wait for a processor.
+FORK_SECONDS_MAX = {"cgroup": 0.0002, "perf": 0.0001}
 EXACT = ("perf", "cgroup")
 
 
@@ -27,19 +29,13 @@ def metered(request, tmp_path_factory) -> tuple[str, Metered]:
     return request.param, meter_workload(build_workload(folder), folder, *JOBS[request.param])
 
 
-def test_perf_is_within_three_percent_of_the_truth(metered):
-    _, job = metered
-    if "perf" not in job.usages:
-        pytest.skip("perf_event_open is not allowed here")
-    assert job.cpu_seconds("perf") == pytest.approx(job.truth_seconds, rel=0.03)
-
-
-def test_a_cgroup_is_within_three_percent_of_the_truth_and_what_forks_cost(metered):
+@pytest.mark.parametrize("clock", EXACT)
+def test_an_exact_clock_is_within_three_percent_of_the_truth_and_what_forks_cost(metered, clock):
     name, job = metered
-    if "cgroup" not in job.usages:
-        pytest.skip("only root may make a cgroup here")
-    assert job.cpu_seconds("cgroup") / job.truth_seconds >= 0.97
-    assert job.cpu_seconds("cgroup") <= job.truth_seconds * 1.03 + CHILDREN.get(name, 0) * FORK_SECONDS_MAX
+    if clock not in job.usages:
+        pytest.skip(f"{clock} cannot be had here: only root may make a cgroup, and perf_event_open may be forbidden")
+    assert job.cpu_seconds(clock) / job.truth_seconds >= 0.97
+    assert job.cpu_seconds(clock) <= job.truth_seconds * 1.03 + CHILDREN.get(name, 0) * FORK_SECONDS_MAX[clock]
 
 
 def test_one_exact_clock_at_least_is_tested_here(metered):
