@@ -110,7 +110,7 @@ def detect(settings: Settings) -> Detection:
     """The sensors of this host."""
     from mlflow_green.sensors.detect import detect_sensors
 
-    return detect_sensors(settings.powercap_root, Path("/proc"))
+    return detect_sensors(settings.powercap_root, Path("/proc"), memory_watts_per_gib=settings.memory_watts_per_gib)
 
 
 def host_name(environ: Mapping[str, str] = os.environ) -> str:

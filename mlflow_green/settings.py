@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from mlflow_green.errors import SettingsError
 
 POLICY_NAME = "green.yaml"
 STATE_NAME = ".green"
+MEMORY_WATTS_PER_GIB_MAX = 10.0  # 2 W was a DDR2 module's; more is a slip of the unit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,7 +19,8 @@ class Settings:
     """What the composition root needs to know before it opens anything.
 
     ``policy_path`` is ``None`` when there is no ``green.yaml``: everything is observed. ``state_dir`` lies
-    beside the policy file, else in the working directory.
+    beside the policy file, else in the working directory. ``memory_watts_per_gib`` is what the user knows of this
+    machine's memory: ``None`` for the published constant, 0 to leave memory out.
     """
 
     disabled: bool
@@ -26,6 +29,7 @@ class Settings:
     ledger_url: str
     powercap_root: Path = Path("/sys/class/powercap")
     mountinfo_path: Path = Path("/proc/self/mountinfo")
+    memory_watts_per_gib: float | None = None
 
     @property
     def spool_dir(self) -> Path:
@@ -42,7 +46,7 @@ def load_settings(
     """Settings for a command started in ``cwd``; the keyword arguments are the command line's.
 
     Raises:
-        SettingsError: a named policy file does not exist.
+        SettingsError: a named policy file does not exist, or a setting has no meaning.
     """
     named = policy_path or _path(environ, "MLFLOW_GREEN_POLICY")
     if named is not None and not named.is_file():
@@ -59,6 +63,7 @@ def load_settings(
         ledger_url=url,
         powercap_root=_path(environ, "MLFLOW_GREEN_POWERCAP_ROOT") or Path("/sys/class/powercap"),
         mountinfo_path=_path(environ, "MLFLOW_GREEN_MOUNTINFO") or Path("/proc/self/mountinfo"),
+        memory_watts_per_gib=_memory_watts_per_gib(environ),
     )
 
 
@@ -79,3 +84,20 @@ def find_upward(start: Path, name: str) -> Path | None:
 def _path(environ: Mapping[str, str], name: str) -> Path | None:
     value = environ.get(name)
     return Path(value) if value else None
+
+
+def _memory_watts_per_gib(environ: Mapping[str, str]) -> float | None:
+    """``MLFLOW_GREEN_MEMORY_WATTS_PER_GIB``: W for each GiB, or ``none``. A machine's own, so not in ``green.yaml``."""
+    value = environ.get("MLFLOW_GREEN_MEMORY_WATTS_PER_GIB", "").strip().lower()
+    if not value:
+        return None
+    try:
+        power_watts = 0.0 if value == "none" else float(value)
+    except ValueError:
+        power_watts = math.nan
+    if not 0 <= power_watts <= MEMORY_WATTS_PER_GIB_MAX:
+        raise SettingsError(
+            f"MLFLOW_GREEN_MEMORY_WATTS_PER_GIB is {value!r}; write the memory's power for each GiB in watts, from 0 "
+            f"to {MEMORY_WATTS_PER_GIB_MAX:g}, or 'none' to leave it out"
+        )
+    return power_watts

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 
 from mlflow_green.attribution.idle import QUIET_BUSY_RATIO, baseline_power_watts, idle_microjoules
-from mlflow_green.attribution.shares import Shares, share_by_use, share_of_gpu
+from mlflow_green.attribution.shares import Shares, share_by_use, share_idle_by_memory, share_of_gpu
 from mlflow_green.metering.integration import DeviceEnergy, Track, advance
 from mlflow_green.records import Device, Domain, Energy, NodeWindow, Reading, total_energy
 from mlflow_green.sensors.proc_stat import HostCpu
@@ -22,11 +22,12 @@ QUIET_WINDOWS_MAX = 600
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Moment:
-    """The end of a window: monotonic seconds, aware UTC that never goes back, and the host's CPU time."""
+    """The end of a window: monotonic seconds, aware UTC that never goes back, the host's CPU time and its memory."""
 
     monotonic_seconds: float
     at: datetime
     host_cpu: HostCpu | None
+    memory_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,9 +57,10 @@ class Node:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Use:
-    """What one consumer did in a window: CPU seconds of all its processes, >= 0."""
+    """What one consumer did in a window: CPU seconds of all its processes, >= 0, and the memory that they kept."""
 
     cpu_seconds: float
+    resident_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +113,9 @@ def close_windows(
         if power_microwatts is not None and domain is not Domain.GPU:
             quiet[domain] = (*quiet.get(domain, ()), power_microwatts)[-QUIET_WINDOWS_MAX:]
         shares = _share(domain, energy, parts, used, quiet.get(domain, ()), _busy_seconds(node.last, now) or 0.0)
+        if domain is Domain.DRAM and now.memory_bytes:
+            resident = {key: use.resident_bytes or 0 for key, use in uses.items()}
+            shares = share_idle_by_memory(shares, energy, resident, now.memory_bytes)
         window = NodeWindow(
             sampler_id=node.sampler_id,
             host=node.host,

@@ -19,8 +19,9 @@ from mlflow_green.clock import Clock
 from mlflow_green.errors import SensorError, SensorRetry
 from mlflow_green.metering.cpu_clock import CpuClock
 from mlflow_green.metering.node import Moment, Node, Use, begun, close_windows, taken_over
+from mlflow_green.metering.resident_memory import ResidentMemory
 from mlflow_green.metering.shared_state import Account, LeaderState, Presence, SharedFolder, opened
-from mlflow_green.records import Device, NodeWindow, Reading, Tick, Usage
+from mlflow_green.records import Device, Domain, NodeWindow, Reading, Tick, Usage
 from mlflow_green.sensors.proc_stat import PROC_ROOT, HostCpu, read_host_cpu
 from mlflow_green.sensors.sensor import Sensor
 from mlflow_green.units import milliseconds
@@ -39,6 +40,7 @@ class _Consumer:
     start_cpu_seconds: float
     cpu_seconds: float  # the last look at the clock
     left_seconds: float | None = None
+    resident_bytes: int | None = None
 
     def look(self) -> None:
         """Read the clock; the last known value stays where it fails, and when the consumer has left."""
@@ -54,6 +56,7 @@ class _Consumer:
             start_cpu_seconds=self.start_cpu_seconds,
             cpu_seconds=self.cpu_seconds,
             left_seconds=left_seconds,
+            resident_bytes=self.resident_bytes,
         )
 
 
@@ -98,6 +101,8 @@ class Sampler:
         self._sensors = list(sensors)
         self._lost: list[Sensor] = []
         self._devices: tuple[Device, ...] = tuple(device for sensor in sensors for device in sensor.devices())
+        has_dram = any(device.domain is Domain.DRAM for device in self._devices)
+        self._memory = ResidentMemory(proc_root) if has_dram else None
         self._lock = threading.Lock()
         self._reporting = threading.Lock()
         self._consumers: dict[str, _Consumer] = {}
@@ -233,7 +238,10 @@ class Sampler:
             boot_id=self._boot_id,
             sequence=sequence,
             last=Moment(
-                monotonic_seconds=self._clock.monotonic_seconds(), at=self._clock.now(), host_cpu=self._host_cpu()
+                monotonic_seconds=self._clock.monotonic_seconds(),
+                at=self._clock.now(),
+                host_cpu=self._host_cpu(),
+                memory_bytes=self._memory.memory_bytes if self._memory else None,
             ),
             tracks={},
             openings={},
@@ -289,7 +297,10 @@ class Sampler:
         now, before_seconds = self._now(), self._node.last.monotonic_seconds
         accounts = {key: self._accounts.get(key) or opened(presence) for key, presence in present.items()}
         uses = {
-            key: Use(cpu_seconds=max(0.0, present[key].cpu_seconds - account.shared_cpu_seconds))
+            key: Use(
+                cpu_seconds=max(0.0, present[key].cpu_seconds - account.shared_cpu_seconds),
+                resident_bytes=present[key].resident_bytes,
+            )
             for key, account in accounts.items()
             if account.left_seconds is None
         }
@@ -329,13 +340,15 @@ class Sampler:
         )
 
     def _look(self) -> dict[_Consumer, Presence]:
-        """Read every clock."""
+        """Read every clock, and the memory where it is shared out."""
+        resident = self._memory.bytes_by_hold(self._clock.monotonic_seconds()) if self._memory else {}
         with self._lock:
             consumers = list(self._consumers.values())
         found: dict[_Consumer, Presence] = {}
         for consumer in consumers:
             with self._lock:
                 consumer.look()
+                consumer.resident_bytes = resident.get(consumer.consumer_id)
                 found[consumer] = consumer.presence()
         return found
 
@@ -378,6 +391,7 @@ class Sampler:
             monotonic_seconds=self._clock.monotonic_seconds(),
             at=max(self._clock.now(), self._node.last.at),
             host_cpu=self._host_cpu(),
+            memory_bytes=self._memory.memory_bytes if self._memory else None,
         )
 
     def _host_cpu(self) -> HostCpu | None:

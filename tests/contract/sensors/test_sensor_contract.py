@@ -9,6 +9,7 @@ import pytest
 
 from mlflow_green.records import Method
 from mlflow_green.sensors.load_model import LoadModelSensor, cpu_model_from
+from mlflow_green.sensors.memory_model import MemoryModelSensor, memory_model
 from mlflow_green.sensors.rapl import RaplSensor
 from mlflow_green.sensors.replay import ReplaySensor
 from mlflow_green.sensors.sensor import Sensor
@@ -16,7 +17,7 @@ from tests.testkit.fakepowercap import FakePowercap
 from tests.testkit.metering_fakes import device, reading, write_proc_stat
 
 
-@pytest.fixture(params=["rapl", "load model", "replay"])
+@pytest.fixture(params=["rapl", "load model", "memory model", "replay"])
 def sensor(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Sensor]:
     if request.param == "rapl":
         FakePowercap(tmp_path / "powercap", layout="server", sockets=2).advance(1)
@@ -24,6 +25,8 @@ def sensor(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Sensor]:
     elif request.param == "load model":
         write_proc_stat(tmp_path, busy_seconds=10)
         opened = LoadModelSensor(cpu_model_from(tmp_path), tmp_path)
+    elif request.param == "memory model":
+        opened = MemoryModelSensor(memory_model(2**30))
     else:
         trace = [[reading(second, second * 100)] for second in range(10)]
         opened = ReplaySensor([device()], trace)
