@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from mlflow_green.sensors.cpu_info import CpuInfo, normalised
@@ -31,6 +32,8 @@ GUESSED_POWER_WATTS_PER_THREAD = 4.0
 GUESS_FACTOR = 3.0
 # Server CPUs start here; a small "Xeon E" or "EPYC 4000" is a desktop CPU by another name.
 SERVER_RATED_WATTS_MIN = 100.0
+
+_CORES = re.compile(r"\b(\d+)-Core\b")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,9 +78,9 @@ def cpu_model(info: CpuInfo, rated_power_watts: float | None) -> CpuModel:
     """
     if info.name and rated_power_watts is not None and not info.virtual:
         return _of_name(info, info.name, rated_power_watts)
-    rated = CLOUD_CPUS.get(normalised(info.name or ""))
+    rated = _rated_with_threads(info.name or "", rated_power_watts)
     if rated is not None:
-        why = f"{info.threads} of the {rated.threads} threads of a {rated.name}, rated at {rated.power_watts:g} W"
+        why = f"{info.threads} of the {rated.threads} threads of one {rated.name}, rated at {rated.power_watts:g} W"
         return _by_thread(info, rated, rated, rated, why)
     series = series_of(info)
     if series is None:
@@ -87,6 +90,17 @@ def cpu_model(info: CpuInfo, rated_power_watts: float | None) -> CpuModel:
         f"({series.leanest.name}) to {series.hungriest.power_watts_per_thread:.1f} W ({series.hungriest.name}) a thread"
     )
     return _by_thread(info, series.leanest, series.typical, series.hungriest, why)
+
+
+def _rated_with_threads(name: str, rated_power_watts: float | None) -> Rated | None:
+    """A CPU of which the whole is known as well as the power, so that vCPUs are a part of it.
+
+    AMD's names say the cores ("EPYC 7763 64-Core Processor"), of two threads each.
+    """
+    cores = _CORES.search(name)
+    if cores and rated_power_watts is not None:
+        return Rated(name, rated_power_watts, 2 * int(cores[1]))
+    return CLOUD_CPUS.get(normalised(name))
 
 
 def _of_name(info: CpuInfo, name: str, rated_power_watts: float) -> CpuModel:

@@ -81,7 +81,8 @@ SERIES = (
            Rated("Ampere Altra Q80-30", 210, 80), Rated("Ampere Altra Q80-33", 250, 80)),
 )  # fmt: skip
 
-# Names that virtual machines of AWS, Azure and Google Cloud show, as ``normalised`` writes them.
+# Names without a number of cores that virtual machines of AWS, Azure and Google Cloud show, as ``normalised`` writes
+# them.
 CLOUD_CPUS = {
     "intel xeon e5-2686 v4": Rated("Xeon E5-2686 v4", 145, 36),
     "intel xeon e5-2673 v3": Rated("Xeon E5-2673 v3", 110, 24),
@@ -93,11 +94,8 @@ CLOUD_CPUS = {
     "intel xeon platinum 8272cl": Rated("Xeon Platinum 8272CL", 195, 52),
     "intel xeon platinum 8275cl": Rated("Xeon Platinum 8275CL", 240, 48),
     "intel xeon platinum 8375c": Rated("Xeon Platinum 8375C", 300, 64),
-    "amd epyc 7551": Rated("EPYC 7551", 180, 64),
-    "amd epyc 7452": Rated("EPYC 7452", 155, 64),
     "amd epyc 7b12": Rated("EPYC 7B12", 240, 128),
     "amd epyc 7r13": Rated("EPYC 7R13", 225, 96),
-    "amd epyc 7763": Rated("EPYC 7763", 280, 128),
 }
 
 

@@ -86,7 +86,7 @@ class LoadModelSensor:
 def cpu_model_from(proc_root: Path = PROC_ROOT) -> CpuModel:
     """This host's CPU by ``/proc/cpuinfo`` and CodeCarbon's table of rated powers (read as a file, not imported)."""
     info = read_cpu_info(proc_root)
-    return cpu_model(info, rated_power_watts(info.name) if info.name and not info.virtual else None)
+    return cpu_model(info, rated_power_watts(info.name) if info.name else None)
 
 
 def rated_power_watts(name: str) -> float | None:

@@ -80,8 +80,9 @@ def test_without_a_stat_file_there_is_no_model(tmp_path):
     ("machine", "full_load_watts", "told"),
     [
         ("epyc_7763_two_sockets", 2 * 280 * 1.02, "AMD EPYC 7763 64-Core Processor is rated at 280 W"),
-        ("aws_m6a", 2 * 225 / 96 * 1.02, "2 of the 96 threads of a EPYC 7R13"),
-        ("aws_m5", 2 * 210 / 48 * 1.02, "2 of the 48 threads of a Xeon Platinum 8259CL"),
+        ("aws_m6a", 2 * 225 / 96 * 1.02, "2 of the 96 threads of one EPYC 7R13"),
+        ("azure_dasv4", 2 * 155 / 64 * 1.02, "2 of the 64 threads of one AMD EPYC 7452 32-Core Processor"),
+        ("aws_m5", 2 * 210 / 48 * 1.02, "2 of the 48 threads of one Xeon Platinum 8259CL"),
         ("gcp_n1_broadwell", 2 * 145 / 36 * 1.02, "a Broadwell-EP CPU"),
         ("gcp_n2_cascade_lake", 2 * 205 / 48 * 1.02, "a Cascade Lake-SP CPU"),
         ("kvm_genoa", 2 * 360 / 192 * 1.02, "a Genoa CPU"),
