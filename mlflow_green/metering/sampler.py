@@ -238,10 +238,7 @@ class Sampler:
             boot_id=self._boot_id,
             sequence=sequence,
             last=Moment(
-                monotonic_seconds=self._clock.monotonic_seconds(),
-                at=self._clock.now(),
-                host_cpu=self._host_cpu(),
-                memory_bytes=self._memory.memory_bytes if self._memory else None,
+                monotonic_seconds=self._clock.monotonic_seconds(), at=self._clock.now(), host_cpu=self._host_cpu()
             ),
             tracks={},
             openings={},
