@@ -137,7 +137,12 @@ def detect(settings: Settings) -> Detection:
     """The sensors of this host."""
     from mlflow_green.sensors.detect import detect_sensors
 
-    return detect_sensors(settings.powercap_root, Path("/proc"), prefers_psys=settings.rapl_prefers_psys)
+    return detect_sensors(
+        settings.powercap_root,
+        Path("/proc"),
+        prefers_psys=settings.rapl_prefers_psys,
+        memory_watts_per_gib=settings.memory_watts_per_gib,
+    )
 
 
 def rapl_help(settings: Settings) -> tuple[str, ...]:

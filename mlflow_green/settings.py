@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from mlflow_green.errors import SettingsError
 
 POLICY_NAME = "green.yaml"
 STATE_NAME = ".green"
+MEMORY_WATTS_PER_GIB_MAX = 10.0  # 2 W was a DDR2 module's; more is a slip of the unit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +33,8 @@ class Settings:
     """What the composition root needs to know before it opens anything.
 
     ``policy_path`` is ``None`` when there is no ``green.yaml``: everything is observed. ``state_dir`` lies
-    beside the policy file, else in the working directory.
+    beside the policy file, else in the working directory. ``memory_watts_per_gib`` is what the user knows of this
+    machine's memory: ``None`` for the published constant, 0 to leave memory out.
     """
 
     disabled: bool
@@ -42,6 +45,7 @@ class Settings:
     mountinfo_path: Path = Path("/proc/self/mountinfo")
     bmc: BmcSettings = field(default_factory=BmcSettings)
     rapl_prefers_psys: bool = False
+    memory_watts_per_gib: float | None = None
 
     @property
     def spool_dir(self) -> Path:
@@ -58,7 +62,7 @@ def load_settings(
     """Settings for a command started in ``cwd``; the keyword arguments are the command line's.
 
     Raises:
-        SettingsError: a named policy file does not exist, or ``MLFLOW_GREEN_RAPL`` names no zone.
+        SettingsError: a named policy file does not exist, or a setting has no meaning.
     """
     named = policy_path or _path(environ, "MLFLOW_GREEN_POLICY")
     if named is not None and not named.is_file():
@@ -82,6 +86,7 @@ def load_settings(
             certificate=_path(environ, "MLFLOW_GREEN_BMC_CERTIFICATE"),
         ),
         rapl_prefers_psys=_rapl_zone(environ) == "psys",
+        memory_watts_per_gib=_memory_watts_per_gib(environ),
     )
 
 
@@ -133,3 +138,20 @@ def _rapl_zone(environ: Mapping[str, str]) -> str:
 def _path(environ: Mapping[str, str], name: str) -> Path | None:
     value = environ.get(name)
     return Path(value) if value else None
+
+
+def _memory_watts_per_gib(environ: Mapping[str, str]) -> float | None:
+    """``MLFLOW_GREEN_MEMORY_WATTS_PER_GIB``: W for each GiB, or ``none``. A machine's own, so not in ``green.yaml``."""
+    value = environ.get("MLFLOW_GREEN_MEMORY_WATTS_PER_GIB", "").strip().lower()
+    if not value:
+        return None
+    try:
+        power_watts = 0.0 if value == "none" else float(value)
+    except ValueError:
+        power_watts = math.nan
+    if not 0 <= power_watts <= MEMORY_WATTS_PER_GIB_MAX:
+        raise SettingsError(
+            f"MLFLOW_GREEN_MEMORY_WATTS_PER_GIB is {value!r}; write the memory's power for each GiB in watts, from 0 "
+            f"to {MEMORY_WATTS_PER_GIB_MAX:g}, or 'none' to leave it out"
+        )
+    return power_watts

@@ -69,6 +69,34 @@ def share_by_use(
     return Shares(consumers=consumers, idle_microjoules=idle_microjoules, other_microjoules=other_point)
 
 
+def share_idle_by_memory(
+    shares: Shares, energy: Energy, resident_bytes: Mapping[str, int], memory_bytes: int
+) -> Shares:
+    """Charge the idle part of DRAM's energy to those whose memory it keeps; what keeps nobody's stays idle.
+
+    The denominator is the larger of all memory (above 0) and the consumers' sum, for shared pages count once for each
+    process. So a share's low end stays as it was, and its high end takes its part of the idle energy's high.
+    """
+    resident = {name: max(0, resident_bytes.get(name, 0)) for name in shares.consumers}
+    held_bytes = sum(resident.values())
+    denominator = max(memory_bytes, held_bytes)
+    idle = shares.idle_microjoules
+    high = -(-energy.high_microjoules * idle // energy.microjoules) if energy.microjoules else energy.high_microjoules
+    *points, idle_point = largest_remainder(idle, [*resident.values(), denominator - held_bytes])
+    consumers = {
+        name: Energy(
+            microjoules=share.microjoules + point,
+            low_microjoules=share.low_microjoules,
+            high_microjoules=min(
+                energy.high_microjoules, share.high_microjoules - (-high * resident[name] // denominator)
+            ),
+            method=share.method,
+        )
+        for (name, share), point in zip(shares.consumers.items(), points, strict=True)
+    }
+    return replace(shares, consumers=consumers, idle_microjoules=idle_point)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GpuWeights:
     """Who used one GPU, in weights >= 0 of one scale.

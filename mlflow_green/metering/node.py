@@ -11,7 +11,14 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from mlflow_green.attribution.idle import QUIET_BUSY_RATIO, baseline_power_watts, idle_microjoules
-from mlflow_green.attribution.shares import GpuWeights, Shares, share_by_use, share_of_gpu, sum_of_shares
+from mlflow_green.attribution.shares import (
+    GpuWeights,
+    Shares,
+    share_by_use,
+    share_idle_by_memory,
+    share_of_gpu,
+    sum_of_shares,
+)
 from mlflow_green.metering.grain import with_clocks
 from mlflow_green.metering.integration import DeviceEnergy, Track, advance
 from mlflow_green.records import Device, DeviceUse, Domain, Energy, Method, NodeWindow, Reading, total_energy
@@ -23,11 +30,12 @@ QUIET_WINDOWS_MAX = 600
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Moment:
-    """The end of a window: monotonic seconds, aware UTC that never goes back, and the host's CPU time."""
+    """The end of a window: monotonic seconds, aware UTC that never goes back, the host's CPU time and its memory."""
 
     monotonic_seconds: float
     at: datetime
     host_cpu: HostCpu | None
+    memory_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,12 +67,13 @@ class Node:
 class Use:
     """What one consumer did in a window: CPU seconds of all its processes, >= 0; at least so many, unless exact.
 
-    ``gpu_weights`` are the weights of its processes in the use of each GPU, by device. ``gpus`` are the devices that
-    it reserved, ``None`` where nothing says so.
+    ``resident_bytes`` is the memory that they kept. ``gpu_weights`` are their weights in the use of each GPU, by
+    device. ``gpus`` are the devices that it reserved, ``None`` where nothing says so.
     """
 
     cpu_seconds: float
     is_exact: bool = False
+    resident_bytes: int | None = None
     gpu_weights: Mapping[str, float] = field(default_factory=dict)
     gpus: frozenset[str] | None = None
 
@@ -124,6 +133,9 @@ def close_windows(
             shares = sum_of_shares(_share_gpu(part, readings.get(part.device.name), uses) for part in parts)
         else:
             shares = _share(energy, parts, uses, quiet.get(domain, ()), node.last, now)
+        if domain is Domain.DRAM and now.memory_bytes:
+            resident = {key: use.resident_bytes or 0 for key, use in uses.items()}
+            shares = share_idle_by_memory(shares, energy, resident, now.memory_bytes)
         window = NodeWindow(
             sampler_id=node.sampler_id,
             host=node.host,

@@ -20,8 +20,9 @@ from mlflow_green.errors import SensorError, SensorRetry
 from mlflow_green.metering.cpu_clock import CpuClock
 from mlflow_green.metering.gpu_users import GpuUsers
 from mlflow_green.metering.node import Moment, Node, Use, begun, close_windows, taken_over
+from mlflow_green.metering.resident_memory import ResidentMemory
 from mlflow_green.metering.shared_state import Account, LeaderState, Presence, SharedFolder, opened
-from mlflow_green.records import Device, NodeWindow, Reading, Tick, Usage
+from mlflow_green.records import Device, Domain, NodeWindow, Reading, Tick, Usage
 from mlflow_green.sensors.proc_stat import PROC_ROOT, HostCpu, read_host_cpu
 from mlflow_green.sensors.sensor import Sensor
 from mlflow_green.units import milliseconds
@@ -40,6 +41,7 @@ class _Consumer:
     start_cpu_seconds: float
     cpu_seconds: float  # the last look at the clock
     left_seconds: float | None = None
+    resident_bytes: int | None = None
 
     def look(self) -> None:
         """Read the clock; the last known value stays where it fails, and when the consumer has left."""
@@ -55,6 +57,7 @@ class _Consumer:
             start_cpu_seconds=self.start_cpu_seconds,
             cpu_seconds=self.cpu_seconds,
             left_seconds=left_seconds,
+            resident_bytes=self.resident_bytes,
         )
 
 
@@ -100,6 +103,8 @@ class Sampler:
         self._lost: list[Sensor] = []
         self._devices: tuple[Device, ...] = tuple(device for sensor in sensors for device in sensor.devices())
         self._gpu_users = GpuUsers(proc_root)
+        has_dram = any(device.domain is Domain.DRAM for device in self._devices)
+        self._memory = ResidentMemory(proc_root) if has_dram else None
         self._lock = threading.Lock()
         self._reporting = threading.Lock()
         self._consumers: dict[str, _Consumer] = {}
@@ -294,6 +299,7 @@ class Sampler:
             key: Use(
                 cpu_seconds=max(0.0, present[key].cpu_seconds - account.shared_cpu_seconds),
                 is_exact=present[key].cpu_clock.is_exact,
+                resident_bytes=present[key].resident_bytes,
             )
             for key, account in accounts.items()
             if account.left_seconds is None
@@ -345,13 +351,15 @@ class Sampler:
         )
 
     def _look(self) -> dict[_Consumer, Presence]:
-        """Read every clock."""
+        """Read every clock, and the memory where it is shared out."""
+        resident = self._memory.bytes_by_hold(self._clock.monotonic_seconds()) if self._memory else {}
         with self._lock:
             consumers = list(self._consumers.values())
         found: dict[_Consumer, Presence] = {}
         for consumer in consumers:
             with self._lock:
                 consumer.look()
+                consumer.resident_bytes = resident.get(consumer.consumer_id)
                 found[consumer] = consumer.presence()
         return found
 
@@ -394,6 +402,7 @@ class Sampler:
             monotonic_seconds=self._clock.monotonic_seconds(),
             at=max(self._clock.now(), self._node.last.at),
             host_cpu=self._host_cpu(),
+            memory_bytes=self._memory.memory_bytes if self._memory else None,
         )
 
     def _host_cpu(self) -> HostCpu | None:

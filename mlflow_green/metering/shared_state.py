@@ -28,13 +28,17 @@ _PROCESS = re.compile(r"(\d+)-(\d+)-[0-9a-f]{8}")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Presence:
-    """What a process says of one of its consumers; CPU seconds by its clock, times in CLOCK_MONOTONIC seconds."""
+    """What a process says of one of its consumers; CPU seconds by its clock, times in CLOCK_MONOTONIC seconds.
+
+    ``resident_bytes`` is the memory that its processes keep, ``None`` where that is not known or of no use.
+    """
 
     cpu_clock: CpuClockName
     joined_seconds: float
     start_cpu_seconds: float
     cpu_seconds: float
     left_seconds: float | None = None
+    resident_bytes: int | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.start_cpu_seconds <= self.cpu_seconds:

@@ -10,13 +10,14 @@ from mlflow_green.errors import SensorRetry, SensorUnavailable
 from mlflow_green.records import Domain
 from mlflow_green.sensors.codecarbon import has_amd_gpu, open_amd_gpus, open_cpu
 from mlflow_green.sensors.load_model import LoadModelSensor, cpu_model_from
+from mlflow_green.sensors.memory_model import MemoryModelSensor, memory_model, read_memory_bytes
 from mlflow_green.sensors.nvml import NvmlSensor
 from mlflow_green.sensors.proc_stat import PROC_ROOT, TICK_SECONDS, read_host_cpu
 from mlflow_green.sensors.rapl import POWERCAP_ROOT, RaplSensor
 from mlflow_green.sensors.sensor import Sensor
 
 STOLEN_RATIO_TOLD = 0.001
-NO_DRAM = "Memory: not metered; its energy is missing from every figure."
+MISSING = "its energy is missing from every figure"
 HIDDEN_GPU_PROCESSES = (
     "GPU: this container may hide who uses it; hidden use is split among the jobs that reserved the GPU, from nothing "
     "to the whole. Sharing the host's processes ends that: docker run --pid=host, or hostPID: true."
@@ -32,11 +33,17 @@ class Detection:
 
 
 def detect_sensors(
-    powercap_root: Path = POWERCAP_ROOT, proc_root: Path = PROC_ROOT, *, prefers_psys: bool = False
+    powercap_root: Path = POWERCAP_ROOT,
+    proc_root: Path = PROC_ROOT,
+    *,
+    prefers_psys: bool = False,
+    memory_watts_per_gib: float | None = None,
 ) -> Detection:
     """RAPL where it can be read, else a load model of the CPU; NVML where it can be read. Raises nothing.
 
-    What is neither, CodeCarbon reads: AMD's GPUs, and the CPU of another system than Linux.
+    What is neither, CodeCarbon reads: AMD's GPUs, and the CPU of another system than Linux. Memory is modelled where
+    no counter shows it: ``memory_watts_per_gib`` is what the user knows of it, ``None`` for the published constant, and
+    0 leaves it out.
     """
     sensors: list[Sensor] = []
     notes: list[str] = []
@@ -44,6 +51,11 @@ def detect_sensors(
     for opened, said in (cpu, _gpu(proc_root)):
         if opened is not None:
             sensors.append(opened)
+        notes += said
+    domains = {device.domain for sensor in sensors for device in sensor.devices()}
+    if domains.isdisjoint({Domain.DRAM, Domain.PLATFORM}):
+        memory, said = _memory(proc_root, memory_watts_per_gib)
+        sensors += memory
         notes += said
     notes += _stolen(proc_root)
     return Detection(sensors=tuple(sensors), notes=tuple(notes))
@@ -54,12 +66,9 @@ def _cpu(powercap_root: Path, proc_root: Path, *, prefers_psys: bool) -> tuple[S
         rapl = RaplSensor(powercap_root, proc_root=proc_root, prefers_psys=prefers_psys)
     except SensorUnavailable as error:
         sensor, notes = _cpu_model(proc_root)
-        return sensor, [*notes, f"The CPU is not measured: {error}.", NO_DRAM]
+        return sensor, [*notes, f"The CPU is not measured: {error}."]
     notes = [f"{device.name}: measured by RAPL, {device.error_source}." for device in rapl.devices()]
-    notes += rapl.notes
-    if {device.domain for device in rapl.devices()} == {Domain.CPU}:
-        notes.append(NO_DRAM)
-    return rapl, notes
+    return rapl, [*notes, *rapl.notes]
 
 
 def _cpu_model(proc_root: Path) -> tuple[Sensor | None, list[str]]:
@@ -68,7 +77,17 @@ def _cpu_model(proc_root: Path) -> tuple[Sensor | None, list[str]]:
     except SensorUnavailable as error:
         return None, [f"CPU: not metered; {error}."]
     device = sensor.devices()[0]
-    return sensor, [f"CPU: estimated by a load model of {device.power_watts_max:g} W, {device.error_source}."]
+    return sensor, [f"CPU: estimated by a load model of {device.power_watts_max:.3g} W, {device.error_source}."]
+
+
+def _memory(proc_root: Path, memory_watts_per_gib: float | None) -> tuple[list[Sensor], list[str]]:
+    if memory_watts_per_gib == 0:
+        return [], [f"Memory: left out, as MLFLOW_GREEN_MEMORY_WATTS_PER_GIB says; {MISSING}."]
+    try:
+        memory = memory_model(read_memory_bytes(proc_root), memory_watts_per_gib)
+    except SensorUnavailable as error:
+        return [], [f"Memory: not metered, {error}; {MISSING}."]
+    return [MemoryModelSensor(memory)], [f"Memory: estimated by a model of {memory.watts:.3g} W, {memory.source}."]
 
 
 def _stolen(proc_root: Path) -> list[str]:

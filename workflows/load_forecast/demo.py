@@ -29,7 +29,9 @@ SNAKEFILE = Path(__file__).resolve().parent / "Snakefile"
 MLFLOW_GREEN = Path(sys.executable).with_name("mlflow-green")
 MARKER = ".mlflow-green-demo"  # a folder without it was not made by this script, and is never deleted
 CORES = 2
-ABOUT_THE_MACHINE = ("MLFLOW_GREEN_RUNTIME_DIR", "MLFLOW_GREEN_MOUNTINFO", "MLFLOW_GREEN_POWERCAP_ROOT")
+ABOUT_THE_MACHINE = tuple(
+    f"MLFLOW_GREEN_{name}" for name in ("RUNTIME_DIR", "MOUNTINFO", "POWERCAP_ROOT", "MEMORY_WATTS_PER_GIB")
+)
 
 MODELS = ("persistence", "ridge", "gbm", "mlp")
 SWEEP = "results/sweep.json"

@@ -9,7 +9,9 @@ import pytest
 
 from mlflow_green.records import Method
 from mlflow_green.sensors.codecarbon import open_cpu
+from mlflow_green.sensors.gpu_load_model import GpuLoadModelSensor
 from mlflow_green.sensors.load_model import LoadModelSensor, cpu_model_from
+from mlflow_green.sensors.memory_model import MemoryModelSensor, memory_model
 from mlflow_green.sensors.rapl import RaplSensor
 from mlflow_green.sensors.replay import ReplaySensor
 from mlflow_green.sensors.sensor import Sensor
@@ -17,7 +19,7 @@ from tests.testkit.fakepowercap import FakePowercap
 from tests.testkit.metering_fakes import device, reading, write_proc_stat
 
 
-@pytest.fixture(params=["rapl", "load model", "codecarbon", "replay"])
+@pytest.fixture(params=["rapl", "load model", "memory model", "gpu load model", "codecarbon", "replay"])
 def sensor(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Sensor]:
     if request.param == "rapl":
         FakePowercap(tmp_path / "powercap", layout="server", sockets=2).advance(1)
@@ -27,6 +29,10 @@ def sensor(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Sensor]:
         opened = LoadModelSensor(cpu_model_from(tmp_path), tmp_path)
     elif request.param == "codecarbon":
         opened = open_cpu()
+    elif request.param == "memory model":
+        opened = MemoryModelSensor(memory_model(2**30))
+    elif request.param == "gpu load model":
+        opened = GpuLoadModelSensor({"GPU-a": "Tesla T4"}, lambda: {"GPU-a": 0.5})
     else:
         trace = [[reading(second, second * 100)] for second in range(10)]
         opened = ReplaySensor([device()], trace)

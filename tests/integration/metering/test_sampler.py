@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -14,9 +16,19 @@ from mlflow_green.metering.sampler import Sampler, merge_windows
 from mlflow_green.records import Domain, Method, Tick
 from mlflow_green.sensors.load_model import LoadModelSensor, cpu_model_from
 from mlflow_green.sensors.replay import ReplaySensor
-from tests.testkit.metering_fakes import HandClock, HandCpuClock, device, reading, write_proc_stat
+from tests.testkit.metering_fakes import (
+    HandClock,
+    HandCpuClock,
+    device,
+    reading,
+    write_memory,
+    write_proc_stat,
+    write_process,
+)
+from tests.testkit.waiting import comes_true
 
 JOULE = 1_000_000
+PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
 class Bench:
@@ -223,6 +235,56 @@ def test_packages_and_memory_and_gpu_are_domains_of_their_own(tmp_path):
     }
     assert usage[Domain.GPU].low_microjoules == 0
     assert bench.sampler.power_watts_max == 400
+
+
+def memory_bench(folder, *, lock_path=None):
+    """A memory of 1,000 pages whose energy is all idle, 10 W, with nobody's processes yet."""
+    write_memory(folder, memory_bytes=1_000 * PAGE_BYTES)
+    trace = [
+        [reading(second, second * 10 * JOULE, "memory", idle_microjoules=second * 10 * JOULE)] for second in range(20)
+    ]
+    return Bench(folder, trace, devices=[device("memory", Domain.DRAM)], lock_path=lock_path)
+
+
+def test_memory_that_is_kept_pays_for_itself_and_the_rest_is_idle(tmp_path):
+    bench = memory_bench(tmp_path)
+    bench.sampler.join("a", HandCpuClock())
+    bench.sampler.join("b", HandCpuClock())
+    write_process(tmp_path, 10, resident_pages=200, hold_id="a")
+    write_process(tmp_path, 11, resident_pages=100, hold_id="a")
+    write_process(tmp_path, 12, resident_pages=300, hold_id="nobody here")
+    tick = bench.tick(busy_seconds=1)
+    (window,) = tick.windows
+    assert tick.usages["a"].energy[Domain.DRAM].microjoules == 3 * JOULE
+    assert tick.usages["b"].energy[Domain.DRAM].microjoules == 0
+    assert (window.attributed_microjoules, window.idle_microjoules) == (3 * JOULE, 7 * JOULE)
+
+
+def test_a_followers_consumers_pay_for_their_memory_too(tmp_path):
+    bench = memory_bench(tmp_path, lock_path=tmp_path / "shared" / "lock")
+    follower = Sampler(
+        [ReplaySensor([device("memory", Domain.DRAM)], [])],
+        clock=bench.clock,
+        host="node1",
+        boot_id="boot",
+        lock_path=tmp_path / "shared" / "lock",
+        proc_root=Path("/proc"),
+    )
+    job = subprocess.Popen(["sleep", "60"], env={"GREEN_HOLD_ID": "theirs", "PATH": os.environ["PATH"]})
+    try:
+        follower.join("theirs", HandCpuClock())
+
+        def charged_microjoules() -> int:
+            bench.clock.seconds += 3
+            follower.tick()
+            bench.tick(busy_seconds=0)
+            usage = follower.tick().usages.get("theirs")
+            return usage.energy[Domain.DRAM].microjoules if usage and usage.energy else 0
+
+        assert comes_true(charged_microjoules, 5)
+    finally:
+        job.kill()
+        job.wait()
 
 
 def test_a_quiet_host_teaches_the_baseline_and_then_idle_is_its_own_line(tmp_path):

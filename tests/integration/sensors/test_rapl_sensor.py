@@ -302,7 +302,10 @@ def test_detection_falls_back_to_the_load_model_and_says_why(tmp_path):
     (tmp_path / "cpuinfo").write_text("processor\t: 0\nmodel name\t: AMD EPYC\nflags\t: fpu hypervisor\n")
     found = detect_sensors(tmp_path / "nothing", tmp_path)
     assert found.sensors[0].name == "load model"
-    assert any("estimated by a load model of 4 W, a third to three times the value" in note for note in found.notes)
+    assert any(
+        "estimated by a load model of 4.08 W, 0.16-1.44 W at rest and 1.36-12.2 W at full load" in note
+        for note in found.notes
+    )
     assert any("no RAPL energy counter" in note for note in found.notes)
 
 

@@ -84,11 +84,13 @@ AccountingStoreFlags=job_comment
 """
 NODE_CONF = "NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=4 RealMemory=4000 State=UNKNOWN\n"
 PARTITION_CONF = "PartitionName=main Nodes=ALL Default=YES DefMemPerCPU=100 MaxTime=60 State=UP\n"
-# What the administrator of a cluster would set on each machine.
+# What the administrator of a cluster would set on each machine. All nodes are this one machine, whose memory each would
+# model as its own; without it their energy is what their counters show.
 TASK_PROLOG = """\
 #!/bin/sh
 echo "export MLFLOW_GREEN_POWERCAP_ROOT={folder}/nodes/$SLURMD_NODENAME/powercap"
 echo "export MLFLOW_GREEN_RUNTIME_DIR={folder}/nodes/$SLURMD_NODENAME/runtime"
+echo "export MLFLOW_GREEN_MEMORY_WATTS_PER_GIB=none"
 """
 SLURMDBD_CONF = """\
 AuthType=auth/munge

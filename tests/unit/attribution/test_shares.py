@@ -4,7 +4,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlflow_green.attribution.idle import BASELINE_WINDOWS_MIN, baseline_power_watts, idle_microjoules
-from mlflow_green.attribution.shares import EXACT_CLOCK_ERROR_RATIO, largest_remainder, share_by_use
+from mlflow_green.attribution.shares import (
+    EXACT_CLOCK_ERROR_RATIO,
+    largest_remainder,
+    share_by_use,
+    share_idle_by_memory,
+)
 from mlflow_green.records import Energy, Method
 
 JOULE = 1_000_000
@@ -119,6 +124,22 @@ def test_where_no_tick_was_seen_a_clock_that_misses_time_may_have_used_everythin
     assert (shares.idle_microjoules, shares.consumers["a"]) == (5 * JOULE, measured(0, 0, 4))
 
 
+@given(energies(), st.floats(0, 1), cpu_seconds, st.floats(0, 1e6), st.data())
+def test_memory_moves_idle_energy_to_shares_and_the_sum_stays_the_whole(energy, idle_ratio, used, busy_seconds, data):
+    idle = min(energy.microjoules, int(energy.microjoules * idle_ratio))
+    before = share_by_use(energy, idle, used, busy_seconds)
+    resident = data.draw(st.fixed_dictionaries({}, optional={name: st.integers(0, 10**13) for name in used}))
+    shares = share_idle_by_memory(before, energy, resident, data.draw(st.integers(1, 10**13)))
+    attributed = sum(share.microjoules for share in shares.consumers.values())
+    assert attributed + shares.idle_microjoules + shares.other_microjoules == energy.microjoules
+    assert 0 <= shares.idle_microjoules <= before.idle_microjoules
+    assert shares.other_microjoules == before.other_microjoules
+    for name, share in shares.consumers.items():
+        assert before.consumers[name].microjoules <= share.microjoules
+        assert share.low_microjoules == before.consumers[name].low_microjoules
+        assert share.high_microjoules <= energy.high_microjoules
+
+
 def measured(joules: int, low: int | None = None, high: int | None = None) -> Energy:
     return Energy(
         microjoules=joules * JOULE,
@@ -150,6 +171,21 @@ def test_a_window_in_which_nobody_was_busy_is_all_idle():
     shares = share_by_use(measured(5), 1 * JOULE, {"a": 0.0}, 0.0)
     assert shares.idle_microjoules == 5 * JOULE
     assert shares.consumers["a"].microjoules == 0
+
+
+def test_idle_memory_energy_goes_to_whose_memory_it_keeps_and_the_rest_stays_idle():
+    by_use = share_by_use(measured(100, 50, 200), 80 * JOULE, {"a": 1.0, "b": 0.0}, 1.0)
+    shares = share_idle_by_memory(by_use, measured(100, 50, 200), {"b": 4}, 16)
+    assert shares.idle_microjoules == 60 * JOULE
+    assert shares.consumers["a"] == measured(20, 10, 40)
+    assert shares.consumers["b"] == measured(20, 0, 40)
+
+
+def test_processes_that_share_more_memory_than_there_is_leave_nothing_idle():
+    by_use = share_by_use(measured(80), 80 * JOULE, {"a": 0.0, "b": 0.0}, 0.0)
+    shares = share_idle_by_memory(by_use, measured(80), {"a": 30, "b": 10}, 16)
+    assert shares.idle_microjoules == 0
+    assert [shares.consumers[name].microjoules for name in "ab"] == [60 * JOULE, 20 * JOULE]
 
 
 def test_idle_is_the_sensors_own_else_the_baseline_else_nothing():

@@ -39,6 +39,18 @@ def test_a_named_policy_that_is_not_there_is_said_with_what_to_do() -> None:
         load_settings(Path("/"), {}, policy_path=Path("nowhere.yaml"))
 
 
+@pytest.mark.parametrize(("text", "stated"), [("", None), ("0.2", 0.2), ("0", 0.0), ("none", 0.0), (" None ", 0.0)])
+def test_the_power_of_memory_can_be_stated_or_left_out(text, stated) -> None:
+    settings = load_settings(Path("/"), {"MLFLOW_GREEN_MEMORY_WATTS_PER_GIB": text})
+    assert settings.memory_watts_per_gib == stated
+
+
+@pytest.mark.parametrize("text", ["much", "-1", "nan", "inf", "372.5"])
+def test_a_power_of_memory_without_a_meaning_is_said_with_what_to_write(text) -> None:
+    with pytest.raises(SettingsError, match="for each GiB in watts, from 0 to 10, or 'none'"):
+        load_settings(Path("/"), {"MLFLOW_GREEN_MEMORY_WATTS_PER_GIB": text})
+
+
 @pytest.mark.parametrize(("text", "disabled"), [("1", True), ("true", True), ("0", False), ("", False)])
 def test_one_variable_switches_everything_off(text, disabled) -> None:
     assert load_settings(Path("/"), {"MLFLOW_GREEN_DISABLE": text}).disabled is disabled
