@@ -56,14 +56,18 @@ class Node:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Use:
-    """What one consumer did in a window: CPU seconds of all its processes, >= 0."""
+    """What one consumer did in a window: CPU seconds of all its processes, >= 0.
+
+    A view is a part of another consumer: it has a share, and takes nothing from anybody.
+    """
 
     cpu_seconds: float
+    is_view: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SharedWindow:
-    """A closed window, and each consumer's share of it."""
+    """A closed window, and each consumer's and each view's share of it."""
 
     window: NodeWindow
     shares: Mapping[str, Energy]
@@ -100,7 +104,8 @@ def close_windows(
     A device without a reading is a gap. A domain whose devices moved by no time has no window yet.
     """
     sequence = node.sequence + 1
-    used = {key: use.cpu_seconds for key, use in uses.items()}
+    used = {key: use.cpu_seconds for key, use in uses.items() if not use.is_view}
+    viewed = {key: use.cpu_seconds for key, use in uses.items() if use.is_view}
     tracks, found = _advance(node.tracks, readings, now.monotonic_seconds)
     openings, quiet = dict(node.openings), dict(node.quiet_power_microwatts)
     closed: list[SharedWindow] = []
@@ -110,7 +115,8 @@ def close_windows(
         power_microwatts = _quiet_power_microwatts(energy, parts, used, node.last, now)
         if power_microwatts is not None and domain is not Domain.GPU:
             quiet[domain] = (*quiet.get(domain, ()), power_microwatts)[-QUIET_WINDOWS_MAX:]
-        shares = _share(domain, energy, parts, used, quiet.get(domain, ()), _busy_seconds(node.last, now) or 0.0)
+        busy_seconds = _busy_seconds(node.last, now) or 0.0
+        shares = _share(domain, energy, parts, used, viewed, quiet.get(domain, ()), busy_seconds)
         window = NodeWindow(
             sampler_id=node.sampler_id,
             host=node.host,
@@ -127,7 +133,7 @@ def close_windows(
             coverage_ratio=min(1.0, sum(part.covered_seconds for part in parts) / sum(part.seconds for part in parts)),
         )
         openings[domain] = Opening(at=now.at, sequence=sequence + 1)
-        closed.append(SharedWindow(window=window, shares=shares.consumers))
+        closed.append(SharedWindow(window=window, shares={**shares.consumers, **shares.views}))
     after = replace(node, sequence=sequence, last=now, tracks=tracks, openings=openings, quiet_power_microwatts=quiet)
     return after, tuple(closed)
 
@@ -151,11 +157,12 @@ def _share(
     energy: Energy,
     parts: Sequence[DeviceEnergy],
     used: Mapping[str, float],
+    viewed: Mapping[str, float],
     quiet_power_microwatts: Sequence[int],
     busy_seconds: float,
 ) -> Shares:
     if domain is Domain.GPU:
-        return share_of_gpu(energy, used)
+        return share_of_gpu(energy, used, viewed)
     own = [part.idle_microjoules for part in parts if part.idle_microjoules is not None]
     idle = idle_microjoules(
         energy.microjoules,
@@ -163,7 +170,7 @@ def _share(
         own_microjoules=sum(own) if len(own) == len(parts) else None,
         baseline_power_watts=baseline_power_watts([each / MICROWATTS_PER_WATT for each in quiet_power_microwatts]),
     )
-    return share_by_use(energy, idle, used, busy_seconds)
+    return share_by_use(energy, idle, used, busy_seconds, viewed)
 
 
 def _quiet_power_microwatts(

@@ -35,6 +35,7 @@ class Presence:
     start_cpu_seconds: float
     cpu_seconds: float
     left_seconds: float | None = None
+    is_view: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.start_cpu_seconds <= self.cpu_seconds:
