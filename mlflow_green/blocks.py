@@ -36,7 +36,7 @@ __all__ = ["Block", "BlockRecord", "Joules", "meter", "metered"]
 
 _log = logging.getLogger("mlflow_green")
 
-LINGER_SECONDS = 0.5  # the meter stays open for blocks that follow each other
+LINGER_SECONDS = 0.2  # the meter stays open for blocks that follow each other
 CLOSE_SECONDS = 10.0
 
 P = ParamSpec("P")
@@ -344,11 +344,10 @@ class _Process:
         from mlflow_green.session import inside_metered_step
 
         if settings is not None and _may_be_hard(settings.policy_path) and not inside_metered_step(os.environ):
-            text = f"{error}. A hard budget cannot be kept without it, so the block is not started"
-            raise UnsupportedHost(text) from error
+            raise UnsupportedHost(f"the block is not started, for a hard budget cannot be kept: {error}") from error
         if not isinstance(error, GreenError | OSError):
             _log.debug("mlflow-green met an unexpected error", exc_info=error)
-        self.say(f"{error or repr(error)}. Blocks run as usual, but what they use is not metered")
+        self.say(f"blocks run as usual, but what they use is not metered: {error}")
 
     def _ticket(self, process_meter: ProcessMeter, name: str, energy_microjoules: int | None) -> Ticket:
         from mlflow_green.recorder.ticket import Ticket
