@@ -482,6 +482,99 @@ def _take_off_earlier_use(tickets: Sequence[Ticket], earlier: Sequence[SpoolSess
         ticket.granted = {unit: max(0, amount - used.get(unit, 0)) for unit, amount in ticket.granted.items()}
 
 
+# --- the blocks of one process ---------------------------------------------------------------------
+
+
+def open_process_meter(
+    settings: Settings, *, project: str | None, workflow_run: str, say: Callable[[str], None]
+) -> ProcessMeter:
+    """What meters the blocks of this process, which is one execution, ``workflow_run``, whatever it opens and closes.
+
+    Without a hard budget only the spool is written, and the next command that opens the ledger posts it. Inside a
+    step that is metered already nothing is written: all blocks are views of that step.
+
+    Raises:
+        GreenError: the policy is wrong, or a hard budget cannot be kept.
+    """
+    policy = load_policy_for(settings) if settings.policy_path else None
+    clock, is_view = SystemClock(), inside_metered_step(os.environ)
+    enforces = policy is not None and is_hard(policy) and not is_view
+    ledger: SqlLedger | None = None
+    if enforces:
+        ledger = open_ledger(settings, clock)
+        recover_into(ledger, settings, clock, say)
+    sampler = open_sampler(settings, settings.spool_dir, clock, may_lead=not is_view)
+    if enforces:
+        _check_meter(sampler)
+    named = project or (policy.project if policy else settings.state_dir.resolve().parent.name or "default")
+    book = _book(sampler, named, user_name(), site_of(policy) if policy else Site())
+    meter = Meter(sampler, book, this_process(platform.node(), settings.spool_dir))
+    spool = None if is_view else _spool_of_blocks(settings.spool_dir, meter, say, enforces=enforces)
+    return _process_meter(policy, ledger, meter, spool, workflow_run, clock, say, is_view=is_view)
+
+
+def _spool_of_blocks(folder: Path, meter: Meter, say: Callable[[str], None], *, enforces: bool) -> SpoolWriter | None:
+    try:
+        return open_spool(folder, meter, leaves_orphans=not enforces)
+    except OSError as error:
+        text = f"cannot write {folder}: {error.strerror}; make it writable or free space"
+        if enforces:
+            meter.sampler.close()
+            raise LedgerUnavailable(f"{text}. A hard budget cannot be kept without it") from None
+        say(f"{text}. The program runs as usual, but what it uses is not recorded")
+        return None
+
+
+def _process_meter(
+    policy: Policy | None,
+    ledger: SqlLedger | None,
+    meter: Meter,
+    spool: SpoolWriter | None,
+    workflow_run: str,
+    clock: Clock,
+    say: Callable[[str], None],
+    *,
+    is_view: bool,
+) -> ProcessMeter:
+    from mlflow_green.metering.cpu_clock import open_process_clock
+    from mlflow_green.recorder.process_meter import Freely, ProcessMeter, UnderBudget
+    from mlflow_green.recorder.spool_only import SpoolOnly
+
+    book, answered = meter.book, threading.Event()
+    planner: Planner | None = None
+    bookkeeper: Bookkeeping = SpoolOnly()
+    if policy is not None:
+        from mlflow_green.recorder.planner import Planner
+
+        planner = Planner(policy, book, workflow_run)
+    if planner and ledger:
+        bookkeeper = Bookkeeper(ledger, planner, book, meter.owner, clock, wake=answered.set, say=say)
+    recorder = Recorder(
+        sampler=meter.sampler,
+        bookkeeper=bookkeeper,
+        spool=spool,
+        enforcer=planner if ledger else None,
+        book=book,
+        clock=clock,
+        say=say,
+        keeps_spool=ledger is None,
+        halts=False,
+    )
+    recorder.start()
+    request = planner.bare_request if planner else lambda ticket, now: bare_request(ticket, book, (), now)
+    asked = UnderBudget(request, clock, recorder, answered) if ledger else Freely(request, clock)
+    return ProcessMeter(
+        recorder,
+        open_process_clock(),
+        book,
+        clock,
+        admission=None if is_view else asked,
+        specs=policy.steps if policy else {},
+        environment=meter_environment,
+        close_ledger=ledger.close if ledger else lambda: None,
+    )
+
+
 # --- one command ----------------------------------------------------------------------------------
 
 
@@ -554,92 +647,3 @@ def run_command(
         ledger.close()
     outcome = Outcome.REFUSED if ticket.refused else ticket.outcome
     return Ran(code, entry_of(ticket, outcome, meter.book, clock.now()) if outcome else None)
-
-
-# --- the blocks of one process ---------------------------------------------------------------------
-
-
-def open_process_meter(
-    settings: Settings, *, project: str | None, workflow_run: str, say: Callable[[str], None]
-) -> ProcessMeter:
-    """What meters the blocks of this process, which is one execution, ``workflow_run``, whatever it opens and closes.
-
-    Without a hard budget only the spool is written, and the next command that opens the ledger posts it. Inside a
-    step that is metered already nothing is written: all blocks are views of that step.
-
-    Raises:
-        GreenError: the policy is wrong, or a hard budget cannot be kept.
-    """
-    policy = load_policy_for(settings) if settings.policy_path else None
-    clock, is_view = SystemClock(), inside_metered_step(os.environ)
-    enforces = policy is not None and is_hard(policy) and not is_view
-    ledger: SqlLedger | None = None
-    if enforces:
-        ledger = open_ledger(settings, clock)
-        recover_into(ledger, settings, clock, say)
-    sampler = open_sampler(settings, settings.spool_dir, clock, may_lead=not is_view)
-    if enforces:
-        _check_meter(sampler)
-    named = project or (policy.project if policy else settings.state_dir.resolve().parent.name or "default")
-    book = _book(sampler, named, user_name(), site_of(policy) if policy else Site())
-    meter = Meter(sampler, book, this_process(platform.node(), settings.spool_dir))
-    spool = None if is_view else _spool_of_blocks(settings.spool_dir, meter, say, enforces=enforces)
-    return _process_meter(policy, ledger, meter, spool, workflow_run, clock, say, is_view=is_view)
-
-
-def _spool_of_blocks(folder: Path, meter: Meter, say: Callable[[str], None], *, enforces: bool) -> SpoolWriter | None:
-    try:
-        return open_spool(folder, meter, leaves_orphans=not enforces)
-    except OSError as error:
-        text = f"cannot write {folder}: {error.strerror}; make it writable or free space"
-        if enforces:
-            meter.sampler.close()
-            raise LedgerUnavailable(f"{text}. A hard budget cannot be kept without it") from None
-        say(f"{text}. The program runs as usual, but what it uses is not recorded")
-        return None
-
-
-def _process_meter(
-    policy: Policy | None,
-    ledger: SqlLedger | None,
-    meter: Meter,
-    spool: SpoolWriter | None,
-    workflow_run: str,
-    clock: Clock,
-    say: Callable[[str], None],
-    *,
-    is_view: bool,
-) -> ProcessMeter:
-    from mlflow_green.metering.cpu_clock import open_process_clock
-    from mlflow_green.recorder.process_meter import Freely, ProcessMeter, UnderBudget
-    from mlflow_green.recorder.spool_only import SpoolOnly
-
-    book, answered = meter.book, threading.Event()
-    planner = Planner(policy, book, workflow_run) if policy else None
-    bookkeeper: Bookkeeping = SpoolOnly()
-    if planner and ledger:
-        bookkeeper = Bookkeeper(ledger, planner, book, meter.owner, clock, wake=answered.set, say=say)
-    recorder = Recorder(
-        sampler=meter.sampler,
-        bookkeeper=bookkeeper,
-        spool=spool,
-        enforcer=planner if ledger else None,
-        book=book,
-        clock=clock,
-        say=say,
-        keeps_spool=ledger is None,
-        halts=False,
-    )
-    recorder.start()
-    request = planner.bare_request if planner else lambda ticket, now: bare_request(ticket, book, (), now)
-    asked = UnderBudget(request, clock, recorder, answered) if ledger else Freely(request, clock)
-    return ProcessMeter(
-        recorder,
-        open_process_clock(),
-        book,
-        clock,
-        admission=None if is_view else asked,
-        specs=policy.steps if policy else {},
-        environment=meter_environment,
-        close_ledger=ledger.close if ledger else lambda: None,
-    )
