@@ -167,6 +167,8 @@ class SharedFolder:
 
     def close(self) -> None:
         if self._fd >= 0:
+            if not self._is_forked:  # a forked child that lives on has the lock too: closing alone would leave it there
+                fcntl.flock(self._fd, fcntl.LOCK_UN)
             os.close(self._fd)
             self._fd = -1
 

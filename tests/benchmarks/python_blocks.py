@@ -1,6 +1,6 @@
 """What ``import mlflow_green`` and metered blocks cost a Python program, in fresh interpreters. It prints and gates nothing.
 
-    python tests/benchmarks/python_blocks.py [ROUNDS]
+python tests/benchmarks/python_blocks.py [ROUNDS]
 """
 
 from __future__ import annotations

@@ -111,6 +111,22 @@ def test_workers_of_multiprocessing_are_views_inside_a_block_and_pay_for_themsel
     ]
 
 
+def test_a_forked_child_that_lives_on_does_not_keep_the_next_block_from_metering_for_all(program, posted):
+    done = program(
+        "import os, signal, threading, time, mlflow_green\n"
+        "with mlflow_green.meter('first'):\n"
+        "    pid = os.fork()\n"
+        "    if pid == 0: signal.pause()\n"
+        "while threading.active_count() > 1: time.sleep(0.02)\n"
+        "with mlflow_green.meter('second'): pass\n"
+        "os.kill(pid, signal.SIGKILL)\n"
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    first, second = posted()
+    assert first.sampler_id is not None
+    assert second.sampler_id is not None
+
+
 def test_inside_a_metered_command_a_block_is_a_view_and_writes_nothing(folder, posted):
     code = (
         "import mlflow_green" + BURN + "with mlflow_green.meter('inner') as m: burn(0.1)\nprint(m.record.is_view, m)\n"
