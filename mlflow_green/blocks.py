@@ -337,7 +337,8 @@ class _Process:
             process_meter.leave(ticket, outcome)
         except Exception:  # noqa: BLE001 - the user's block has ended, well or not, and that is what counts
             _log.exception("mlflow-green met an unexpected error at the end of a block")
-        self._release()
+        finally:
+            self._release()
 
     def _fail(self, error: Exception, settings: Settings | None) -> None:
         """Open where nothing is enforced, else closed."""

@@ -132,14 +132,15 @@ class ProcessMeter:
 
     def leave(self, ticket: Ticket, outcome: Outcome) -> None:
         """The block has ended. What it used is final soon after: ``entry`` waits for that."""
-        rest = self._rest.pop(ticket, None)
-        for each in (ticket, rest):
-            if each is not None:
+        ending = [each for each in (ticket, self._rest.pop(ticket, None)) if each is not None]
+        try:
+            for each in ending:
                 self._recorder.end(each)
                 each.halt_reason = each.over_grant if outcome is Outcome.HALTED else None
                 self._recorder.tell(each, outcome)
-        self._drop(ticket, rest)
-        self._recorder.sample_soon()
+        finally:  # also when somebody presses Ctrl-C here
+            self._drop(*ending)
+            self._recorder.sample_soon()
 
     def entry(self, ticket: Ticket) -> Entry:
         """What the block has used: up to the last sample while it is open, then finally."""
@@ -161,7 +162,7 @@ class ProcessMeter:
             self._close_ledger()
         return posted
 
-    def _drop(self, *tickets: Ticket | None) -> None:
+    def _drop(self, *tickets: Ticket) -> None:
         """These are over; if one of them paid, the view that was opened first goes on paying."""
         with self._lock:
             self._open = [each for each in self._open if each not in tickets]
