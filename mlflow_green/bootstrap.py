@@ -17,6 +17,7 @@ import tempfile
 import threading
 import uuid
 from collections.abc import Callable, Collection, Mapping, MutableMapping, Sequence
+from contextlib import ExitStack
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -500,17 +501,22 @@ def open_process_meter(
     clock, is_view = SystemClock(), inside_metered_step(os.environ)
     enforces = policy is not None and is_hard(policy) and not is_view
     ledger: SqlLedger | None = None
-    if enforces:
-        ledger = open_ledger(settings, clock)
-        recover_into(ledger, settings, clock, say)
-    sampler = open_sampler(settings, settings.spool_dir, clock, may_lead=not is_view)
-    if enforces:
-        _check_meter(sampler)
-    named = project or (policy.project if policy else settings.state_dir.resolve().parent.name or "default")
-    book = _book(sampler, named, user_name(), site_of(policy) if policy else Site())
-    meter = Meter(sampler, book, this_process(platform.node(), settings.spool_dir))
-    spool = None if is_view else _spool_of_blocks(settings.spool_dir, meter, say, enforces=enforces)
-    return _process_meter(policy, ledger, meter, spool, workflow_run, clock, say, is_view=is_view)
+    with ExitStack() as opened:
+        if enforces:
+            ledger = open_ledger(settings, clock)
+            opened.callback(ledger.close)
+            recover_into(ledger, settings, clock, say)
+        sampler = open_sampler(settings, settings.spool_dir, clock, may_lead=not is_view)
+        opened.callback(sampler.close)
+        if enforces:
+            _check_meter(sampler)
+        named = project or (policy.project if policy else settings.state_dir.resolve().parent.name or "default")
+        book = _book(sampler, named, user_name(), site_of(policy) if policy else Site())
+        meter = Meter(sampler, book, this_process(platform.node(), settings.spool_dir))
+        spool = None if is_view else _spool_of_blocks(settings.spool_dir, meter, say, enforces=enforces)
+        made = _process_meter(policy, ledger, meter, spool, workflow_run, clock, say, is_view=is_view)
+        opened.pop_all()  # from here on all of it is the meter's to close
+        return made
 
 
 def _spool_of_blocks(folder: Path, meter: Meter, say: Callable[[str], None], *, enforces: bool) -> SpoolWriter | None:
@@ -519,7 +525,6 @@ def _spool_of_blocks(folder: Path, meter: Meter, say: Callable[[str], None], *, 
     except OSError as error:
         text = f"cannot write {folder}: {error.strerror}; make it writable or free space"
         if enforces:
-            meter.sampler.close()
             raise LedgerUnavailable(f"{text}. A hard budget cannot be kept without it") from None
         say(f"{text}. The program runs as usual, but what it uses is not recorded")
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import platform
 from collections import defaultdict
@@ -35,8 +36,9 @@ def spool_lines(folder: Path) -> list[dict]:
     """The whole lines of every spool file there is now, each with the name of its file."""
     lines = []
     for path in (folder / ".green/spool").glob("*.jsonl"):
-        for text in path.read_bytes().split(b"\n")[:-1]:
-            lines.append({"sampler": path.stem, **json.loads(text)})
+        with contextlib.suppress(FileNotFoundError):  # posted since the look into the folder
+            for text in path.read_bytes().split(b"\n")[:-1]:
+                lines.append({"sampler": path.stem, **json.loads(text)})
     return lines
 
 
