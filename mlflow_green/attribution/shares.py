@@ -6,9 +6,8 @@ so this is a rule of allocation, not a measurement.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from types import MappingProxyType
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 from mlflow_green.records import Energy
 from mlflow_green.units import NANOSECONDS_PER_SECOND
@@ -16,23 +15,15 @@ from mlflow_green.units import NANOSECONDS_PER_SECOND
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shares:
-    """Who used a window's energy: the points of consumers, idle and other sum to the whole, the intervals do not.
-
-    ``views`` are parts of what the consumers have: they are not in that sum.
-    """
+    """Who used a window's energy: the points sum to the whole, the intervals do not."""
 
     consumers: Mapping[str, Energy]
     idle_microjoules: int
     other_microjoules: int
-    views: Mapping[str, Energy] = field(default_factory=dict)
 
 
 def share_by_use(
-    energy: Energy,
-    idle_microjoules: int,
-    cpu_seconds: Mapping[str, float],
-    host_busy_seconds: float,
-    view_cpu_seconds: Mapping[str, float] = MappingProxyType({}),
+    energy: Energy, idle_microjoules: int, cpu_seconds: Mapping[str, float], host_busy_seconds: float
 ) -> Shares:
     """Share the energy above idle by the CPU seconds of the window.
 
@@ -40,50 +31,56 @@ def share_by_use(
     what it has beyond the consumers is ``other``. When nobody was busy everything is idle. A share's low end takes the
     dynamic energy's low; its high end is high x min(1, (own + other) / denominator), for the unexplained could be its
     own. ``idle_microjoules`` is at most the energy.
-
-    A view has its share by the same rule and takes nothing from anybody: it is in no sum.
     """
     nanoseconds = {name: _nanoseconds(seconds) for name, seconds in cpu_seconds.items()}
     busy = sum(nanoseconds.values())
     denominator = max(_nanoseconds(host_busy_seconds), busy)
-    other = denominator - busy
-    views = {
-        name: _view(energy, idle_microjoules, _nanoseconds(seconds), other, denominator)
-        for name, seconds in view_cpu_seconds.items()
-    }
     if denominator == 0:
         nobody = {name: _none_used(energy) for name in cpu_seconds}
-        return Shares(consumers=nobody, idle_microjoules=energy.microjoules, other_microjoules=0, views=views)
-    *points, other_point = largest_remainder(energy.microjoules - idle_microjoules, [*nanoseconds.values(), other])
+        return Shares(consumers=nobody, idle_microjoules=energy.microjoules, other_microjoules=0)
+    low, point, high = _dynamic(energy, idle_microjoules)
+    other = denominator - busy
+    *points, other_point = largest_remainder(point, [*nanoseconds.values(), other])
     consumers = {
-        name: _share(energy, idle_microjoules, own_point, own, other, denominator)
+        name: Energy(
+            microjoules=own_point,
+            low_microjoules=min(own_point, low * own // denominator),
+            high_microjoules=max(own_point, -(-high * min(denominator, own + other) // denominator)),
+            method=energy.method,
+        )
         for (name, own), own_point in zip(nanoseconds.items(), points, strict=True)
     }
-    return Shares(consumers=consumers, idle_microjoules=idle_microjoules, other_microjoules=other_point, views=views)
+    return Shares(consumers=consumers, idle_microjoules=idle_microjoules, other_microjoules=other_point)
 
 
-def share_of_gpu(
-    energy: Energy, cpu_seconds: Mapping[str, float], view_cpu_seconds: Mapping[str, float] = MappingProxyType({})
-) -> Shares:
+def share_of_gpu(energy: Energy, cpu_seconds: Mapping[str, float]) -> Shares:
     """Share a GPU's energy among the consumers that are there, by their CPU time; idle when there is none.
 
     A stand-in until a later version matches GPU processes to consumers: who feeds the GPU is not known, so each
     share's interval goes from 0 to the whole.
     """
-    shares = share_by_use(energy, 0, cpu_seconds, 0.0, view_cpu_seconds)
-    consumers, views = (
-        {
-            name: Energy(
-                microjoules=share.microjoules,
-                low_microjoules=0,
-                high_microjoules=energy.high_microjoules,
-                method=energy.method,
-            )
-            for name, share in each.items()
-        }
-        for each in (shares.consumers, shares.views)
-    )
-    return Shares(consumers=consumers, idle_microjoules=shares.idle_microjoules, other_microjoules=0, views=views)
+    shares = share_by_use(energy, 0, cpu_seconds, 0.0)
+    anything = {
+        name: Energy(
+            microjoules=share.microjoules,
+            low_microjoules=0,
+            high_microjoules=energy.high_microjoules,
+            method=energy.method,
+        )
+        for name, share in shares.consumers.items()
+    }
+    return Shares(consumers=anything, idle_microjoules=shares.idle_microjoules, other_microjoules=0)
+
+
+def share_of_view(
+    share: Callable[[Mapping[str, float]], Shares], own_cpu_seconds: float, cpu_seconds: Mapping[str, float]
+) -> Energy:
+    """The share of a part of what the consumers did: as if that part were a consumer, and the rest of them another.
+
+    It is in no sum and takes nothing from anybody. ``share`` shares the window out by CPU seconds.
+    """
+    rest_seconds = max(0.0, sum(cpu_seconds.values()) - own_cpu_seconds)
+    return share({"view": own_cpu_seconds, "rest": rest_seconds}).consumers["view"]
 
 
 def largest_remainder(whole: int, weights: Sequence[int]) -> list[int]:
@@ -98,26 +95,6 @@ def largest_remainder(whole: int, weights: Sequence[int]) -> list[int]:
     for index in by_remainder[: whole - sum(parts)]:
         parts[index] += 1
     return parts
-
-
-def _share(energy: Energy, idle_microjoules: int, own_point: int, own: int, other: int, denominator: int) -> Energy:
-    """The interval around a share of ``own_point`` for ``own`` of the ``denominator`` nanoseconds, which is not 0."""
-    low, _, high = _dynamic(energy, idle_microjoules)
-    return Energy(
-        microjoules=own_point,
-        low_microjoules=min(own_point, low * own // denominator),
-        high_microjoules=max(own_point, -(-high * min(denominator, own + other) // denominator)),
-        method=energy.method,
-    )
-
-
-def _view(energy: Energy, idle_microjoules: int, own: int, other: int, denominator: int) -> Energy:
-    """A view's share; its clock alone may show more than the host and all consumers do, for they differ in grain."""
-    denominator = max(denominator, own)
-    if denominator == 0:
-        return _none_used(energy)
-    own_point = (energy.microjoules - idle_microjoules) * own // denominator
-    return _share(energy, idle_microjoules, own_point, own, other, denominator)
 
 
 def _dynamic(energy: Energy, idle_microjoules: int) -> tuple[int, int, int]:

@@ -9,9 +9,10 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 
 from mlflow_green.attribution.idle import QUIET_BUSY_RATIO, baseline_power_watts, idle_microjoules
-from mlflow_green.attribution.shares import Shares, share_by_use, share_of_gpu
+from mlflow_green.attribution.shares import Shares, share_by_use, share_of_gpu, share_of_view
 from mlflow_green.metering.integration import DeviceEnergy, Track, advance
 from mlflow_green.records import Device, Domain, Energy, NodeWindow, Reading, total_energy
 from mlflow_green.sensors.proc_stat import HostCpu
@@ -56,10 +57,7 @@ class Node:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Use:
-    """What one consumer did in a window: CPU seconds of all its processes, >= 0.
-
-    A view is a part of another consumer: it has a share, and takes nothing from anybody.
-    """
+    """What one consumer did in a window: CPU seconds of all its processes, >= 0. A view is a part of the others."""
 
     cpu_seconds: float
     is_view: bool = False
@@ -105,7 +103,6 @@ def close_windows(
     """
     sequence = node.sequence + 1
     used = {key: use.cpu_seconds for key, use in uses.items() if not use.is_view}
-    viewed = {key: use.cpu_seconds for key, use in uses.items() if use.is_view}
     tracks, found = _advance(node.tracks, readings, now.monotonic_seconds)
     openings, quiet = dict(node.openings), dict(node.quiet_power_microwatts)
     closed: list[SharedWindow] = []
@@ -115,8 +112,10 @@ def close_windows(
         power_microwatts = _quiet_power_microwatts(energy, parts, used, node.last, now)
         if power_microwatts is not None and domain is not Domain.GPU:
             quiet[domain] = (*quiet.get(domain, ()), power_microwatts)[-QUIET_WINDOWS_MAX:]
-        busy_seconds = _busy_seconds(node.last, now) or 0.0
-        shares = _share(domain, energy, parts, used, viewed, quiet.get(domain, ()), busy_seconds)
+        quiet_power, busy_seconds = quiet.get(domain, ()), _busy_seconds(node.last, now) or 0.0
+        share = partial(_share, domain, energy, parts, quiet_power_microwatts=quiet_power, busy_seconds=busy_seconds)
+        shares = share(used)
+        views = {key: share_of_view(share, use.cpu_seconds, used) for key, use in uses.items() if use.is_view}
         window = NodeWindow(
             sampler_id=node.sampler_id,
             host=node.host,
@@ -133,7 +132,7 @@ def close_windows(
             coverage_ratio=min(1.0, sum(part.covered_seconds for part in parts) / sum(part.seconds for part in parts)),
         )
         openings[domain] = Opening(at=now.at, sequence=sequence + 1)
-        closed.append(SharedWindow(window=window, shares={**shares.consumers, **shares.views}))
+        closed.append(SharedWindow(window=window, shares={**shares.consumers, **views}))
     after = replace(node, sequence=sequence, last=now, tracks=tracks, openings=openings, quiet_power_microwatts=quiet)
     return after, tuple(closed)
 
@@ -157,12 +156,11 @@ def _share(
     energy: Energy,
     parts: Sequence[DeviceEnergy],
     used: Mapping[str, float],
-    viewed: Mapping[str, float],
     quiet_power_microwatts: Sequence[int],
     busy_seconds: float,
 ) -> Shares:
     if domain is Domain.GPU:
-        return share_of_gpu(energy, used, viewed)
+        return share_of_gpu(energy, used)
     own = [part.idle_microjoules for part in parts if part.idle_microjoules is not None]
     idle = idle_microjoules(
         energy.microjoules,
@@ -170,7 +168,7 @@ def _share(
         own_microjoules=sum(own) if len(own) == len(parts) else None,
         baseline_power_watts=baseline_power_watts([each / MICROWATTS_PER_WATT for each in quiet_power_microwatts]),
     )
-    return share_by_use(energy, idle, used, busy_seconds, viewed)
+    return share_by_use(energy, idle, used, busy_seconds)
 
 
 def _quiet_power_microwatts(

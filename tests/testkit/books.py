@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import platform
 from collections import defaultdict
@@ -36,9 +35,8 @@ def spool_lines(folder: Path) -> list[dict]:
     """The whole lines of every spool file there is now, each with the name of its file."""
     lines = []
     for path in (folder / ".green/spool").glob("*.jsonl"):
-        with contextlib.suppress(FileNotFoundError):  # posted since the look into the folder
-            for text in path.read_bytes().split(b"\n")[:-1]:
-                lines.append({"sampler": path.stem, **json.loads(text)})
+        for text in path.read_bytes().split(b"\n")[:-1]:
+            lines.append({"sampler": path.stem, **json.loads(text)})
     return lines
 
 
