@@ -104,6 +104,7 @@ class ProcessMeter:
         self._close_ledger = close_ledger
         self.specs = specs
         self._lock = threading.Lock()
+        self._entering = threading.Lock()
         self._open: list[Ticket] = []
         self._rest: dict[Ticket, Ticket] = {}  # what pays for a view that outlived the paying block
         self._payer: Ticket | None = None
@@ -116,19 +117,20 @@ class ProcessMeter:
 
     def enter(self, ticket: Ticket) -> None:
         """The block starts in the calling thread, once its budgets have admitted it. Raises ``BudgetExceeded``."""
-        with self._lock:
-            ticket.is_view = self._payer is not None or self._admission is None
-            self._open.append(ticket)
-            if not ticket.is_view:
-                self._payer = ticket
-        try:
-            if not ticket.is_view and self._admission is not None:
-                self._admission.admit(ticket)
-                self._set_environ(ticket)
-            self._recorder.begin(ticket, _Look(self._cpu_clock))
-        except BaseException:
-            self._drop(ticket)
-            raise
+        with self._entering:  # of a block that waits for its budget, or is refused, none is a view
+            with self._lock:
+                ticket.is_view = self._payer is not None or self._admission is None
+                self._open.append(ticket)
+                if not ticket.is_view:
+                    self._payer = ticket
+            try:
+                if not ticket.is_view and self._admission is not None:
+                    self._admission.admit(ticket)
+                    self._set_environ(ticket)
+                self._recorder.begin(ticket, _Look(self._cpu_clock))
+            except BaseException:
+                self._drop(ticket)
+                raise
 
     def leave(self, ticket: Ticket, outcome: Outcome) -> None:
         """The block has ended. What it used is final soon after: ``entry`` waits for that."""

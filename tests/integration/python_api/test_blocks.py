@@ -198,6 +198,26 @@ def test_a_hard_budget_refuses_before_the_block_starts(folder, posted, hard_budg
     ]
 
 
+def test_no_block_starts_as_a_view_of_one_that_is_refused(folder, posted, hard_budget):
+    hard_budget("1 J")
+    refused = []
+
+    def work() -> None:
+        try:
+            with mlflow_green.meter("train", energy="5 Wh"):
+                pass
+        except BudgetExceeded as error:
+            refused.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(refused) == 4
+    assert [entry.outcome for entry in posted()] == [Outcome.REFUSED] * 4
+
+
 def test_past_its_grant_a_block_is_warned_goes_on_and_may_stop_itself(folder, posted, hard_budget, caplog):
     hard_budget("1 J")
 
