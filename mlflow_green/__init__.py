@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from mlflow_green.blocks import meter, metered
+
+__all__ = ["entries", "load_ipython_extension", "meter", "metered"]
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """What few programs use is imported when it is asked for."""
+    if name in {"meter", "metered"}:
+        from mlflow_green import blocks
+
+        return getattr(blocks, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def load_ipython_extension(shell: Any) -> None:
+    """``%load_ext mlflow_green``: the cell magic ``%%green [NAME]``."""
+    from mlflow_green.notebook import load
+
+    load(shell)
 
 
 def entries(ledger_url: str | None = None) -> pd.DataFrame:

@@ -18,6 +18,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Collection, Mapping, MutableMapping, Sequence
+from contextlib import ExitStack
 from datetime import datetime
 from importlib import import_module
 from pathlib import Path
@@ -39,9 +40,9 @@ from mlflow_green.recorder.spool_session import (
     session_line,
     unposted_sessions,
 )
-from mlflow_green.recorder.ticket import Book, Ticket, entry_of
+from mlflow_green.recorder.ticket import Book, Ticket, bare_request, entry_of
 from mlflow_green.records import Balance, CpuClockName, Entry, Outcome, Owner, Site, Step, StepSpec
-from mlflow_green.session import NodeSession, Session, inside_metered_step, job_environment
+from mlflow_green.session import NodeSession, Session, inside_metered_step, job_environment, meter_environment
 from mlflow_green.settings import Settings, is_disabled, load_settings, secret
 from mlflow_green.spool import SpoolWriter
 from mlflow_green.units import parse_energy_microjoules
@@ -54,6 +55,8 @@ if TYPE_CHECKING:
     from mlflow_green.metering.slurm import JobReport
     from mlflow_green.policy.document import Policy
     from mlflow_green.recorder.placement import Placement
+    from mlflow_green.recorder.process_meter import ProcessMeter
+    from mlflow_green.recorder.recorder import Bookkeeping
     from mlflow_green.sensors.detect import Detection
     from mlflow_green.sensors.node_meter import NodeMeter
     from mlflow_green.sensors.sensor import Sensor
@@ -157,7 +160,7 @@ def host_name(environ: Mapping[str, str] = os.environ) -> str:
     return environ.get("SLURMD_NODENAME") or platform.node()
 
 
-def open_sampler(settings: Settings, spool_dir: Path, clock: Clock) -> Sampler:
+def open_sampler(settings: Settings, spool_dir: Path, clock: Clock, *, may_lead: bool = True) -> Sampler:
     """The sampler that all meters of this host and user share whose spools are posted to the same ledger."""
     from mlflow_green.metering.sampler import Sampler
 
@@ -166,7 +169,14 @@ def open_sampler(settings: Settings, spool_dir: Path, clock: Clock) -> Sampler:
         lock_path: Path | None = runtime_dir() / f"sampler-{scope}" / "lock"
     except OSError:
         lock_path = None
-    return Sampler(detect(settings).sensors, clock=clock, host=host_name(), boot_id=boot_id(), lock_path=lock_path)
+    return Sampler(
+        detect(settings).sensors,
+        clock=clock,
+        host=host_name(),
+        boot_id=boot_id(),
+        lock_path=lock_path,
+        may_lead=may_lead,
+    )
 
 
 def open_ledger(settings: Settings, clock: Clock) -> SqlLedger:
@@ -590,6 +600,103 @@ def _take_off_earlier_use(tickets: Sequence[Ticket], earlier: Sequence[SpoolSess
         totals = [usage.total for session in earlier if (usage := session.usages.get(ticket.hold_id))]
         used = hold_amounts(sum(total.microjoules for total in totals if total), site)
         ticket.granted = {unit: max(0, amount - used.get(unit, 0)) for unit, amount in ticket.granted.items()}
+
+
+# --- the blocks of one process ---------------------------------------------------------------------
+
+
+def open_process_meter(
+    settings: Settings, *, project: str | None, workflow_run: str, say: Callable[[str], None]
+) -> ProcessMeter:
+    """What meters the blocks of this process, which is one execution, ``workflow_run``, whatever it opens and closes.
+
+    Without a hard budget only the spool is written, and the next command that opens the ledger posts it. Inside a
+    step that is metered already nothing is written: all blocks are views of that step.
+
+    Raises:
+        GreenError: the policy is wrong, or a hard budget cannot be kept.
+    """
+    policy = load_policy_for(settings) if settings.policy_path else None
+    clock, is_view = SystemClock(), inside_metered_step(os.environ)
+    enforces = policy is not None and is_hard(policy) and not is_view
+    ledger: SqlLedger | None = None
+    with ExitStack() as opened:
+        if enforces:
+            ledger = open_ledger(settings, clock)
+            opened.callback(ledger.close)
+            recover_into(ledger, settings, clock, say)
+        sampler = open_sampler(settings, settings.spool_dir, clock, may_lead=not is_view)
+        opened.callback(sampler.close)
+        if enforces:
+            _check_meter(sampler)
+        named = project or (policy.project if policy else settings.state_dir.resolve().parent.name or "default")
+        book = _book(sampler, named, user_name(), site_of(policy, settings, clock.now()) if policy else Site())
+        meter = Meter(sampler, book, this_process(platform.node(), settings.spool_dir))
+        spool = None if is_view else _spool_of_blocks(settings.spool_dir, meter, say, enforces=enforces)
+        made = _process_meter(policy, ledger, meter, spool, workflow_run, clock, say, is_view=is_view)
+        opened.pop_all()  # from here on all of it is the meter's to close
+        return made
+
+
+def _spool_of_blocks(folder: Path, meter: Meter, say: Callable[[str], None], *, enforces: bool) -> SpoolWriter | None:
+    try:
+        return open_spool(folder, meter, leaves_orphans=not enforces)
+    except OSError as error:
+        text = f"cannot write {folder}: {error.strerror}; make it writable or free space"
+        if enforces:
+            raise LedgerUnavailable(f"{text}. A hard budget cannot be kept without it") from None
+        say(f"{text}. The program runs as usual, but what it uses is not recorded")
+        return None
+
+
+def _process_meter(
+    policy: Policy | None,
+    ledger: SqlLedger | None,
+    meter: Meter,
+    spool: SpoolWriter | None,
+    workflow_run: str,
+    clock: Clock,
+    say: Callable[[str], None],
+    *,
+    is_view: bool,
+) -> ProcessMeter:
+    from mlflow_green.metering.cpu_clock import open_process_clock
+    from mlflow_green.recorder.process_meter import Freely, ProcessMeter, UnderBudget
+    from mlflow_green.recorder.spool_only import SpoolOnly
+
+    book, answered = meter.book, threading.Event()
+    planner: Planner | None = None
+    bookkeeper: Bookkeeping = SpoolOnly()
+    if policy is not None:
+        from mlflow_green.recorder.planner import Planner
+
+        planner = Planner(policy, book, workflow_run)
+    if planner and ledger:
+        bookkeeper = Bookkeeper(ledger, planner, book, meter.owner, clock, wake=answered.set, say=say)
+    recorder = Recorder(
+        sampler=meter.sampler,
+        bookkeeper=bookkeeper,
+        spool=spool,
+        enforcer=planner if ledger else None,
+        book=book,
+        clock=clock,
+        say=say,
+        keeps_spool=ledger is None,
+        halts=False,
+    )
+    recorder.start()
+    request = planner.bare_request if planner else lambda ticket, now: bare_request(ticket, book, (), now)
+    asked = UnderBudget(request, clock, recorder, answered) if ledger else Freely(request, clock)
+    return ProcessMeter(
+        recorder,
+        open_process_clock(),
+        book,
+        clock,
+        admission=None if is_view else asked,
+        specs=policy.steps if policy else {},
+        environment=meter_environment,
+        close_ledger=ledger.close if ledger else lambda: None,
+    )
 
 
 # --- one command ----------------------------------------------------------------------------------

@@ -312,14 +312,19 @@ def inside_metered_step(environ: Mapping[str, str]) -> bool:
     return bool(environ.get("GREEN_HOLD_ID")) and pid.isdigit() and str(start_ticks(int(pid))) == started_ticks
 
 
+def meter_environment(ticket: Ticket) -> dict[str, str]:
+    """By what a process knows that it is metered already, and by what it is found."""
+    return {"GREEN_HOLD_ID": ticket.hold_id, "GREEN_METER": _meter_of(os.getpid())}
+
+
 @cache
-def _this_meter() -> str:
-    return f"{os.getpid()}:{start_ticks(os.getpid())}"
+def _meter_of(pid: int) -> str:
+    return f"{pid}:{start_ticks(pid)}"
 
 
 def job_environment(ticket: Ticket, workflow_run: str, *, acts: bool) -> dict[str, str]:
     """What a job or command sees of its budget, and what lets its MLflow runs be found again."""
-    environ = {"GREEN_JOB": ticket.step.label, "GREEN_HOLD_ID": ticket.hold_id, "GREEN_METER": _this_meter()}
+    environ = {"GREEN_JOB": ticket.step.label, **meter_environment(ticket)}
     decision = ticket.decision
     if acts and decision is not None and decision.tier is not None:
         environ["GREEN_TIER"] = decision.tier

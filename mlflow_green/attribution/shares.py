@@ -6,14 +6,17 @@ so this is a rule of allocation, not a measurement.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from mlflow_green.records import Energy, Method
 from mlflow_green.units import NANOSECONDS_PER_SECOND
 
 # What a cgroup's or the kernel's task clock may lack of the truth (docs/reference/cpu-time.md has the measurements).
 EXACT_CLOCK_ERROR_RATIO = 0.03
+
+UseT = TypeVar("UseT")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,6 +162,15 @@ def sum_of_shares(parts: Iterable[Shares]) -> Shares:
         idle_microjoules=sum(part.idle_microjoules for part in (first, *others)),
         other_microjoules=sum(part.other_microjoules for part in (first, *others)),
     )
+
+
+def share_of_view(share: Callable[[Mapping[str, UseT]], Shares], own: UseT, rest: UseT) -> Energy:
+    """The share of a part of what the consumers did: as if that part were a consumer, and the rest of them another.
+
+    It is in no sum and takes nothing from anybody. ``share`` shares the window out, ``own`` and ``rest`` add up to all
+    that the consumers did in it.
+    """
+    return share({"view": own, "rest": rest}).consumers["view"]
 
 
 def largest_remainder(whole: int, weights: Sequence[int]) -> list[int]:

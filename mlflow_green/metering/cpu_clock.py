@@ -19,7 +19,7 @@ import struct
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from resource import struct_rusage
@@ -232,9 +232,15 @@ class PerfClock:
 
     @classmethod
     def open_on_current_thread(cls) -> PerfClock:
-        """Start counting the calling thread.
+        """Start counting the calling thread. Raises as ``open_on`` does."""
+        return cls.open_on(0)
+
+    @classmethod
+    def open_on(cls, thread_id: int) -> PerfClock:
+        """Start counting a thread, of this process or another of the same user; 0 is the calling one.
 
         Raises:
+            ProcessLookupError: it has ended.
             OSError: not allowed or not known here (``perf_event_paranoid`` above 2, seccomp, another machine type).
         """
         number = _SYS_PERF_EVENT_OPEN.get(platform.machine())
@@ -246,9 +252,9 @@ class PerfClock:
         buffer = (ctypes.c_char * _ATTRIBUTES_BYTES).from_buffer(attributes)
         syscall = ctypes.CDLL(None, use_errno=True).syscall
         syscall.restype = ctypes.c_long
-        this_thread, any_cpu, no_group = ctypes.c_int(0), ctypes.c_int(-1), ctypes.c_int(-1)
+        thread, any_cpu, no_group = ctypes.c_int(thread_id), ctypes.c_int(-1), ctypes.c_int(-1)
         flags = ctypes.c_ulong(_PERF_FLAG_FD_CLOEXEC)
-        fd = syscall(ctypes.c_long(number), buffer, this_thread, any_cpu, no_group, flags)
+        fd = syscall(ctypes.c_long(number), buffer, thread, any_cpu, no_group, flags)
         if fd < 0:
             code = ctypes.get_errno()
             raise OSError(code, f"perf_event_open: {os.strerror(code)}")
@@ -477,3 +483,72 @@ def metered_popen(on_rusage: Callable[[int, struct_rusage], None]) -> type[subpr
                 _log.exception("the CPU time of process %d was not recorded", self.pid)
 
     return MeteredPopen
+
+
+# --- a process that runs already --------------------------------------------------------------------
+
+_THREADS_MAX = 512  # each takes a file descriptor of the user's process
+
+
+def open_process_clock(proc_root: Path = PROC_ROOT) -> ThreadsClock | ProcessTreeClock:
+    """The best clock for this process with all its threads and children, and for what they start from now on."""
+    try:
+        return ThreadsClock.open_on_tree(os.getpid(), proc_root)
+    except OSError:
+        clock = ProcessTreeClock(proc_root)
+        clock.add_root(os.getpid())
+        return clock
+
+
+class ThreadsClock:
+    """The kernel's task clocks of several threads, and of all that they start from then on, as one."""
+
+    name = CpuClockName.PERF
+
+    def __init__(self, clocks: Sequence[PerfClock]) -> None:
+        self._clocks = clocks
+
+    @classmethod
+    def open_on_tree(cls, pid: int, proc_root: Path = PROC_ROOT) -> ThreadsClock:
+        """Count every thread of the process and of its live descendants.
+
+        One look finds them all: what a thread starts after that is counted with it, and would count twice if it were
+        found too. What a thread starts between the look and the opening of its clock is missed.
+
+        Raises:
+            OSError: the kernel does not allow it (see ``PerfClock.open_on``), or there are too many threads.
+        """
+        threads = [int(task) for each in _tree(proc_root, pid) for task in _tasks(proc_root, each)]
+        if len(threads) > _THREADS_MAX:
+            raise OSError(errno.EMFILE, f"{len(threads)} threads are too many to count one by one")
+        clocks: list[PerfClock] = []
+        try:
+            for thread in threads:
+                with contextlib.suppress(ProcessLookupError):  # it has ended since the look
+                    clocks.append(PerfClock.open_on(thread))
+        except OSError:
+            cls(clocks).close()
+            raise
+        return cls(clocks)
+
+    def seconds(self) -> float:
+        return sum(clock.seconds() for clock in self._clocks)
+
+    def close(self) -> None:
+        for clock in self._clocks:
+            clock.close()
+
+
+def _tree(proc_root: Path, pid: int) -> list[int]:
+    """The process and its live descendants."""
+    tree = [pid]
+    for each in tree:  # grows while it is walked
+        tree += _children(proc_root, each)
+    return tree
+
+
+def _tasks(proc_root: Path, pid: int) -> list[str]:
+    try:
+        return os.listdir(proc_root / str(pid) / "task")  # noqa: PTH208 - names only
+    except OSError:
+        return []

@@ -50,19 +50,20 @@ class GpuUsers:
         gpus = [device for device in devices if device.domain is Domain.GPU]
         if not gpus:
             return dict(uses)
-        self._scan(uses, gpus)
+        consumers = [key for key, use in uses.items() if not use.is_view]
+        self._scan(consumers, gpus)
         weights: dict[str, defaultdict[str, float]] = {key: defaultdict(float) for key in uses}
         lineages: dict[int, _Lineage] = {}
         for gpu in gpus:
             reading = readings.get(gpu.name)
             for pid, weight in (reading.use.by_pid if reading and reading.use else {}).items():
                 lineages[pid] = self._lineage(pid)
-                key = self._consumer_of(lineages[pid], uses)
-                if key is not None:
-                    weights[key][gpu.name] += weight
+                for key in (self._consumer_of(lineages[pid], consumers), *self._views_of(lineages[pid], uses)):
+                    if key is not None:
+                        weights[key][gpu.name] += weight
         self._lineages = lineages
         return {
-            key: replace(use, gpu_weights=dict(weights[key]), gpus=self._reserved[key]) for key, use in uses.items()
+            key: replace(use, gpu_weights=dict(weights[key]), gpus=self._reserved.get(key)) for key, use in uses.items()
         }
 
     def _lineage(self, pid: int) -> _Lineage:
@@ -89,6 +90,10 @@ class GpuUsers:
                 if own:
                     return own[0] if len(own) == 1 and own[0] not in self._marked else None
         return None
+
+    def _views_of(self, lineage: _Lineage, uses: Mapping[str, Use]) -> list[str]:
+        """The views of a process that this one is or descends from: all that it does meanwhile is in them."""
+        return [key for key, use in uses.items() if use.is_view and _pid_of(key) in lineage.pids]
 
     def _scan(self, keys: Collection[str], gpus: Collection[Device]) -> None:
         """Look at every process: what consumers have reserved, by their own processes, else by the one that meters."""

@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import partial
 
 from mlflow_green.attribution.idle import QUIET_BUSY_RATIO, baseline_power_watts, idle_microjoules
 from mlflow_green.attribution.shares import (
@@ -17,6 +18,7 @@ from mlflow_green.attribution.shares import (
     share_by_use,
     share_idle_by_memory,
     share_of_gpu,
+    share_of_view,
     sum_of_shares,
 )
 from mlflow_green.metering.grain import with_clocks
@@ -67,12 +69,14 @@ class Node:
 class Use:
     """What one consumer did in a window: CPU seconds of all its processes, >= 0; at least so many, unless exact.
 
-    ``resident_bytes`` is the memory that they kept. ``gpu_weights`` are their weights in the use of each GPU, by
-    device. ``gpus`` are the devices that it reserved, ``None`` where nothing says so.
+    A view is a part of what the others did. ``resident_bytes`` is the memory that the processes kept. ``gpu_weights``
+    are their weights in the use of each GPU, by device. ``gpus`` are the devices that the consumer reserved, ``None``
+    where nothing says so.
     """
 
     cpu_seconds: float
     is_exact: bool = False
+    is_view: bool = False
     resident_bytes: int | None = None
     gpu_weights: Mapping[str, float] = field(default_factory=dict)
     gpus: frozenset[str] | None = None
@@ -80,7 +84,7 @@ class Use:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SharedWindow:
-    """A closed window, and each consumer's share of it."""
+    """A closed window, and each consumer's and each view's share of it."""
 
     window: NodeWindow
     shares: Mapping[str, Energy]
@@ -117,25 +121,22 @@ def close_windows(
     A device without a reading is a gap. A domain whose devices moved by no time has no window yet.
     """
     sequence = node.sequence + 1
-    used = {key: use.cpu_seconds for key, use in uses.items()}
+    consumers = {key: use for key, use in uses.items() if not use.is_view}
+    used_seconds = sum(use.cpu_seconds for use in consumers.values())
     tracks, found = _advance(node.tracks, readings, now.monotonic_seconds)
     if now.host_cpu is not None:
-        tracks, found = with_clocks(tracks, found, sum(used.values()), now.host_cpu)
+        tracks, found = with_clocks(tracks, found, used_seconds, now.host_cpu)
     openings, quiet = dict(node.openings), dict(node.quiet_power_microwatts)
     closed: list[SharedWindow] = []
     for domain, parts in found.items():
         energy = total_energy(part.energy for part in parts)
         assert energy is not None
-        power_microwatts = _quiet_power_microwatts(energy, parts, used, node.last, now)
+        power_microwatts = _quiet_power_microwatts(energy, parts, used_seconds, node.last, now)
         if power_microwatts is not None and domain is not Domain.GPU:
             quiet[domain] = (*quiet.get(domain, ()), power_microwatts)[-QUIET_WINDOWS_MAX:]
-        if domain is Domain.GPU:
-            shares = sum_of_shares(_share_gpu(part, readings.get(part.device.name), uses) for part in parts)
-        else:
-            shares = _share(energy, parts, uses, quiet.get(domain, ()), node.last, now)
-        if domain is Domain.DRAM and now.memory_bytes:
-            resident = {key: use.resident_bytes or 0 for key, use in uses.items()}
-            shares = share_idle_by_memory(shares, energy, resident, now.memory_bytes)
+        share = partial(_share, domain, energy, parts, readings, quiet.get(domain, ()), before=node.last, now=now)
+        shares = share(consumers)
+        views = {key: share_of_view(share, use, _rest(use, consumers)) for key, use in uses.items() if use.is_view}
         window = NodeWindow(
             sampler_id=node.sampler_id,
             host=node.host,
@@ -152,7 +153,7 @@ def close_windows(
             coverage_ratio=min(1.0, sum(part.covered_seconds for part in parts) / sum(part.seconds for part in parts)),
         )
         openings[domain] = Opening(at=now.at, sequence=sequence + 1)
-        closed.append(SharedWindow(window=window, shares=shares.consumers))
+        closed.append(SharedWindow(window=window, shares={**shares.consumers, **views}))
     after = replace(node, sequence=sequence, last=now, tracks=tracks, openings=openings, quiet_power_microwatts=quiet)
     return after, tuple(closed)
 
@@ -189,11 +190,47 @@ def _share_gpu(part: DeviceEnergy, reading: Reading | None, uses: Mapping[str, U
     return share_of_gpu(part.energy, gpu)
 
 
+def _rest(view: Use, consumers: Mapping[str, Use]) -> Use:
+    """What the consumers did beside the view, which is a part of them."""
+    resident_bytes = sum(use.resident_bytes or 0 for use in consumers.values())
+    weights: defaultdict[str, float] = defaultdict(float)
+    for use in consumers.values():
+        for name, weight in use.gpu_weights.items():
+            weights[name] += weight
+    return Use(
+        cpu_seconds=max(0.0, sum(use.cpu_seconds for use in consumers.values()) - view.cpu_seconds),
+        is_exact=all(use.is_exact for use in consumers.values()),
+        resident_bytes=max(0, resident_bytes - (view.resident_bytes or 0)),
+        gpu_weights={name: max(0.0, weight - view.gpu_weights.get(name, 0.0)) for name, weight in weights.items()},
+    )
+
+
 def _share(
+    domain: Domain,
     energy: Energy,
     parts: Sequence[DeviceEnergy],
-    uses: Mapping[str, Use],
+    readings: Mapping[str, Reading],
     quiet_power_microwatts: Sequence[int],
+    uses: Mapping[str, Use],
+    *,
+    before: Moment,
+    now: Moment,
+) -> Shares:
+    """Share a window out by the rule of its domain."""
+    if domain is Domain.GPU:
+        return sum_of_shares(_share_gpu(part, readings.get(part.device.name), uses) for part in parts)
+    shares = _share_by_use(energy, parts, quiet_power_microwatts, uses, before, now)
+    if domain is Domain.DRAM and now.memory_bytes:
+        resident = {key: use.resident_bytes or 0 for key, use in uses.items()}
+        shares = share_idle_by_memory(shares, energy, resident, now.memory_bytes)
+    return shares
+
+
+def _share_by_use(
+    energy: Energy,
+    parts: Sequence[DeviceEnergy],
+    quiet_power_microwatts: Sequence[int],
+    uses: Mapping[str, Use],
     before: Moment,
     now: Moment,
 ) -> Shares:
@@ -217,13 +254,13 @@ def _share(
 
 
 def _quiet_power_microwatts(
-    energy: Energy, parts: Sequence[DeviceEnergy], used: Mapping[str, float], before: Moment, now: Moment
+    energy: Energy, parts: Sequence[DeviceEnergy], used_seconds: float, before: Moment, now: Moment
 ) -> int | None:
     """The power of the window if nobody was at work in it; an estimate teaches nothing."""
     busy_seconds, seconds = _busy_seconds(before, now), max(part.seconds for part in parts)
     if busy_seconds is None or now.host_cpu is None or not all(part.is_as_counted for part in parts):
         return None
-    busy_ratio = max(busy_seconds, sum(used.values())) / (now.host_cpu.threads * seconds)
+    busy_ratio = max(busy_seconds, used_seconds) / (now.host_cpu.threads * seconds)
     return round(energy.microjoules / seconds) if busy_ratio < QUIET_BUSY_RATIO else None
 
 

@@ -40,6 +40,7 @@ class _Consumer:
     joined_seconds: float
     start_cpu_seconds: float
     cpu_seconds: float  # the last look at the clock
+    is_view: bool = False
     left_seconds: float | None = None
     resident_bytes: int | None = None
 
@@ -58,6 +59,7 @@ class _Consumer:
             cpu_seconds=self.cpu_seconds,
             left_seconds=left_seconds,
             resident_bytes=self.resident_bytes,
+            is_view=self.is_view,
         )
 
 
@@ -74,12 +76,14 @@ class Sampler:
     ``answer_seconds_max`` after its leaving. Without an answer the last known usage is final, and its coverage is
     lower. ``pause`` sleeps for some seconds.
 
+    One whose consumers are all views says ``may_lead=False``: nobody keeps its windows, so it follows, or is alone.
+
     ``join``, ``leave`` and the properties may be used from any thread; ``tick`` and ``close`` belong to one. A forked
     child changes nothing that is shared. Broken sensors and broken shared files never raise here: a failed read is a
     gap, and what is lost is said in ``notes``.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the parts of the host that tests replace
         self,
         sensors: Sequence[Sensor],
         *,
@@ -90,6 +94,7 @@ class Sampler:
         proc_root: Path = PROC_ROOT,
         answer_seconds_max: float = ANSWER_SECONDS_MAX,
         pause: Callable[[float], None] = time.sleep,
+        may_lead: bool = True,
     ) -> None:
         self.sampler_id = uuid.uuid4().hex
         self.notes: list[str] = []
@@ -99,6 +104,7 @@ class Sampler:
         self._proc_root = proc_root
         self._answer_seconds_max = answer_seconds_max
         self._pause = pause
+        self._may_lead = may_lead
         self._sensors = list(sensors)
         self._lost: list[Sensor] = []
         self._devices: tuple[Device, ...] = tuple(device for sensor in sensors for device in sensor.devices())
@@ -126,8 +132,8 @@ class Sampler:
         """The most that all devices together can show, in watts; 0 where nothing is metered."""
         return sum(device.power_watts_max for device in self._devices)
 
-    def join(self, consumer_id: str, cpu_clock: CpuClock) -> None:
-        """Meter this consumer from now on; the sampler owns the clock.
+    def join(self, consumer_id: str, cpu_clock: CpuClock, *, is_view: bool = False) -> None:
+        """Meter this consumer from now on; the sampler owns the clock. A view is a part of another consumer.
 
         Raises:
             ValueError: a consumer of this name is there already.
@@ -146,6 +152,7 @@ class Sampler:
                 joined_seconds=self._clock.monotonic_seconds(),
                 start_cpu_seconds=cpu_seconds,
                 cpu_seconds=cpu_seconds,
+                is_view=is_view,
             )
         self._report()
 
@@ -187,8 +194,8 @@ class Sampler:
             shared = SharedFolder(lock_path, self._proc_root, self.notes)
         except OSError:
             return None
-        for _ in range(_LOOKS_MAX):
-            if shared.take_lock():
+        for _ in range(_LOOKS_MAX if self._may_lead else 1):
+            if self._may_lead and shared.take_lock():
                 shared.withdraw()
                 return shared
             if not shared.report("", {}):  # before the look: a leader that closes keeps its state for whom it sees
@@ -212,7 +219,7 @@ class Sampler:
     def _take_over(self) -> bool:
         """Lead from now on, if the lock is free."""
         assert self._seen is not None
-        if self._shared is None or not self._shared.take_lock():
+        if self._shared is None or not self._may_lead or not self._shared.take_lock():
             return False
         state = self._shared.state()
         if state is None or state.node.sampler_id != self.sampler_id:
@@ -300,6 +307,7 @@ class Sampler:
                 cpu_seconds=max(0.0, present[key].cpu_seconds - account.shared_cpu_seconds),
                 is_exact=present[key].cpu_clock.is_exact,
                 resident_bytes=present[key].resident_bytes,
+                is_view=present[key].is_view,
             )
             for key, account in accounts.items()
             if account.left_seconds is None

@@ -39,6 +39,7 @@ class Presence:
     cpu_seconds: float
     left_seconds: float | None = None
     resident_bytes: int | None = None
+    is_view: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.start_cpu_seconds <= self.cpu_seconds:
@@ -170,6 +171,8 @@ class SharedFolder:
 
     def close(self) -> None:
         if self._fd >= 0:
+            if not self._is_forked:  # a forked child that lives on has the lock too: closing alone would leave it there
+                fcntl.flock(self._fd, fcntl.LOCK_UN)
             os.close(self._fd)
             self._fd = -1
 

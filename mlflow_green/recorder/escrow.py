@@ -10,52 +10,22 @@ from mlflow_green.policy.leash import leash_pulled
 from mlflow_green.recorder.placement import PlacedStep
 from mlflow_green.recorder.planner import intervals
 from mlflow_green.recorder.recorder import Verdict
+from mlflow_green.recorder.spool_only import SpoolOnly
 from mlflow_green.recorder.ticket import Book, Ticket
-from mlflow_green.records import Balance, Closing, Energy, Fact, Method, NodeWindow, Term, Unit, Usage
+from mlflow_green.records import Balance, Energy, Method, Usage
 from mlflow_green.units import microjoules
 
 SILENT_SECONDS_MAX = 10.0  # the longest that a sampler is expected to leave a step without a reading
 
 
-class Escrow:
-    """Stands where ``Bookkeeper`` stands in the main process. Its tickets come answered, and nothing is posted here."""
-
-    has_waiting = False
-    is_busy = False
-    balances: tuple[Balance, ...] = ()
+class Escrow(SpoolOnly):
+    """Stands where ``Bookkeeper`` stands in the main process, which posts what the spool says."""
 
     def __init__(self, wake: Callable[[], None]) -> None:
         self._wake = wake
 
-    def start(self) -> None:
-        """There is no thread to start."""
-
     def ask(self, _tickets: Sequence[Ticket]) -> None:
         self._wake()
-
-    def settle(self, ticket: Ticket, closing: Closing, facts: Sequence[Fact] = ()) -> None:
-        """The closing is in the spool already, and the main process posts it."""
-
-    def void(self, tickets: Sequence[Ticket], reason: str) -> None:
-        """The main process finds out that the step never began."""
-
-    def post(self, windows: Sequence[NodeWindow]) -> None:
-        """The spool has the windows of every tick."""
-
-    def top_up(self, ticket: Ticket, _amounts: dict[Unit, int]) -> None:
-        ticket.top_up_refused = True
-
-    def recheck(self) -> None:
-        """Nothing waits here."""
-
-    def read_balances(self, terms: Sequence[Term]) -> None:
-        """No rule here looks at a whole budget."""
-
-    def flush(self, _timeout_seconds: float) -> bool:
-        return True
-
-    def stop(self, timeout_seconds: float) -> None:
-        """There is no thread to stop."""
 
 
 class GrantEnforcer:

@@ -111,13 +111,18 @@ class Recorder:
         clock: Clock,
         say: Callable[[str], None],
         keeps_spool: bool = False,
+        halts: bool = True,
         period_seconds: float = SAMPLING_PERIOD_SECONDS,
     ) -> None:
-        """``keeps_spool``: the spool is the only record, and stays when the books are closed."""
+        """``keeps_spool``: the spool is the only record, and stays when the books are closed.
+
+        ``halts``: a step that is due is ended; else that is said, for it is a part of the host program itself.
+        """
         self._sampler = sampler
         self._bookkeeper = bookkeeper
         self._spool = spool
         self._keeps_spool = keeps_spool
+        self._halts = halts
         self._watch: PlacementWatch | None = None
         self._spool_lock = threading.Lock()
         self._unwritten: deque[Mapping[str, object]] = deque(maxlen=_UNWRITTEN_LINES_MAX)
@@ -132,6 +137,7 @@ class Recorder:
         self._halting = threading.Lock()
         self._windows: list[NodeWindow] = []
         self._cut = threading.Event()
+        self._ticked = threading.Condition()
         self._stopping = False
         self._last_tick_seconds = -math.inf
         self._last_post_seconds = clock.monotonic_seconds()
@@ -150,12 +156,13 @@ class Recorder:
         self._bookkeeper.ask(tickets)
 
     def begin(self, ticket: Ticket, cpu_clock: CpuClock) -> None:
-        """The step starts now, in the calling thread. The recorder closes the clock."""
+        """The step starts now, in the calling thread. The recorder closes the clock. A view leaves no trace here."""
         ticket.began_monotonic_seconds = self._clock.monotonic_seconds()
         ticket.began_at = self._clock.now()
         self._open[ticket.hold_id] = ticket
-        self._write(begin_line(ticket))
-        self._sampler.join(ticket.hold_id, cpu_clock)
+        if not ticket.is_view:
+            self._write(begin_line(ticket))
+        self._sampler.join(ticket.hold_id, cpu_clock, is_view=ticket.is_view)
 
     # --- steps that a batch system runs ------------------------------------------------------------
 
@@ -251,6 +258,15 @@ class Recorder:
         ticket.outcome = Outcome.HALTED if ticket.halt_reason and outcome is not Outcome.SUCCEEDED else outcome
         if self._bookkeeper.has_waiting:
             self._cut.set()
+
+    def sample_soon(self) -> None:
+        """Close the window now, or as soon as it is long enough."""
+        self._cut.set()
+
+    def wait_for_usage(self, ticket: Ticket, timeout_seconds: float) -> None:
+        """Wait until what an ended step has used is final, but no longer than this."""
+        with self._ticked:
+            self._ticked.wait_for(lambda: ticket.usage_final, timeout_seconds)
 
     def void(self, tickets: Sequence[Ticket], reason: str) -> None:
         """Release holds of steps that will not start."""
@@ -359,6 +375,8 @@ class Recorder:
             if ticket is not None:
                 ticket.usage = usage
                 ticket.usage_final = hold_id in tick.final
+        with self._ticked:
+            self._ticked.notify_all()
         self._settle_ended()
         for ticket in list(self._open.values()):
             if ticket.running:
@@ -369,11 +387,15 @@ class Recorder:
     def _settle_ended(self) -> None:
         for hold_id, ticket in list(self._open.items()):
             if ticket.usage_final and ticket.outcome is not None:
-                entry = entry_of(ticket, ticket.outcome, self._book, self._clock.now())
-                closing = Closing(kind=ClosingKind.SETTLE, hold_id=entry.hold_id, entry=entry)
-                self._write(closing_line(closing))
-                self._bookkeeper.settle(ticket, closing, self._quality(ticket))
+                if not ticket.is_view:
+                    self._settle(ticket, ticket.outcome)
                 del self._open[hold_id]
+
+    def _settle(self, ticket: Ticket, outcome: Outcome) -> None:
+        entry = entry_of(ticket, outcome, self._book, self._clock.now())
+        closing = Closing(kind=ClosingKind.SETTLE, hold_id=entry.hold_id, entry=entry)
+        self._write(closing_line(closing))
+        self._bookkeeper.settle(ticket, closing, self._quality(ticket))
 
     def _enforce(self, ticket: Ticket) -> None:
         if self._enforcer is None or ticket.hold is None or ticket.halt_reason:
@@ -384,8 +406,10 @@ class Recorder:
         if ticket.top_up_pending and waited_seconds > _TOP_UP_SECONDS_MAX:
             ticket.top_up_refused = True  # the ledger is slow: what was granted is all there is, until it answers
         verdict = self._enforcer.judge(ticket, self._bookkeeper.balances)
-        if verdict.halt_reason:
+        if verdict.halt_reason and self._halts:
             self._halt(ticket, verdict.halt_reason, verdict.grace_seconds)
+        elif verdict.halt_reason:
+            self._warn(ticket, verdict.halt_reason)
         elif verdict.top_up and not ticket.top_up_pending:
             self._bookkeeper.top_up(ticket, verdict.top_up)
         if verdict.overrun and not ticket.overrun_said:
@@ -399,6 +423,11 @@ class Recorder:
             self._endings[ticket.hold_id] = Ending(ticket.hold_id, grace_seconds)
             ticket.halt_reason = reason
         self._say(f"halting {ticket.step.label}: {reason}")
+
+    def _warn(self, ticket: Ticket, reason: str) -> None:
+        if ticket.over_grant is None:
+            ticket.over_grant = reason
+            self._say(f"{reason}; it is a part of this program, which goes on, and what it uses is charged")
 
     def _advance_endings(self) -> None:
         for hold_id, ending in list(self._endings.items()):

@@ -153,7 +153,7 @@ def _dead_sessions(paths: Iterable[Path], alive: Alive, say: Callable[[str], Non
 
 
 def _dead_session(path: Path, alive: Alive, say: Callable[[str], None]) -> SpoolSession | None:
-    """What the file says, if the process that would post it is dead: its owner, or who sent its job to a node."""
+    """What the file says, unless a live process will post it: its owner, or who sent its job to a node."""
     try:
         session = read_session(path)
     except FileNotFoundError:
@@ -161,6 +161,9 @@ def _dead_session(path: Path, alive: Alive, say: Callable[[str], None]) -> Spool
     except ValueError as error:
         _put_aside(path, str(error), say)
         return None
+    # A process that goes on may have closed a meter of its own for good, and nothing will follow in its file.
+    if session.ended and session.origin is None and not session.placed:
+        return session
     return None if alive(session.origin.main if session.origin else session.owner) else session
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -19,15 +19,19 @@ from mlflow_green.records import (
     EmbodiedShare,
     Energy,
     Entry,
+    Estimate,
     Hold,
     HoldRequest,
     Outcome,
     Site,
     Step,
     StepSpec,
+    Term,
     Unit,
     Usage,
 )
+
+_WALLTIME_SECONDS = 3600.0  # of a batch job that says nothing
 
 
 @dataclass(eq=False, slots=True, kw_only=True)
@@ -41,11 +45,14 @@ class Ticket:
 
     ``late_request`` is there for a step that was admitted without a hold: the hold that it gets when it is settled,
     so that its budgets are charged. ``top_up_refused``: the last answer was less than what was asked for.
+
+    ``is_view``: it is a part of a step that another meter, or another ticket of this one, posts and charges.
     """
 
     step: Step
     spec: StepSpec
     group: str | None = None
+    is_view: bool = False
     ticket_id: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     decision: Decision | None = None
@@ -76,6 +83,7 @@ class Ticket:
     usage: Usage | None = None
     usage_final: bool = False
     halt_reason: str | None = None
+    over_grant: str | None = None  # why it should have been halted, for one that nobody may halt
     outcome: Outcome | None = None
     metrics_path: Path | None = None
 
@@ -121,6 +129,22 @@ class Book:
     sampler_id: str | None
     power_watts_max: float
     cores: int | None = None
+
+
+def bare_request(ticket: Ticket, book: Book, terms: Sequence[Term], now: datetime) -> HoldRequest:
+    """Who pays for a step, without an estimate of what: for one that runs without a hold; pure."""
+    dearest = ticket.spec.tiers[0].name if ticket.spec.tiers else None
+    return HoldRequest(
+        step=ticket.step,
+        project=book.project,
+        user=book.user,
+        spec=ticket.spec,
+        estimates=(Estimate(tier=dearest, amounts=None, source="not asked"),),
+        terms=tuple(terms),
+        requested_at=now,
+        walltime_seconds=None if ticket.can_ask_for_more else ticket.walltime_seconds or _WALLTIME_SECONDS,
+        hold_id=ticket.ticket_id,  # what is metered under one id stays under it
+    )
 
 
 def entry_of(ticket: Ticket, outcome: Outcome, book: Book, now: datetime) -> Entry:
