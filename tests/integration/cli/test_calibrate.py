@@ -13,7 +13,8 @@ from mlflow_green.cli.doors import Doors, Place
 from mlflow_green.cli.main import cli
 from mlflow_green.metering.comparison import busy_cores
 from mlflow_green.policy.document import load_policy
-from mlflow_green.sensors.load_model import LoadModelSensor, cpu_model
+from mlflow_green.sensors.cpu_model import CpuModel
+from mlflow_green.sensors.load_model import LoadModelSensor
 from mlflow_green.sensors.proc_stat import read_host_cpu
 from mlflow_green.sensors.rapl import RaplSensor
 from tests.testkit.fakepowercap import FakePowercap
@@ -227,7 +228,8 @@ def test_a_file_of_another_day_has_no_readings_of_this_time(calibrate, place):
 
 def test_a_load_model_can_be_compared_too_and_is_called_estimated(calibrate, with_bmc, lab, tmp_path):
     write_proc_stat(tmp_path, busy_seconds=0)
-    cpu = cpu_model(name="x", threads=2, sockets=1, virtual=False, rated_power_watts=100)
+    line = (12.0, 20.8, 56.0, 100.0)  # watts at rest, at 10 %, 50 % and full load
+    cpu = CpuModel(name="x", threads=2, low_watts=line, watts=line, high_watts=line, source="a test")
     lab.sensor = LoadModelSensor(cpu, tmp_path, monotonic=lab.clock.monotonic_seconds)
     pause, busy = lab.pause, [0.0]
 

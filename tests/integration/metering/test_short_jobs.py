@@ -11,14 +11,21 @@ import pytest
 
 from mlflow_green.metering.sampler import Sampler
 from mlflow_green.records import CpuClockName, Domain, Energy
-from mlflow_green.sensors.load_model import IDLE_RATIO, CpuModel, LoadModelSensor
+from mlflow_green.sensors.cpu_model import CpuModel
+from mlflow_green.sensors.load_model import LoadModelSensor
 from tests.testkit.metering_fakes import HandClock, HandCpuClock, write_proc_stat
 
 JOULE = 1_000_000
+LINE = (1.0, 1.9, 5.5, 10.0)  # watts at LOADS
 CPU = CpuModel(
-    name="test", threads=2, power_watts_max=10.0, power_watts_max_low=5.0, power_watts_max_high=30.0, source="a test"
+    name="test",
+    threads=2,
+    low_watts=tuple(watts / 2 for watts in LINE),
+    watts=LINE,
+    high_watts=tuple(watts * 3 for watts in LINE),
+    source="a test",
 )
-WATTS_PER_CPU = (1 - IDLE_RATIO) * CPU.power_watts_max / CPU.threads
+WATTS_PER_CPU = (LINE[-1] - LINE[0]) / CPU.threads
 
 
 def metered(folder, *, used_seconds: float, seen_seconds: float, name=CpuClockName.PERF) -> Energy:
