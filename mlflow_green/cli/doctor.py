@@ -162,9 +162,9 @@ def _device_lines(devices: list[Device]) -> list[str]:
     lines = []
     for (domain, error_ratio, error_source), group in alike.items():
         names = f"{len(group)} devices" if len(group) > 2 else ", ".join(device.name for device in group)  # noqa: PLR2004
-        band = f"±{error_ratio:.0%}" if error_ratio < 1 else f"up to {1 + error_ratio:g} times the value"
+        band = f"±{error_ratio:.0%}" if error_ratio < 1 else f"up to {1 + error_ratio:.2g} times the value"
         power_watts = sum(device.power_watts_max for device in group)
-        lines.append(f"{domain}: {names}, {band}, at most {power_watts:g} W")
+        lines.append(f"{domain}: {names}, {band}, at most {power_watts:.3g} W")
         if group[0].method is Method.ESTIMATED:
             lines.append(error_source)
     return lines

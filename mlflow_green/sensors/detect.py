@@ -99,8 +99,7 @@ def _stolen(proc_root: Path) -> list[str]:
     stolen_ratio = (cpu.stolen_seconds or 0.0) / max(cpu.busy_seconds + (cpu.stolen_seconds or 0.0), TICK_SECONDS)
     if stolen_ratio < STOLEN_RATIO_TOLD:
         return []
-    what = f"since the boot the hypervisor gave {stolen_ratio:.1%} of what this machine wanted to others"
-    return [f"CPU time: {what}; it is charged to nobody."]
+    return [f"CPU time: the hypervisor gave {stolen_ratio:.1%} to others; charged to nobody."]
 
 
 def _gpu(proc_root: Path) -> tuple[Sensor | None, list[str]]:

@@ -261,8 +261,10 @@ def _load() -> Any:
         # Without a driver this costs microseconds, importing pynvml 0.07 CPU seconds.
         ctypes.CDLL(LIBRARY)
         import pynvml
-    except (OSError, ImportError) as error:
-        raise SensorUnavailable(f"no NVIDIA driver here ({error})") from error
+    except OSError as error:
+        raise SensorUnavailable(f"no NVIDIA driver here (no {LIBRARY})") from error
+    except ImportError as error:
+        raise SensorUnavailable(f"cannot import pynvml ({error}); install nvidia-ml-py") from error
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError as error:

@@ -194,7 +194,7 @@ def _chmod(root: Path) -> str:
 def _why_none(root: Path, proc_root: Path) -> str:
     ways = rapl_access_help(root, proc_root)
     if not ways:
-        return f"no RAPL energy counter under {root}: virtual machines, containers and ARM hosts usually have none"
+        return f"no RAPL energy counter under {root}, as on most virtual machines, containers and ARM hosts"
     return f"no RAPL energy counter can be read under {root}; {'; or '.join(ways)}"
 
 
