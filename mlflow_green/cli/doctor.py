@@ -285,7 +285,7 @@ def _policy(place: Place, settings: Settings, findings: Findings) -> None:
 
 def _carbon_of(site: SiteDocument, intensity: Intensity | None) -> str:
     if intensity is None:
-        return "no carbon: set site.country ('mlflow-green init --country FRA')"
+        return "no carbon ('mlflow-green init --country FRA')"
     place = site.intensity_series or site.country or site.cloud
     return f"{intensity.g_per_kwh:.0f} g/kWh" + (f" ({place})" if place else "")
 
