@@ -25,10 +25,7 @@ from mlflow_green.clock import Clock, SystemClock, boot_id
 from mlflow_green.errors import GreenError, LedgerUnavailable, UnsupportedHost
 from mlflow_green.metering.supervise import owner_alive, this_process
 from mlflow_green.recorder.bookkeeper import Bookkeeper
-from mlflow_green.recorder.placed import JobEnd
-from mlflow_green.recorder.planner import Planner
 from mlflow_green.recorder.recorder import Recorder
-from mlflow_green.recorder.recovery import recover
 from mlflow_green.recorder.spool_session import (
     Origin,
     SpoolSession,
@@ -50,7 +47,10 @@ if TYPE_CHECKING:
     from mlflow_green.metering.sampler import Sampler
     from mlflow_green.metering.slurm import JobReport
     from mlflow_green.policy.document import Policy
+    from mlflow_green.recorder.no_budgets import NoBudgets
+    from mlflow_green.recorder.placed import JobEnd
     from mlflow_green.recorder.placement import Placement
+    from mlflow_green.recorder.planner import Planner
     from mlflow_green.sensors.detect import Detection
     from mlflow_green.tracking.child import TrackingChild
 
@@ -71,12 +71,19 @@ def load_policy_for(settings: Settings) -> Policy:
     from mlflow_green.policy.document import default_policy, load_policy
 
     if settings.policy_path is None:
-        return default_policy(settings.state_dir.resolve().parent.name or "default")
+        return default_policy(_project_of(settings))
     return load_policy(settings.policy_path, known_countries=known_countries())
 
 
-def site_of(policy: Policy) -> Site:
+def _project_of(settings: Settings) -> str:
+    """The project that pays where no policy names one: the folder."""
+    return settings.state_dir.resolve().parent.name or "default"
+
+
+def site_of(policy: Policy | None) -> Site:
     """What turns joules into grams and money at the policy's site; no intensity for an unknown place."""
+    if policy is None:
+        return Site()
     from mlflow_green.emissions.intensity import country_intensity
     from mlflow_green.records import Intensity
 
@@ -158,6 +165,8 @@ def unused_balances(settings: Settings, used: Sequence[Balance]) -> tuple[Balanc
 
 
 def recover_into(ledger: SqlLedger, settings: Settings, clock: Clock, say: Callable[[str], None]) -> None:
+    from mlflow_green.recorder.recovery import recover
+
     recover(ledger, settings.spool_dir, host=platform.node(), clock=clock, say=say, job_ends=slurm_job_ends)
 
 
@@ -170,6 +179,8 @@ def slurm_job_ends(job_ids: Collection[str]) -> Mapping[str, JobEnd | None]:
 
 
 def _job_end(report: JobReport) -> JobEnd | None:
+    from mlflow_green.recorder.placed import JobEnd
+
     if report.ended_at is None:
         return None
     ran = report.ended_at - report.started_at if report.started_at else None
@@ -261,9 +272,9 @@ def open_session(
         return None
 
 
-def is_hard(policy: Policy) -> bool:
+def is_hard(policy: Policy | None) -> bool:
     """Whether any budget must be kept: then what cannot be enforced must not run."""
-    return any(budget.mode == "hard" for budget in policy.budgets)
+    return policy is not None and any(budget.mode == "hard" for budget in policy.budgets)
 
 
 class Meter(NamedTuple):
@@ -274,7 +285,7 @@ class Meter(NamedTuple):
     owner: Owner
 
 
-def open_meter(settings: Settings, policy: Policy, clock: Clock, project: str) -> Meter:
+def open_meter(settings: Settings, policy: Policy | None, clock: Clock, project: str) -> Meter:
     """The sampler of this process.
 
     Raises:
@@ -315,6 +326,8 @@ def open_spool(
 def _open(
     settings: Settings, policy: Policy, *, name: str, wake: Callable[[], None], say: Callable[[str], None]
 ) -> Session:
+    from mlflow_green.recorder.planner import Planner
+
     clock = SystemClock()
     ledger = open_ledger(settings, clock)
     recover_into(ledger, settings, clock, say)
@@ -502,13 +515,13 @@ def run_command(
 
     if settings.disabled or inside_metered_step(os.environ):
         return Ran(command.replace_process(argv, say), None)
-    policy = load_policy_for(settings)
+    policy = load_policy_for(settings) if settings.policy_path else None
     clock, workflow_run, enforces = SystemClock(), uuid.uuid4().hex, is_hard(policy)
     ledger: SqlLedger | NoLedger = NoLedger()
     if enforces:
         ledger = open_ledger(settings, clock)
         recover_into(ledger, settings, clock, say)
-    meter = open_meter(settings, policy, clock, project or policy.project)
+    meter = open_meter(settings, policy, clock, project or (policy.project if policy else _project_of(settings)))
     spool: SpoolWriter | None = None
     try:
         spool = open_spool(settings.spool_dir, meter, leaves_orphans=not enforces)
@@ -518,16 +531,17 @@ def run_command(
             raise LedgerUnavailable(f"{text}. A hard budget cannot be kept without it") from None
         say(f"{text}. The command runs as usual, but what it uses is not recorded")
     name = step or Path(argv[0]).name
-    spec = policy.steps.get(name, StepSpec())
+    spec = policy.steps.get(name, StepSpec()) if policy else StepSpec()
     if energy is not None:
         spec = dataclasses.replace(spec, energy_microjoules=parse_energy_microjoules(energy))
     ticket = Ticket(step=Step(workflow_run=workflow_run, name=name), spec=spec)
-    planner, answered = Planner(policy, meter.book, workflow_run), threading.Event()
+    planner, enforcer = _planning(policy, meter.book, workflow_run)
+    answered = threading.Event()
     recorder = Recorder(
         sampler=meter.sampler,
         bookkeeper=Bookkeeper(ledger, planner, meter.book, meter.owner, clock, wake=answered.set, say=say),
         spool=spool,
-        enforcer=planner if enforces else None,
+        enforcer=enforcer,
         book=meter.book,
         clock=clock,
         say=say,
@@ -545,3 +559,15 @@ def run_command(
         ledger.close()
     outcome = Outcome.REFUSED if ticket.refused else ticket.outcome
     return Ran(code, entry_of(ticket, outcome, meter.book, clock.now()) if outcome else None)
+
+
+def _planning(policy: Policy | None, book: Book, workflow_run: str) -> tuple[Planner | NoBudgets, Planner | None]:
+    """Who answers a step, and who watches it while it runs if a hard budget must be kept."""
+    if policy is None:
+        from mlflow_green.recorder.no_budgets import NoBudgets
+
+        return NoBudgets(book), None
+    from mlflow_green.recorder.planner import Planner
+
+    planner = Planner(policy, book, workflow_run)
+    return planner, planner if planner.enforces else None

@@ -7,7 +7,6 @@ from contextlib import contextmanager, suppress
 
 from mlflow_green.errors import HoldClosed, LedgerError, LedgerUnavailable
 from mlflow_green.ledger.ledger import Ledger
-from mlflow_green.ledger.posting import hold_nothing
 from mlflow_green.records import (
     Action,
     Answer,
@@ -33,7 +32,7 @@ def hold_late(ledger: Ledger, requests: Iterable[HoldRequest], owner: Owner) -> 
 
 def promised_hold(request: HoldRequest, owner: Owner) -> Hold:
     """The hold that this step will get when it is settled."""
-    return hold_nothing(request, admit_at_nothing(request), owner, hold_id=request.hold_id or request.step.key)
+    return Hold.of_nothing(request, admit_at_nothing(request), owner, hold_id=request.hold_id or request.step.key)
 
 
 def admit_at_nothing(request: HoldRequest, _balances: Sequence[Balance] = ()) -> Decision:

@@ -15,10 +15,8 @@ from mlflow_green.policy.forecast import ToAmounts, estimate
 from mlflow_green.policy.leash import Interval, Leash
 from mlflow_green.policy.terms import reserve_for, terms
 from mlflow_green.recorder.recorder import SAMPLING_PERIOD_SECONDS, Verdict
-from mlflow_green.recorder.ticket import Book, Ticket
-from mlflow_green.records import Balance, Decision, Energy, Estimate, Hold, HoldRequest, Mode, PastUse, Site, Term, Unit
-
-_WALLTIME_SECONDS = 3600.0  # of a batch job that says nothing
+from mlflow_green.recorder.ticket import Book, Ticket, bare_request
+from mlflow_green.records import Balance, Decision, Energy, Hold, HoldRequest, Mode, PastUse, Site, Term, Unit
 
 
 class Planner:
@@ -82,19 +80,7 @@ class Planner:
         return dataclasses.replace(bare, estimates=estimates, waiting_since=ticket.waiting_since, group=ticket.group)
 
     def bare_request(self, ticket: Ticket, now: datetime) -> HoldRequest:
-        """Who pays for a step, without an estimate of what: for one that runs without a hold."""
-        dearest = ticket.spec.tiers[0].name if ticket.spec.tiers else None
-        return HoldRequest(
-            step=ticket.step,
-            project=self._book.project,
-            user=self._book.user,
-            spec=ticket.spec,
-            estimates=(Estimate(tier=dearest, amounts=None, source="not asked"),),
-            terms=self.terms(now),
-            requested_at=now,
-            walltime_seconds=None if ticket.can_ask_for_more else ticket.walltime_seconds or _WALLTIME_SECONDS,
-            hold_id=ticket.ticket_id,  # what is metered under one id stays under it
-        )
+        return bare_request(ticket, self._book, self.terms(now), now)
 
     def _past(self, step: str, ledger: Ledger) -> tuple[PastUse, ...]:
         if step not in self._history:

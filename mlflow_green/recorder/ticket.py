@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -16,15 +16,19 @@ from mlflow_green.records import (
     Domain,
     Energy,
     Entry,
+    Estimate,
     Hold,
     HoldRequest,
     Outcome,
     Site,
     Step,
     StepSpec,
+    Term,
     Unit,
     Usage,
 )
+
+_WALLTIME_SECONDS = 3600.0  # of a batch job that says nothing
 
 
 @dataclass(eq=False, slots=True, kw_only=True)
@@ -114,6 +118,22 @@ class Book:
     site: Site
     sampler_id: str | None
     power_watts_max: float
+
+
+def bare_request(ticket: Ticket, book: Book, terms: Sequence[Term], now: datetime) -> HoldRequest:
+    """Who pays for a step, without an estimate of what: for one that runs without a hold; pure."""
+    dearest = ticket.spec.tiers[0].name if ticket.spec.tiers else None
+    return HoldRequest(
+        step=ticket.step,
+        project=book.project,
+        user=book.user,
+        spec=ticket.spec,
+        estimates=(Estimate(tier=dearest, amounts=None, source="not asked"),),
+        terms=tuple(terms),
+        requested_at=now,
+        walltime_seconds=None if ticket.can_ask_for_more else ticket.walltime_seconds or _WALLTIME_SECONDS,
+        hold_id=ticket.ticket_id,  # what is metered under one id stays under it
+    )
 
 
 def entry_of(ticket: Ticket, outcome: Outcome, book: Book, now: datetime) -> Entry:
