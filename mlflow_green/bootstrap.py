@@ -28,10 +28,7 @@ from mlflow_green.clock import Clock, SystemClock, boot_id
 from mlflow_green.errors import GreenError, LedgerUnavailable, SettingsError, UnsupportedHost
 from mlflow_green.metering.supervise import owner_alive, this_process
 from mlflow_green.recorder.bookkeeper import Bookkeeper
-from mlflow_green.recorder.placed import JobEnd
-from mlflow_green.recorder.planner import Planner
 from mlflow_green.recorder.recorder import Recorder
-from mlflow_green.recorder.recovery import recover
 from mlflow_green.recorder.spool_session import (
     Origin,
     SpoolSession,
@@ -41,7 +38,7 @@ from mlflow_green.recorder.spool_session import (
     unposted_sessions,
 )
 from mlflow_green.recorder.ticket import Book, Ticket, bare_request, entry_of
-from mlflow_green.records import Balance, CpuClockName, Entry, Outcome, Owner, Site, Step, StepSpec
+from mlflow_green.records import Balance, CpuClockName, Entry, HoldRequest, Outcome, Owner, Site, Step, StepSpec
 from mlflow_green.session import NodeSession, Session, inside_metered_step, job_environment, meter_environment
 from mlflow_green.settings import Settings, is_disabled, load_settings, secret
 from mlflow_green.spool import SpoolWriter
@@ -54,7 +51,9 @@ if TYPE_CHECKING:
     from mlflow_green.metering.sampler import Sampler
     from mlflow_green.metering.slurm import JobReport
     from mlflow_green.policy.document import Policy
+    from mlflow_green.recorder.placed import JobEnd
     from mlflow_green.recorder.placement import Placement
+    from mlflow_green.recorder.planner import Planner
     from mlflow_green.recorder.process_meter import ProcessMeter
     from mlflow_green.recorder.recorder import Bookkeeping
     from mlflow_green.sensors.detect import Detection
@@ -80,18 +79,25 @@ def load_policy_for(settings: Settings) -> Policy:
     from mlflow_green.policy.document import default_policy, load_policy
 
     if settings.policy_path is None:
-        return default_policy(settings.state_dir.resolve().parent.name or "default")
+        return default_policy(_project_of(settings))
     folder = settings.policy_path.parent
     look_up = {"cloud": cloud_intensity, "intensity_series": lambda name: read_series(folder / name)}
     return load_policy(settings.policy_path, known_countries=known_countries(), look_up=look_up)
 
 
-def site_of(policy: Policy, settings: Settings, now: datetime) -> Site:
+def _project_of(settings: Settings) -> str:
+    """The project that pays where no policy names one: the folder."""
+    return settings.state_dir.resolve().parent.name or "default"
+
+
+def site_of(policy: Policy | None, settings: Settings, now: datetime) -> Site:
     """What turns joules into grams and money at the policy's site; no intensity for an unknown place.
 
     Raises:
         IntensityUnknown: the site's file of intensities cannot be read any more.
     """
+    if policy is None:
+        return Site()
     from mlflow_green.emissions.intensity import cloud_intensity, country_intensity
     from mlflow_green.emissions.intensity_series import read_series, series_intensity
     from mlflow_green.records import Embodied, Intensity
@@ -207,6 +213,8 @@ def unused_balances(settings: Settings, used: Sequence[Balance]) -> tuple[Balanc
 
 
 def recover_into(ledger: SqlLedger, settings: Settings, clock: Clock, say: Callable[[str], None]) -> None:
+    from mlflow_green.recorder.recovery import recover
+
     recover(ledger, settings.spool_dir, host=platform.node(), clock=clock, say=say, job_ends=slurm_job_ends)
 
 
@@ -219,6 +227,8 @@ def slurm_job_ends(job_ids: Collection[str]) -> Mapping[str, JobEnd | None]:
 
 
 def _job_end(report: JobReport) -> JobEnd | None:
+    from mlflow_green.recorder.placed import JobEnd
+
     if report.ended_at is None:
         return None
     ran = report.ended_at - report.started_at if report.started_at else None
@@ -387,9 +397,9 @@ def open_session(
         return None
 
 
-def is_hard(policy: Policy) -> bool:
+def is_hard(policy: Policy | None) -> bool:
     """Whether any budget must be kept: then what cannot be enforced must not run."""
-    return any(budget.mode == "hard" for budget in policy.budgets)
+    return policy is not None and any(budget.mode == "hard" for budget in policy.budgets)
 
 
 class Meter(NamedTuple):
@@ -400,7 +410,7 @@ class Meter(NamedTuple):
     owner: Owner
 
 
-def open_meter(settings: Settings, policy: Policy, clock: Clock, project: str) -> Meter:
+def open_meter(settings: Settings, policy: Policy | None, clock: Clock, project: str) -> Meter:
     """The sampler of this process.
 
     Raises:
@@ -444,6 +454,8 @@ def open_spool(
 def _open(
     settings: Settings, policy: Policy, *, name: str, wake: Callable[[], None], say: Callable[[str], None]
 ) -> Session:
+    from mlflow_green.recorder.planner import Planner
+
     clock = SystemClock()
     ledger = open_ledger(settings, clock)
     recover_into(ledger, settings, clock, say)
@@ -602,6 +614,53 @@ def _take_off_earlier_use(tickets: Sequence[Ticket], earlier: Sequence[SpoolSess
         ticket.granted = {unit: max(0, amount - used.get(unit, 0)) for unit, amount in ticket.granted.items()}
 
 
+# --- what runs alone ----------------------------------------------------------------------------------
+
+
+class _Books(NamedTuple):
+    """Who answers and posts a step that asks alone. Without a ledger nobody is asked, and all is in the spool."""
+
+    planner: Planner | None
+    bookkeeper: Bookkeeping
+    request: Callable[[Ticket, datetime], HoldRequest]
+    answered: threading.Event
+
+
+def _open_books(
+    policy: Policy | None,
+    ledger: SqlLedger | None,
+    meter: Meter,
+    workflow_run: str,
+    clock: Clock,
+    say: Callable[[str], None],
+) -> _Books:
+    """``policy`` is ``None`` without a policy file: what reads one takes longer to load than a command to start."""
+    from mlflow_green.recorder.spool_only import SpoolOnly
+
+    answered, bookkeeper = threading.Event(), SpoolOnly()
+    if policy is None:
+        return _Books(None, bookkeeper, lambda ticket, now: bare_request(ticket, meter.book, (), now), answered)
+    from mlflow_green.recorder.planner import Planner
+
+    planner = Planner(policy, meter.book, workflow_run)
+    if ledger is None:
+        return _Books(planner, bookkeeper, planner.bare_request, answered)
+    posting = Bookkeeper(ledger, planner, meter.book, meter.owner, clock, wake=answered.set, say=say)
+    return _Books(planner, posting, planner.bare_request, answered)
+
+
+def _open_spool(folder: Path, meter: Meter, say: Callable[[str], None], *, enforces: bool) -> SpoolWriter | None:
+    """The spool of what runs alone; where it cannot be written only a hard budget stops that."""
+    try:
+        return open_spool(folder, meter, leaves_orphans=not enforces)
+    except OSError as error:
+        text = f"cannot write {folder}: {error.strerror}; make it writable or free space"
+        if enforces:
+            raise LedgerUnavailable(f"{text}. A hard budget cannot be kept without it") from None
+        say(f"{text}. What runs goes on as usual, but what it uses is not recorded")
+        return None
+
+
 # --- the blocks of one process ---------------------------------------------------------------------
 
 
@@ -629,24 +688,13 @@ def open_process_meter(
         opened.callback(sampler.close)
         if enforces:
             _check_meter(sampler)
-        named = project or (policy.project if policy else settings.state_dir.resolve().parent.name or "default")
-        book = _book(sampler, named, user_name(), site_of(policy, settings, clock.now()) if policy else Site())
+        named = project or (policy.project if policy else _project_of(settings))
+        book = _book(sampler, named, user_name(), site_of(policy, settings, clock.now()))
         meter = Meter(sampler, book, this_process(platform.node(), settings.spool_dir))
-        spool = None if is_view else _spool_of_blocks(settings.spool_dir, meter, say, enforces=enforces)
+        spool = None if is_view else _open_spool(settings.spool_dir, meter, say, enforces=enforces)
         made = _process_meter(policy, ledger, meter, spool, workflow_run, clock, say, is_view=is_view)
         opened.pop_all()  # from here on all of it is the meter's to close
         return made
-
-
-def _spool_of_blocks(folder: Path, meter: Meter, say: Callable[[str], None], *, enforces: bool) -> SpoolWriter | None:
-    try:
-        return open_spool(folder, meter, leaves_orphans=not enforces)
-    except OSError as error:
-        text = f"cannot write {folder}: {error.strerror}; make it writable or free space"
-        if enforces:
-            raise LedgerUnavailable(f"{text}. A hard budget cannot be kept without it") from None
-        say(f"{text}. The program runs as usual, but what it uses is not recorded")
-        return None
 
 
 def _process_meter(
@@ -661,36 +709,27 @@ def _process_meter(
     is_view: bool,
 ) -> ProcessMeter:
     from mlflow_green.metering.cpu_clock import open_process_clock
-    from mlflow_green.recorder.process_meter import Freely, ProcessMeter, UnderBudget
-    from mlflow_green.recorder.spool_only import SpoolOnly
+    from mlflow_green.recorder.admission import Freely, UnderBudget
+    from mlflow_green.recorder.process_meter import ProcessMeter
 
-    book, answered = meter.book, threading.Event()
-    planner: Planner | None = None
-    bookkeeper: Bookkeeping = SpoolOnly()
-    if policy is not None:
-        from mlflow_green.recorder.planner import Planner
-
-        planner = Planner(policy, book, workflow_run)
-    if planner and ledger:
-        bookkeeper = Bookkeeper(ledger, planner, book, meter.owner, clock, wake=answered.set, say=say)
+    books = _open_books(policy, ledger, meter, workflow_run, clock, say)
     recorder = Recorder(
         sampler=meter.sampler,
-        bookkeeper=bookkeeper,
+        bookkeeper=books.bookkeeper,
         spool=spool,
-        enforcer=planner if ledger else None,
-        book=book,
+        enforcer=books.planner if ledger else None,
+        book=meter.book,
         clock=clock,
         say=say,
         keeps_spool=ledger is None,
         halts=False,
     )
     recorder.start()
-    request = planner.bare_request if planner else lambda ticket, now: bare_request(ticket, book, (), now)
-    asked = UnderBudget(request, clock, recorder, answered) if ledger else Freely(request, clock)
+    asked = UnderBudget(books.request, clock, recorder, books.answered) if ledger else Freely(books.request, clock)
     return ProcessMeter(
         recorder,
         open_process_clock(),
-        book,
+        meter.book,
         clock,
         admission=None if is_view else asked,
         specs=policy.steps if policy else {},
@@ -721,53 +760,49 @@ def run_command(
         GreenError: the policy is wrong, or a hard budget cannot be kept.
     """
     from mlflow_green.recorder import run_command as command
-    from mlflow_green.recorder.late_hold import NoLedger
+    from mlflow_green.recorder.admission import Freely
 
     def say(text: str) -> None:
         print(f"mlflow-green: {text}", file=sys.stderr, flush=True)  # noqa: T201 - it has no log of its own
 
     if settings.disabled or inside_metered_step(os.environ):
         return Ran(command.replace_process(argv, say), None)
-    policy = load_policy_for(settings)
+    policy = load_policy_for(settings) if settings.policy_path else None
     clock, workflow_run, enforces = SystemClock(), uuid.uuid4().hex, is_hard(policy)
-    ledger: SqlLedger | NoLedger = NoLedger()
+    ledger: SqlLedger | None = None
     if enforces:
         ledger = open_ledger(settings, clock)
         recover_into(ledger, settings, clock, say)
-    meter = open_meter(settings, policy, clock, project or policy.project)
-    spool: SpoolWriter | None = None
-    try:
-        spool = open_spool(settings.spool_dir, meter, leaves_orphans=not enforces)
-    except OSError as error:
-        text = f"cannot write {settings.spool_dir}: {error.strerror}; make it writable or free space"
-        if enforces:
-            raise LedgerUnavailable(f"{text}. A hard budget cannot be kept without it") from None
-        say(f"{text}. The command runs as usual, but what it uses is not recorded")
+    meter = open_meter(settings, policy, clock, project or (policy.project if policy else _project_of(settings)))
+    spool = _open_spool(settings.spool_dir, meter, say, enforces=enforces)
     name = step or Path(argv[0]).name
-    spec = policy.steps.get(name, StepSpec())
+    spec = policy.steps.get(name, StepSpec()) if policy else StepSpec()
     if energy is not None:
         spec = dataclasses.replace(spec, energy_microjoules=parse_energy_microjoules(energy))
     ticket = Ticket(step=Step(workflow_run=workflow_run, name=name), spec=spec)
-    planner, answered = Planner(policy, meter.book, workflow_run), threading.Event()
+    books = _open_books(policy, ledger, meter, workflow_run, clock, say)
+    if ledger is None:
+        Freely(books.request, clock).admit(ticket)
     recorder = Recorder(
         sampler=meter.sampler,
-        bookkeeper=Bookkeeper(ledger, planner, meter.book, meter.owner, clock, wake=answered.set, say=say),
+        bookkeeper=books.bookkeeper,
         spool=spool,
-        enforcer=planner if enforces else None,
+        enforcer=books.planner if ledger else None,
         book=meter.book,
         clock=clock,
         say=say,
         keeps_spool=not enforces,
     )
+    acts = books.planner is not None and books.planner.acts
     code = command.run_command(
         recorder,
         ticket,
         argv,
-        environment=lambda ticket: job_environment(ticket, workflow_run, acts=planner.acts),
-        answered=answered,
+        environment=lambda ticket: job_environment(ticket, workflow_run, acts=acts),
+        answered=books.answered,
         say=say,
     )
-    if not recorder.ledger_is_busy:
+    if ledger and not recorder.ledger_is_busy:
         ledger.close()
     outcome = Outcome.REFUSED if ticket.refused else ticket.outcome
     return Ran(code, entry_of(ticket, outcome, meter.book, clock.now()) if outcome else None)

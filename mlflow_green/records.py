@@ -502,6 +502,24 @@ class Hold:
     owner: Owner
     opened_at: datetime
 
+    @classmethod
+    def of_nothing(cls, request: HoldRequest, decision: Decision, owner: Owner, *, hold_id: str) -> Hold:
+        """The hold of a step for which no budget reserves anything."""
+        return cls(
+            hold_id=hold_id,
+            step=request.step,
+            project=request.project,
+            user=request.user,
+            spec=request.spec,
+            tier=decision.tier,
+            decision=decision.action,
+            would_decision=decision.would,
+            amounts={},
+            terms=(),
+            owner=owner,
+            opened_at=request.requested_at,
+        )
+
 
 class ClosingKind(StrEnum):
     """How a hold is closed: with what was used, unused, or with the worst that a dead owner may have used."""

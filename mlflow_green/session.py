@@ -14,14 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from mlflow_green.errors import LedgerUnavailable, SensorError, UnsupportedHost
 from mlflow_green.metering.cpu_clock import CpuClock, open_clock, start_process
-from mlflow_green.metering.slurm import has_energy_plugin, job_energy
 from mlflow_green.metering.supervise import start_ticks
 from mlflow_green.recorder.late_hold import admit_at_nothing
-from mlflow_green.recorder.placement import VARIABLE as PLACEMENT
-from mlflow_green.recorder.placement import PlacedStep, Placement
-from mlflow_green.recorder.planner import Planner
 from mlflow_green.recorder.recorder import Recorder
-from mlflow_green.recorder.second_opinion import opinion
 from mlflow_green.recorder.ticket import Ticket
 from mlflow_green.records import Action, Batch, Decision, Outcome, Owner, Step, StepSpec, Unit
 from mlflow_green.settings import Settings
@@ -31,6 +26,8 @@ from mlflow_green.units import joules
 if TYPE_CHECKING:
     from mlflow_green.ledger.sql import SqlLedger
     from mlflow_green.policy.document import Policy
+    from mlflow_green.recorder.placement import PlacedStep, Placement
+    from mlflow_green.recorder.planner import Planner
     from mlflow_green.tracking.child import TrackingChild
 
 CLOSE_SECONDS = 30.0
@@ -147,6 +144,8 @@ class Session(_Steps):
 
         Call it right before the job is submitted: from then on only evidence of its end ends the holds. Writes files.
         """
+        from mlflow_green.recorder.placement import VARIABLE, Placement
+
         placement_id = uuid.uuid4().hex
         placement = Placement(
             placement_id=placement_id,
@@ -160,11 +159,13 @@ class Session(_Steps):
             enforces=self.fails_closed,
             steps=tuple(self._placed_step(ticket) for ticket in tickets),
         )
-        environment = {PLACEMENT: placement.encoded()}
+        environment = {VARIABLE: placement.encoded()}
         self._recorder.place(tickets, placement_id)
         return environment
 
     def _placed_step(self, ticket: Ticket) -> PlacedStep:
+        from mlflow_green.recorder.placement import PlacedStep
+
         hold = ticket.hold
         assert ticket.decision is not None
         return PlacedStep(
@@ -213,6 +214,9 @@ class Session(_Steps):
 
     def _ask_slurm(self) -> None:
         """Put what Slurm's counters say beside what was metered, where the site has such counters."""
+        from mlflow_green.metering.slurm import has_energy_plugin, job_energy
+        from mlflow_green.recorder.second_opinion import opinion
+
         job_of = self._recorder.job_ids
         try:
             if not job_of or not has_energy_plugin(timeout_seconds=SLURM_SECONDS):

@@ -406,7 +406,7 @@ class _Posting:
         if opening.owner is None:
             raise LedgerError(f"nobody owns the hold of {request.step.label}: a batch with requests names its owner")
         hold = replace(
-            hold_nothing(request, decision, opening.owner, hold_id=request.hold_id or opening.new_hold_id()),
+            Hold.of_nothing(request, decision, opening.owner, hold_id=request.hold_id or opening.new_hold_id()),
             amounts=dict(decision.amounts),
             terms=tuple({term.key: term for term in request.terms}.values()),
             opened_at=self.now,
@@ -540,24 +540,6 @@ def joined_ranges(ranges: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], .
 def _new_windows(windows: Iterable[NodeWindow], posted: frozenset[WindowKey]) -> tuple[NodeWindow, ...]:
     fresh = {window_key(window): window for window in windows if window_key(window) not in posted}
     return tuple(fresh.values())
-
-
-def hold_nothing(request: HoldRequest, decision: Decision, owner: Owner, *, hold_id: str) -> Hold:
-    """The hold of a step for which no budget reserves anything."""
-    return Hold(
-        hold_id=hold_id,
-        step=request.step,
-        project=request.project,
-        user=request.user,
-        spec=request.spec,
-        tier=decision.tier,
-        decision=decision.action,
-        would_decision=decision.would,
-        amounts={},
-        terms=(),
-        owner=owner,
-        opened_at=request.requested_at,
-    )
 
 
 def window_key(window: NodeWindow) -> WindowKey:

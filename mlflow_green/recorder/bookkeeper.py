@@ -17,7 +17,6 @@ from typing import Protocol
 from mlflow_green.clock import Clock
 from mlflow_green.errors import LedgerUnavailable
 from mlflow_green.ledger.ledger import Ledger
-from mlflow_green.ledger.posting import hold_nothing
 from mlflow_green.recorder.late_hold import hold_late
 from mlflow_green.recorder.ticket import Book, Ticket, entry_of
 from mlflow_green.recorder.windows import unposted_windows
@@ -30,6 +29,7 @@ from mlflow_green.records import (
     ClosingKind,
     Decision,
     Fact,
+    Hold,
     HoldRequest,
     NodeWindow,
     Outcome,
@@ -342,7 +342,7 @@ class Bookkeeper:
         for ticket in tickets:
             request = self._planner.bare_request(ticket, now)
             decision = self._planner.choose(request, ())
-            ticket.hold = hold_nothing(request, decision, self._owner, hold_id=ticket.ticket_id)
+            ticket.hold = Hold.of_nothing(request, decision, self._owner, hold_id=ticket.ticket_id)
             ticket.decision = decision
         if tickets:
             self._wake()

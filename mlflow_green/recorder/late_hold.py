@@ -7,20 +7,14 @@ from contextlib import contextmanager, suppress
 
 from mlflow_green.errors import HoldClosed, LedgerError, LedgerUnavailable
 from mlflow_green.ledger.ledger import Ledger
-from mlflow_green.ledger.posting import hold_nothing
 from mlflow_green.records import (
     Action,
-    Answer,
     Balance,
     Batch,
-    Committed,
     Decision,
-    Domain,
     Hold,
     HoldRequest,
     Owner,
-    PastUse,
-    Term,
 )
 
 
@@ -33,7 +27,7 @@ def hold_late(ledger: Ledger, requests: Iterable[HoldRequest], owner: Owner) -> 
 
 def promised_hold(request: HoldRequest, owner: Owner) -> Hold:
     """The hold that this step will get when it is settled."""
-    return hold_nothing(request, admit_at_nothing(request), owner, hold_id=request.hold_id or request.step.key)
+    return Hold.of_nothing(request, admit_at_nothing(request), owner, hold_id=request.hold_id or request.step.key)
 
 
 def admit_at_nothing(request: HoldRequest, _balances: Sequence[Balance] = ()) -> Decision:
@@ -57,30 +51,3 @@ def told_if_refused(say: Callable[[str], None], subject: str) -> Iterator[None]:
         raise
     except LedgerError as error:
         say(f"the ledger did not take {subject}: {error}; please report it")
-
-
-class NoLedger:
-    """Stands in for the ledger where only the spool is written: admits every step without a hold, keeps nothing."""
-
-    def commit(self, batch: Batch, _choose: object) -> Committed:
-        answers = tuple(Answer(decision=admit_at_nothing(request), hold=None) for request in batch.requests)
-        return Committed(answers=answers, top_ups=tuple({} for _ in batch.top_ups), alerts=(), generation=0)
-
-    def balances(self, _terms: Sequence[Term] = ()) -> tuple[Balance, ...]:
-        return ()
-
-    def open_holds(self) -> tuple[Hold, ...]:
-        return ()
-
-    def history(self, _project: str, _step: str) -> tuple[PastUse, ...]:
-        return ()
-
-    def posted_sequences(self, _sampler_id: str) -> dict[Domain, tuple[tuple[int, int], ...]]:
-        return {}
-
-    @property
-    def excludes_other_hosts(self) -> bool:
-        return False
-
-    def close(self) -> None:
-        """There is nothing to release."""

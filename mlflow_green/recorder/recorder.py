@@ -16,14 +16,12 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from mlflow_green.clock import Clock
 from mlflow_green.metering.cpu_clock import CpuClock
 from mlflow_green.metering.sampler import Sampler
 from mlflow_green.metering.supervise import Ending
-from mlflow_green.recorder.placed import JobEnds
-from mlflow_green.recorder.placement_watch import PlacementWatch
 from mlflow_green.recorder.second_opinion import job_id_facts
 from mlflow_green.recorder.spool_session import (
     END_LINE,
@@ -36,6 +34,10 @@ from mlflow_green.recorder.spool_session import (
 from mlflow_green.recorder.ticket import Book, Ticket, entry_of
 from mlflow_green.records import Balance, Closing, ClosingKind, Fact, NodeWindow, Outcome, Owner, Term, Unit
 from mlflow_green.spool import SpoolWriter, to_json
+
+if TYPE_CHECKING:
+    from mlflow_green.recorder.placed import JobEnds
+    from mlflow_green.recorder.placement_watch import PlacementWatch
 
 _log = logging.getLogger(__name__)
 
@@ -168,6 +170,8 @@ class Recorder:
 
     def watch_placed(self, spool_dir: Path, owner: Owner, job_ends: JobEnds) -> None:
         """From now on steps may be placed; ``job_ends`` asks the batch system."""
+        from mlflow_green.recorder.placement_watch import PlacementWatch
+
         self._watch = PlacementWatch(
             spool_dir,
             owner,

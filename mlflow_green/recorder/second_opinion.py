@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from mlflow_green.metering.slurm import SlurmEnergy
+from typing import TYPE_CHECKING
+
 from mlflow_green.records import Entry, Fact
+
+if TYPE_CHECKING:
+    from mlflow_green.metering.slurm import SlurmEnergy
 
 JOB_ID = "slurm/job_id"
 ENERGY = "slurm/energy_microjoules"

@@ -15,7 +15,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mlflow_green.ledger.memory import MemoryLedger
-from mlflow_green.ledger.posting import hold_nothing
 from mlflow_green.ledger.verify import verify
 from mlflow_green.recorder.placed import WALLTIME_MARGIN, JobEnd
 from mlflow_green.recorder.placement_watch import PlacementWatch
@@ -32,7 +31,19 @@ from mlflow_green.recorder.spool_session import (
     unposted_sessions,
 )
 from mlflow_green.recorder.ticket import Book, Ticket, entry_of
-from mlflow_green.records import Action, Batch, Closing, ClosingKind, Decision, NodeWindow, Outcome, Owner, Site, Tick
+from mlflow_green.records import (
+    Action,
+    Batch,
+    Closing,
+    ClosingKind,
+    Decision,
+    Hold,
+    NodeWindow,
+    Outcome,
+    Owner,
+    Site,
+    Tick,
+)
 from mlflow_green.spool import SpoolWriter, to_json
 from tests.testkit.ledger_samples import NOON, OWNER, SetClock, admit_anything, usage, window
 from tests.testkit.recorder_parts import BOOK, SimplePlanner, ticket
@@ -165,7 +176,7 @@ class Cluster:
             step.late_request = PLANNER.bare_request(step, NOON)
         else:
             request = replace(PLANNER.bare_request(step, NOON), terms=())
-            step.hold = hold_nothing(request, ADMITTED, OWNER, hold_id=step.ticket_id)
+            step.hold = Hold.of_nothing(request, ADMITTED, OWNER, hold_id=step.ticket_id)
         return step
 
     def submit(self, which: int) -> None:
