@@ -47,6 +47,7 @@ from mlflow_green.units import parse_energy_microjoules
 if TYPE_CHECKING:
     from mlflow_green.ledger.sql import SqlLedger
     from mlflow_green.ledger.verify import Books
+    from mlflow_green.metering.handover import Handover
     from mlflow_green.metering.sampler import Sampler
     from mlflow_green.metering.slurm import JobReport
     from mlflow_green.policy.document import Policy
@@ -118,16 +119,36 @@ def host_name(environ: Mapping[str, str] = os.environ) -> str:
     return environ.get("SLURMD_NODENAME") or platform.node()
 
 
+def _lock_path(spool_dir: Path) -> Path:
+    """Where all meters of this host and user meet whose spools are posted to the same ledger. Raises ``OSError``."""
+    scope = hashlib.sha256(str(spool_dir.resolve()).encode()).hexdigest()[:16]
+    return runtime_dir() / f"sampler-{scope}" / "lock"
+
+
 def open_sampler(settings: Settings, spool_dir: Path, clock: Clock) -> Sampler:
     """The sampler that all meters of this host and user share whose spools are posted to the same ledger."""
     from mlflow_green.metering.sampler import Sampler
 
-    scope = hashlib.sha256(str(spool_dir.resolve()).encode()).hexdigest()[:16]
     try:
-        lock_path: Path | None = runtime_dir() / f"sampler-{scope}" / "lock"
+        lock_path: Path | None = _lock_path(spool_dir)
     except OSError:
         lock_path = None
     return Sampler(detect(settings).sensors, clock=clock, host=host_name(), boot_id=boot_id(), lock_path=lock_path)
+
+
+def open_handover(settings: Settings, sampler: Sampler) -> Handover | None:
+    """What tells the keeper of the steps that run; ``None`` where it is switched off, or could not go on for them."""
+    from mlflow_green.metering.handover import Handover
+    from mlflow_green.recorder.recorder import SAMPLING_PERIOD_SECONDS
+
+    if not settings.sampler_process or not sampler.is_shared:
+        return None
+    return Handover(
+        _lock_path(settings.spool_dir),
+        powercap_root=settings.powercap_root,
+        host=host_name(),
+        period_seconds=SAMPLING_PERIOD_SECONDS,
+    )
 
 
 def open_ledger(settings: Settings, clock: Clock) -> SqlLedger:
@@ -347,6 +368,8 @@ def _open(
         book=meter.book,
         clock=clock,
         say=say,
+        handover=open_handover(settings, meter.sampler),
+        grace_seconds=planner.grace_seconds if planner.enforces else None,
     )
     recorder.watch_placed(settings.spool_dir, meter.owner, slurm_job_ends)
     recorder.start()
@@ -532,6 +555,8 @@ def run_command(
         clock=clock,
         say=say,
         keeps_spool=not enforces,
+        handover=open_handover(settings, meter.sampler),
+        grace_seconds=planner.grace_seconds if enforces else None,
     )
     code = command.run_command(
         recorder,

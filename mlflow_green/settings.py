@@ -17,7 +17,8 @@ class Settings:
     """What the composition root needs to know before it opens anything.
 
     ``policy_path`` is ``None`` when there is no ``green.yaml``: everything is observed. ``state_dir`` lies
-    beside the policy file, else in the working directory.
+    beside the policy file, else in the working directory. ``sampler_process``: a process of its own goes on metering
+    for steps whose program dies.
     """
 
     disabled: bool
@@ -26,6 +27,7 @@ class Settings:
     ledger_url: str
     powercap_root: Path = Path("/sys/class/powercap")
     mountinfo_path: Path = Path("/proc/self/mountinfo")
+    sampler_process: bool = True
 
     @property
     def spool_dir(self) -> Path:
@@ -59,6 +61,7 @@ def load_settings(
         ledger_url=url,
         powercap_root=_path(environ, "MLFLOW_GREEN_POWERCAP_ROOT") or Path("/sys/class/powercap"),
         mountinfo_path=_path(environ, "MLFLOW_GREEN_MOUNTINFO") or Path("/proc/self/mountinfo"),
+        sampler_process=environ.get("MLFLOW_GREEN_SAMPLER_PROCESS", "").lower() not in {"0", "false", "no"},
     )
 
 

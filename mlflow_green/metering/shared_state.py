@@ -106,7 +106,7 @@ def opened(presence: Presence) -> Account:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeaderState:
-    """All that another process needs to go on as the leader: the node, the others' accounts, the last tick's windows.
+    """All that another process needs to go on as the leader: the node, all accounts, the last tick's windows.
 
     ``leader`` is the name of the process that wrote it; keys of accounts are ``PROCESS/CONSUMER``.
     """
@@ -143,9 +143,10 @@ class SharedFolder:
         OSError: the folder or the lock cannot be made.
     """
 
-    def __init__(self, lock_path: Path, proc_root: Path, notes: list[str]) -> None:
+    def __init__(self, lock_path: Path, proc_root: Path, notes: list[str], lock_fd: int | None = None) -> None:
+        """``lock_fd`` is a descriptor of the lock that is there already."""
         lock_path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._fd = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._fd = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600) if lock_fd is None else lock_fd
         self._pid, self._proc_root = os.getpid(), proc_root
         self.name = f"{self._pid}-{start_ticks(self._pid, proc_root) or 0}-{uuid.uuid4().hex[:8]}"
         self._folder, self._prefix = lock_path.parent, f"{lock_path.name}."

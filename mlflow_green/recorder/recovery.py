@@ -12,8 +12,9 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -28,9 +29,12 @@ from mlflow_green.recorder.placed_recovery import close_placed, has_ended, place
 from mlflow_green.recorder.spool_session import NODE_FILES, SpoolSession, read_session, remove_node_file
 from mlflow_green.recorder.windows import unposted_windows
 from mlflow_green.records import Batch, Closing, ClosingKind, Hold, Owner
-from mlflow_green.spool import from_json, read_spool
+from mlflow_green.spool import from_json, nobody_goes_on, read_spool
 
 _log = logging.getLogger(__name__)
+
+KEEPER_SECONDS_MAX = 5.0  # from the end of a step to its keeper's last line: a sampling period, and a leader's answer
+_LOOK_SECONDS = 0.1
 
 Alive = Callable[[Owner], bool]
 
@@ -100,12 +104,36 @@ def _close_sessions(
         mine = [dead.pop(hold_id) for hold_id, hold in list(dead.items()) if _belongs(hold, session, sessions)]
         if session.leaves_orphans and (_still_runs(session, now) or _is_written_elsewhere(session)):
             continue
-        closings = _closings(session, mine, ran_on, now)
-        if _post_session(ledger, session, closings, say):
-            lost += sum(closing.kind is ClosingKind.LOST for closing in closings)
-            if not waiting & session.placed.keys():
-                session.path.unlink(missing_ok=True)
+        with _last_words(session) as said:
+            if said is None:
+                continue
+            closings = _closings(said, mine, ran_on, now)
+            if _post_session(ledger, said, closings, say):
+                lost += sum(closing.kind is ClosingKind.LOST for closing in closings)
+                if not waiting & said.placed.keys():
+                    said.path.unlink(missing_ok=True)
     return lost
+
+
+@contextmanager
+def _last_words(session: SpoolSession) -> Iterator[SpoolSession | None]:
+    """What its file says when no keeper writes to it any more; ``None`` while one does, or when it is posted.
+
+    A keeper whose steps have just ended gets the time for its last line.
+    """
+    with ExitStack() as held:
+        yield _claimed(session, held)
+
+
+def _claimed(session: SpoolSession, held: ExitStack) -> SpoolSession | None:
+    until_seconds = time.monotonic() + KEEPER_SECONDS_MAX
+    with suppress(FileNotFoundError):
+        while not held.enter_context(nobody_goes_on(session.path)):
+            if time.monotonic() > until_seconds or any(step_processes(hold_id) for hold_id in session.unfinished):
+                return None
+            time.sleep(_LOOK_SECONDS)
+        return read_session(session.path)
+    return None
 
 
 def _post_nodes(ledger: Ledger, nodes: Iterable[SpoolSession], say: Callable[[str], None]) -> None:
