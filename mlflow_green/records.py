@@ -212,7 +212,8 @@ class Tick:
     """One closed window of the sampler: the node's windows and every consumer's usage so far.
 
     ``final`` names the consumers that had left before this window closed: their usage will not
-    change any more, and this is the last tick that carries it.
+    change any more, and this is the last tick that carries it. ``others`` is what the windows of a leader have
+    charged to the consumers of other processes so far: the last word about them, should their process die.
     """
 
     sampler_id: str
@@ -221,6 +222,7 @@ class Tick:
     windows: tuple[NodeWindow, ...]
     usages: Mapping[str, Usage]
     final: frozenset[str]
+    others: Mapping[str, Usage] | None = None
 
 
 # --- footprint ----------------------------------------------------------------------------------

@@ -103,6 +103,7 @@ class Sampler:
     ) -> None:
         self.sampler_id = uuid.uuid4().hex
         self.notes: list[str] = []
+        self.outlived_others = False  # its ticks have the last word about consumers of a process that was killed
         self._clock = clock
         self._host = host
         self._boot_id = boot_id
@@ -299,6 +300,8 @@ class Sampler:
         else:
             node, self._accounts, self._repeated = taken_over(state.node, self._devices), state.accounts, state.windows
             self.sampler_id = node.sampler_id
+            if self._shared is not None:
+                self._shared.fallen |= {*map(_process_of, self._accounts), state.leader} - {self._process}
         self._node = node
         if any(device.name not in node.tracks for device in self._devices):
             self._node = begun(node, self._devices, self._read_sensors(), self._now())
@@ -374,19 +377,34 @@ class Sampler:
             windows=windows,
             usages=usages,
             final=final,
+            others=self._others(present, now.monotonic_seconds),
         )
+
+    def _others(self, present: Mapping[str, Presence], now_seconds: float) -> Mapping[str, Usage] | None:
+        """What has been charged to the consumers of other processes, also of those that died just now."""
+        found: dict[str, Usage] = {}
+        for key, account in self._accounts.items():
+            process = _process_of(key)
+            if process != self._process:
+                clock = present[key].cpu_clock if key in present else None
+                until_seconds = self._died_seconds.get(process, now_seconds)
+                found[key.partition("/")[2].partition("-")[2]] = account.usage(clock, until_seconds)
+        return found or None
 
     def _is_awaited(
         self, process: str, reports: Mapping[str, Mapping[str, Presence] | None], now_seconds: float
     ) -> bool:
         """Whether a process of which nothing is known may speak again: opened anew, it would be charged twice.
 
-        It lives, or it died just now and a keeper may go on with what it left.
+        It lives, or it was killed just now and a keeper may go on with what it left.
         """
         if self._shared is None or process == self._process:
             return False
         if self._shared.is_alive(process):
             return reports.get(process) is None
+        if process not in self._shared.fallen:
+            return False
+        self.outlived_others = True
         return now_seconds - self._died_seconds.setdefault(process, now_seconds) < ADOPTION_SECONDS_MAX
 
     def _look(self) -> dict[_Consumer, Presence]:

@@ -83,7 +83,7 @@ class Account:
             left_seconds=presence.left_seconds,
         )
 
-    def usage(self, cpu_clock: CpuClockName, until_seconds: float) -> Usage:
+    def usage(self, cpu_clock: CpuClockName | None, until_seconds: float) -> Usage:
         """What the consumer has used; ``until_seconds`` ends the duration of one that has not left."""
         end_seconds = until_seconds if self.left_seconds is None else self.left_seconds
         return Usage(
@@ -154,6 +154,8 @@ class SharedFolder:
         self._report_path = self._folder / f"{self._prefix}{self.name}"
         self._notes = notes
         self._noted: set[Path] = set()
+        self.fallen: set[str] = set()
+        """Processes that died without a withdrawal, as far as this one has seen."""
 
     def take_lock(self) -> bool:
         """Whether this process leads from now on, until ``close``."""
@@ -210,6 +212,7 @@ class SharedFolder:
             if not file.startswith(self._prefix) or name == self.name or not _PROCESS.fullmatch(name):
                 continue
             if not self.is_alive(name):
+                self.fallen.add(name)
                 self._unlink(self._folder / file)
             elif not ending:
                 yield name

@@ -289,7 +289,7 @@ class Recorder:
             self._watch.remove_files()
         if meters and not self._open:
             self._write(END_LINE)
-        self._close_spool(removes=posted and not self._keeps_spool)
+        self._close_spool(removes=posted and not self._keeps_spool and not self._sampler.outlived_others)
         return posted
 
     def _finish_placed(self) -> bool:

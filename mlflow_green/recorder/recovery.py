@@ -28,7 +28,7 @@ from mlflow_green.recorder.placed import JobEnds
 from mlflow_green.recorder.placed_recovery import close_placed, has_ended, placed_steps
 from mlflow_green.recorder.spool_session import NODE_FILES, SpoolSession, read_session, remove_node_file
 from mlflow_green.recorder.windows import unposted_windows
-from mlflow_green.records import Batch, Closing, ClosingKind, Hold, Owner
+from mlflow_green.records import Batch, Closing, ClosingKind, Hold, Owner, Usage
 from mlflow_green.spool import from_json, nobody_goes_on, read_spool
 
 _log = logging.getLogger(__name__)
@@ -62,8 +62,9 @@ def recover(
         return owner_alive(owner, host)
 
     # Spools before holds: an owner that is dead now opens no hold any more, and none of its readings is missed.
-    sessions = _dead_sessions(spool_dir.glob("*.jsonl"), alive, say)
-    nodes = _dead_sessions(spool_dir.glob(NODE_FILES), alive, say)
+    everybody = _sessions(spool_dir.glob("*.jsonl"), say)
+    sessions = [session for session in everybody if not alive(session.owner)]
+    nodes = [node for node in _sessions(spool_dir.glob(NODE_FILES), say) if not alive(_answering(node))]
     for session in (*sessions, *nodes):
         with told_if_refused(say, f"the holds of {session.path}"):
             hold_late(ledger, session.promised, session.origin.main if session.origin else session.owner)
@@ -73,7 +74,7 @@ def recover(
     for hold_id in placed:
         dead.pop(hold_id, None)
     ran_on = _end_orphans(sessions, dead, say)
-    lost += _close_sessions(ledger, sessions, dead, ran_on, waiting, clock.now(), say)
+    lost += _close_sessions(ledger, sessions, everybody, dead, ran_on, waiting, clock.now(), say)
     closed = [node for node in nodes if not waiting & node.begun.keys()]
     _post_nodes(ledger, [node for node in closed if has_ended(node, over, clock.now())], say)
     # Their spool is gone, and with it every reading: they are charged what they held.
@@ -92,6 +93,7 @@ def recover(
 def _close_sessions(
     ledger: Ledger,
     sessions: Sequence[SpoolSession],
+    everybody: Sequence[SpoolSession],
     dead: dict[str, Hold],
     ran_on: set[str],
     waiting: set[str],
@@ -107,6 +109,7 @@ def _close_sessions(
         with _last_words(session) as said:
             if said is None:
                 continue
+            _hear_leaders(said, everybody)
             closings = _closings(said, mine, ran_on, now)
             if _post_session(ledger, said, closings, say):
                 lost += sum(closing.kind is ClosingKind.LOST for closing in closings)
@@ -176,20 +179,37 @@ def _may_be_spool_of(owner: Owner, path: Path) -> bool:
         return False
 
 
-def _dead_sessions(paths: Iterable[Path], alive: Alive, say: Callable[[str], None]) -> list[SpoolSession]:
-    return [session for path in sorted(paths) if (session := _dead_session(path, alive, say))]
+def _sessions(paths: Iterable[Path], say: Callable[[str], None]) -> list[SpoolSession]:
+    """What the files say; those of no known owner are put aside."""
+    found = []
+    for path in sorted(paths):
+        try:
+            found.append(read_session(path))
+        except FileNotFoundError:
+            continue
+        except ValueError as error:
+            _put_aside(path, str(error), say)
+    return found
 
 
-def _dead_session(path: Path, alive: Alive, say: Callable[[str], None]) -> SpoolSession | None:
-    """What the file says, if the process that would post it is dead: its owner, or who sent its job to a node."""
-    try:
-        session = read_session(path)
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        _put_aside(path, str(error), say)
-        return None
-    return None if alive(session.origin.main if session.origin else session.owner) else session
+def _answering(node: SpoolSession) -> Owner:
+    """The process that would post it: who sent its job to a node."""
+    return node.origin.main if node.origin else node.owner
+
+
+def _hear_leaders(session: SpoolSession, everybody: Iterable[SpoolSession]) -> None:
+    """Add what a leader has charged to the session's steps after their own meter wrote last: its windows say so too."""
+    for other in everybody:
+        for hold_id in set(session.unfinished) & other.others.keys():
+            at, usage = other.others[hold_id]
+            known = session.usages.get(hold_id)
+            if known is None or _microjoules(usage) > _microjoules(known):
+                session.usages[hold_id] = usage
+                session.last_read_at = max(at, session.last_read_at or at)
+
+
+def _microjoules(usage: Usage) -> int:
+    return usage.total.microjoules if usage.total else 0
 
 
 def _put_aside(path: Path, problem: str, say: Callable[[str], None]) -> None:
