@@ -33,9 +33,11 @@ class SpoolWriter:
     def __init__(self, path: Path, *, goes_on: bool = False) -> None:
         self.path = path
         self._unnamed: Path | None = None
-        self._torn = goes_on  # perhaps: its owner may have died in the middle of a line
+        self._torn = False
         if goes_on:
             self._fd = _locked(path)
+            size = os.fstat(self._fd).st_size
+            self._torn = os.pread(self._fd, 1, max(0, size - 1)) != b"\n"  # its owner died in the middle of a line
             return
         path.parent.mkdir(parents=True, exist_ok=True)
         self._unnamed = path.with_suffix(".new")
@@ -63,7 +65,7 @@ class SpoolWriter:
 
 
 def _locked(path: Path) -> int:
-    fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+    fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if os.fstat(fd).st_nlink == 0:

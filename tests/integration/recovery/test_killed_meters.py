@@ -37,11 +37,11 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+def start(folder: Path, *arguments: str, **environ: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [*GREEN, *arguments],
         cwd=folder,
-        env={**os.environ, "MLFLOW_GREEN_RUNTIME_DIR": str(folder / "runtime")},
+        env={**os.environ, "MLFLOW_GREEN_RUNTIME_DIR": str(folder / "runtime"), **environ},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -60,10 +60,10 @@ def ticks_of(folder: Path) -> int:
     return sum(line["kind"] == "tick" and bool(line["tick"]["usages"]) for line in spool_lines(folder))
 
 
-def killed_run(folder: Path, *, group: bool = True, ticks: int = 1) -> str:
+def killed_run(folder: Path, *, group: bool = True, ticks: int = 1, **environ: str) -> str:
     """Kill a metered command after some samples; the id of its hold."""
     before = {line["sampler"] for line in spool_lines(folder)}
-    process = start(folder, "run", "--", *BURN)
+    process = start(folder, "run", "--", *BURN, **environ)
     had = ticks_of(folder)
     while ticks_of(folder) < had + ticks:
         time.sleep(0.02)
@@ -182,8 +182,8 @@ def test_a_hold_that_never_began_is_void(folder: Path) -> None:
     assert sorted({row.kind for row in ledger.journal()}) == ["hold", "lost", "void"]
 
 
-def test_an_orphan_is_ended_and_charged_for_the_whole_silence(folder: Path) -> None:
-    hold_id = killed_run(folder, group=False)
+def test_an_orphan_without_a_keeper_is_ended_and_charged_for_the_whole_silence(folder: Path) -> None:
+    hold_id = killed_run(folder, group=False, MLFLOW_GREEN_SAMPLER_PROCESS="0")
     assert step_processes(hold_id)
     watts = SpooledEnergy()
     watts.look(folder)
