@@ -77,6 +77,10 @@ class Handover:
         except OSError:
             self._disconnect()
 
+    def knows(self, key: str) -> bool:
+        """Whether the keeper has been told of this step."""
+        return key in self._told
+
     def close(self) -> None:
         """Say goodbye: nothing of this program is to be kept."""
         if self._connection is not None and os.getpid() == self._pid:
@@ -111,7 +115,8 @@ class Handover:
 
     def _send(self, message: Mapping[str, object], *fds: int) -> None:
         assert self._connection is not None
-        socket.send_fds(self._connection, [json.dumps(message).encode()], fds, socket.MSG_NOSIGNAL)
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack(f"{len(fds)}i", *fds))] if fds else []
+        self._connection.sendmsg([json.dumps(message).encode()], rights, socket.MSG_NOSIGNAL)
 
     @staticmethod
     def _is_gone(connection: socket.socket) -> bool:

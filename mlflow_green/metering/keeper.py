@@ -29,6 +29,7 @@ LINGER_SECONDS = 1.0
 LOOK_SECONDS = 0.5
 """At owners where the kernel has no pidfd, and at those that went without a word and still live."""
 CLIENTS_MAX, STEPS_MAX, MESSAGE_BYTES_MAX = 256, 4_096, 16_384
+_FD = struct.Struct("i")
 _PEER = struct.Struct("3i")  # pid, uid, gid
 _START_FIELD = 19  # of /proc/PID/stat, counted from the state
 
@@ -60,13 +61,14 @@ class Client:
         """What it has said and a descriptor or -1; notes where it has closed the connection."""
         while self.parted_seconds is None:
             try:
-                data, fds, flags, _ = socket.recv_fds(
-                    self.connection, MESSAGE_BYTES_MAX, 1, socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
+                # Not ``recv_fds``, which forgets its flags in Python 3.11.
+                data, sent, flags, _ = self.connection.recvmsg(
+                    MESSAGE_BYTES_MAX, socket.CMSG_LEN(_FD.size), socket.MSG_CMSG_CLOEXEC
                 )
             except BlockingIOError:
                 return
             except OSError:
-                data, fds, flags = b"", [], 0
+                data, sent, flags = b"", [], 0
             if not data:
                 self.parted_seconds = time.monotonic()
                 return
@@ -74,6 +76,11 @@ class Client:
                 message = None if flags & socket.MSG_TRUNC else json.loads(data)
             except (ValueError, RecursionError):
                 message = None
+            fds = [
+                _FD.unpack(part)[0]
+                for level, kind, part in sent
+                if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS) and len(part) == _FD.size
+            ]
             fd = fds[0] if fds else -1
             if isinstance(message, dict):
                 yield message, fd
@@ -148,6 +155,7 @@ class Keeper:
         if uid != os.geteuid() or pid <= 0 or len(self._clients) >= 2 * CLIENTS_MAX:
             connection.close()
             return
+        connection.setblocking(False)
         client = Client(connection, pid)
         for fd in (connection.fileno(), client.pidfd):
             if fd >= 0:
