@@ -71,7 +71,8 @@ def owner(folder: Path):
     yield start
     for process in started:
         process.kill()
-        process.communicate()
+        process.wait()
+        process.stdout.close()
 
 
 def ticks(folder: Path) -> list[Tick]:
