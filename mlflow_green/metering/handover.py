@@ -50,9 +50,13 @@ class Handover:
     """
 
     def __init__(self, lock_path: Path, *, powercap_root: Path, host: str, period_seconds: float) -> None:
-        self._lock_path = lock_path
+        self._lock_path = lock_path.absolute()
         self._pid = os.getpid()
-        self._options = {"powercap_root": str(powercap_root), "host": host, "period_seconds": period_seconds}
+        self._options = {
+            "powercap_root": str(powercap_root.absolute()),
+            "host": host,
+            "period_seconds": period_seconds,
+        }
         self._connection: socket.socket | None = None
         self._told: set[str] = set()
         self._starts = 0
@@ -94,7 +98,7 @@ class Handover:
             "key": step.standing.key,
             "hold_id": step.hold_id,
             "sampler_id": step.sampler_id,
-            "spool": str(step.spool_path),
+            "spool": str(step.spool_path.absolute()),
             "grace_seconds": step.grace_seconds,
             "presence": to_json(step.standing.presence),
         }
@@ -170,7 +174,7 @@ class Handover:
         here = Path(__file__).resolve().parent
         path = [folder for folder in sys.path if os.path.isabs(folder)]  # noqa: PTH117 - text, as it is
         options = json.dumps({**self._options, "path": [*path, str(here.parents[1])]})
-        command = [sys.executable, "-I", "-S", "-c", _START, str(here), str(self._lock_path.absolute()), options]
+        command = [sys.executable, "-I", "-S", "-c", _START, str(here), str(self._lock_path), options]
         subprocess.run(
             ["/bin/sh", "-c", '"$@" &', "sh", *command],
             stdin=subprocess.DEVNULL,

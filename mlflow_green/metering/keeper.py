@@ -54,7 +54,9 @@ class Client:
     @property
     def is_dead(self) -> bool:
         if self.pidfd >= 0:
-            return bool(select.select([self.pidfd], [], [], 0)[0])
+            poll = select.poll()  # not ``select``, whose descriptors end at 1,024
+            poll.register(self.pidfd, select.POLLIN)
+            return bool(poll.poll(0))
         return self._started_ticks is None or started_ticks(self.pid) != self._started_ticks
 
     def messages(self) -> Iterator[tuple[dict[str, Any], int]]:
@@ -101,7 +103,10 @@ class Client:
 
 
 class Keeper:
-    """One event loop: programs that come, tell and die, and the steps of the dead. ``stop`` is for a signal handler."""
+    """One event loop: programs that come, tell and die, and the steps of the dead. ``stop`` is for a signal handler.
+
+    An error that nobody expects ends the process: that frees its locks, and programs that live start another.
+    """
 
     def __init__(self, lock_path: str, options: dict[str, Any], listener: socket.socket) -> None:
         self._lock_path, self._options, self._listener = lock_path, options, listener
@@ -206,14 +211,9 @@ class Keeper:
         self._forget(client)
         if not steps:
             return
-        try:
-            if self._keeping is None:
-                self._keeping = self._load()
-            self._keeping.take(steps.values())
-        except Exception:  # noqa: BLE001 - whatever it is, the other programs still have their keeper
-            if self._keeping is not None:
-                self._keeping.close()
-            self._keeping = None
+        if self._keeping is None:
+            self._keeping = self._load()
+        self._keeping.take(steps.values())
 
     def _load(self) -> Keeping:
         lock_fd = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

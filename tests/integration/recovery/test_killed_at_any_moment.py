@@ -197,7 +197,7 @@ def rounds(scenario, count: int, folder: Path, context) -> list:
         finally:
             host.close()
 
-    with ThreadPoolExecutor(4) as pool:
+    with ThreadPoolExecutor(6) as pool:  # they mostly wait
         return list(pool.map(play, range(count)))
 
 
