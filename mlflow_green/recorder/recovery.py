@@ -1,9 +1,10 @@
 """After a crash: end what still runs here, charge what may have been used, and close the holds of dead owners.
 
-The spool tells what was read up to the last sample. What came after it is not known, so a lost hold is
-charged its last reading + P_max x the silence: all of the silence where a process of the
-step was still found running, at most lease + grace otherwise. Steps that a dead process had handed to a batch system
-may be well: they are closed by what their nodes wrote, by what the batch system says, or long after their wall time.
+The spool tells what was read up to the last sample, and up to the end of a step that a keeper went on with. What came
+after the last sample is not known, so a lost hold is charged its last reading + P_max x the silence: all of the silence
+where a process of the step was still found running, at most lease + grace otherwise. Steps that a dead process had
+handed to a batch system may be well: they are closed by what their nodes wrote, by what the batch system says, or long
+after their wall time.
 """
 
 from __future__ import annotations
@@ -84,7 +85,7 @@ def recover(
             ledger.commit(Batch(closings=(closing,)), admit_at_nothing)
             lost += 1
     if lost:
-        say(f"{lost} steps of a killed run were charged at their last reading plus the longest they may have run on")
+        say(f"{lost} steps of a killed run were charged what was metered, and the longest they may have run on beside")
     if waiting:
         say(f"{len(waiting)} steps of a killed run may still run on the cluster; they are charged when their jobs end")
     return lost
