@@ -42,3 +42,8 @@ def test_a_named_policy_that_is_not_there_is_said_with_what_to_do() -> None:
 @pytest.mark.parametrize(("text", "disabled"), [("1", True), ("true", True), ("0", False), ("", False)])
 def test_one_variable_switches_everything_off(text, disabled) -> None:
     assert load_settings(Path("/"), {"MLFLOW_GREEN_DISABLE": text}).disabled is disabled
+
+
+@pytest.mark.parametrize(("text", "runs"), [("", True), ("1", True), ("0", False), ("No", False), ("false", False)])
+def test_one_variable_switches_the_sampler_process_off(text, runs) -> None:
+    assert load_settings(Path("/"), {"MLFLOW_GREEN_SAMPLER_PROCESS": text}).sampler_process is runs
