@@ -19,6 +19,7 @@ check: $(VENV)/.installed-dev       ## style, types and import rules
 
 benchmark: $(VENV)/.installed-test  ## figures for the docs; they gate nothing
 	$(BIN)/python tests/benchmarks/throughput.py
+	$(BIN)/python tests/benchmarks/keeper_start.py
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit(f"mlflow-green needs Python 3.11 or newer, this is {v[0]}.{v[1]}; say e.g. make PYTHON=python3.12")'

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from mlflow_green.ledger.sql import SqlLedger
     from mlflow_green.ledger.verify import Books
     from mlflow_green.metering.calibration import Comparison
+    from mlflow_green.metering.handover import Handover
     from mlflow_green.metering.sampler import Sampler
     from mlflow_green.metering.slurm import JobReport
     from mlflow_green.policy.document import Policy
@@ -166,13 +167,18 @@ def host_name(environ: Mapping[str, str] = os.environ) -> str:
     return environ.get("SLURMD_NODENAME") or platform.node()
 
 
+def _lock_path(spool_dir: Path) -> Path:
+    """Where all meters of this host and user meet whose spools are posted to the same ledger. Raises ``OSError``."""
+    scope = hashlib.sha256(str(spool_dir.resolve()).encode()).hexdigest()[:16]
+    return runtime_dir() / f"sampler-{scope}" / "lock"
+
+
 def open_sampler(settings: Settings, spool_dir: Path, clock: Clock, *, may_lead: bool = True) -> Sampler:
     """The sampler that all meters of this host and user share whose spools are posted to the same ledger."""
     from mlflow_green.metering.sampler import Sampler
 
-    scope = hashlib.sha256(str(spool_dir.resolve()).encode()).hexdigest()[:16]
     try:
-        lock_path: Path | None = runtime_dir() / f"sampler-{scope}" / "lock"
+        lock_path: Path | None = _lock_path(spool_dir)
     except OSError:
         lock_path = None
     return Sampler(
@@ -182,6 +188,23 @@ def open_sampler(settings: Settings, spool_dir: Path, clock: Clock, *, may_lead:
         boot_id=boot_id(),
         lock_path=lock_path,
         may_lead=may_lead,
+    )
+
+
+def open_handover(settings: Settings, sampler: Sampler) -> Handover | None:
+    """What tells the keeper of the steps that run; ``None`` where it is switched off, or could not go on for them."""
+    from mlflow_green.metering.handover import Handover
+    from mlflow_green.recorder.recorder import SAMPLING_PERIOD_SECONDS
+
+    if not settings.sampler_process or not sampler.is_shared:
+        return None
+    return Handover(
+        _lock_path(settings.spool_dir),
+        powercap_root=settings.powercap_root,
+        host=host_name(),
+        period_seconds=SAMPLING_PERIOD_SECONDS,
+        rapl_prefers_psys=settings.rapl_prefers_psys,
+        memory_watts_per_gib=settings.memory_watts_per_gib,
     )
 
 
@@ -488,6 +511,8 @@ def _open(
         book=meter.book,
         clock=clock,
         say=say,
+        handover=open_handover(settings, meter.sampler),
+        grace_seconds=planner.grace_seconds if planner.enforces else None,
     )
     recorder.watch_placed(settings.spool_dir, meter.owner, slurm_job_ends)
     recorder.start()
@@ -792,6 +817,8 @@ def run_command(
         clock=clock,
         say=say,
         keeps_spool=not enforces,
+        handover=open_handover(settings, meter.sampler),
+        grace_seconds=books.planner.grace_seconds if books.planner and enforces else None,
     )
     acts = books.planner is not None and books.planner.acts
     code = command.run_command(

@@ -237,6 +237,8 @@ class Tick:
     ``final`` names the consumers that had left before this window closed: their usage will not
     change any more, and this is the last tick that carries it. ``stolen_seconds`` is the CPU time, >= 0, that the
     hypervisor gave to others in the window though this machine wanted it: charged to nobody, ``None`` where unknown.
+    ``others`` is what the windows of a leader have charged to the consumers of other processes so far: the last word
+    about them, should their process die.
     """
 
     sampler_id: str
@@ -246,6 +248,7 @@ class Tick:
     usages: Mapping[str, Usage]
     final: frozenset[str]
     stolen_seconds: float | None = None
+    others: Mapping[str, Usage] | None = None
 
 
 # --- footprint ----------------------------------------------------------------------------------

@@ -34,7 +34,8 @@ class Settings:
 
     ``policy_path`` is ``None`` when there is no ``green.yaml``: everything is observed. ``state_dir`` lies
     beside the policy file, else in the working directory. ``memory_watts_per_gib`` is what the user knows of this
-    machine's memory: ``None`` for the published constant, 0 to leave memory out.
+    machine's memory: ``None`` for the published constant, 0 to leave memory out. ``sampler_process``: a process of its
+    own goes on metering for steps whose program dies.
     """
 
     disabled: bool
@@ -46,6 +47,7 @@ class Settings:
     bmc: BmcSettings = field(default_factory=BmcSettings)
     rapl_prefers_psys: bool = False
     memory_watts_per_gib: float | None = None
+    sampler_process: bool = True
 
     @property
     def spool_dir(self) -> Path:
@@ -87,6 +89,7 @@ def load_settings(
         ),
         rapl_prefers_psys=_rapl_zone(environ) == "psys",
         memory_watts_per_gib=_memory_watts_per_gib(environ),
+        sampler_process=environ.get("MLFLOW_GREEN_SAMPLER_PROCESS", "").lower() not in {"0", "false", "no"},
     )
 
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime
 from enum import Enum
 from functools import cache
@@ -23,14 +25,23 @@ class SpoolWriter:
     """One file of one meter. Not thread-safe. Raises ``OSError`` as the file system does (disk full, read-only).
 
     The file gets its name with its first line, so a named file is never without the line that says whose it is.
+
+    ``goes_on`` with the file of a process that died: nobody else can have it until ``close``. ``BlockingIOError`` says
+    that somebody has it.
     """
 
-    def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    def __init__(self, path: Path, *, goes_on: bool = False) -> None:
         self.path = path
-        self._unnamed: Path | None = path.with_suffix(".new")
-        self._fd = os.open(self._unnamed, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        self._unnamed: Path | None = None
         self._torn = False
+        if goes_on:
+            self._fd = _locked(path)
+            size = os.fstat(self._fd).st_size
+            self._torn = os.pread(self._fd, 1, max(0, size - 1)) != b"\n"  # its owner died in the middle of a line
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._unnamed = path.with_suffix(".new")
+        self._fd = os.open(self._unnamed, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
 
     def append(self, line: Mapping[str, object]) -> None:
         """Add one line; when it raises, the line is not there, and the next one starts afresh."""
@@ -51,6 +62,35 @@ class SpoolWriter:
             self._fd = -1
         if self._unnamed is not None:
             self._unnamed.unlink(missing_ok=True)
+
+
+def _locked(path: Path) -> int:
+    fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.fstat(fd).st_nlink == 0:
+            raise FileNotFoundError(errno.ENOENT, "it was posted meanwhile", str(path))
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
+
+
+@contextmanager
+def nobody_goes_on(path: Path) -> Iterator[bool]:
+    """Whether nobody goes on with the file of a dead process, which then stays so inside the block.
+
+    Where the file system knows no such locks, nobody can have gone on with it.
+    """
+    with path.open("rb") as file:
+        try:
+            fcntl.flock(file.fileno(), fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        except OSError:
+            pass
+        yield True
 
 
 def read_spool(path: Path) -> Iterator[dict[str, object]]:

@@ -88,11 +88,14 @@ class CgroupClock:
 
     name = CpuClockName.CGROUP
 
-    def __init__(self, account: Path) -> None:
-        """``account`` is the group's ``cpu.stat`` (version 2) or ``cpuacct.usage``; raises as ``open_own`` does."""
-        self._account = account
+    def __init__(self, account: Path, opened_seconds: float | None = None) -> None:
+        """``account`` is the group's ``cpu.stat`` (version 2) or ``cpuacct.usage``; raises as ``open_own`` does.
+
+        ``opened_seconds`` is what the account said when a clock was opened that this one goes on with.
+        """
+        self.account = account
         self._lock = threading.Lock()
-        self._opened_seconds = _account_seconds(account)
+        self.opened_seconds = _account_seconds(account) if opened_seconds is None else opened_seconds
         self._seconds = 0.0
         self._closed = False
 
@@ -130,7 +133,7 @@ class CgroupClock:
         with self._lock:
             if not self._closed:
                 with contextlib.suppress(OSError):
-                    self._seconds = max(self._seconds, _account_seconds(self._account) - self._opened_seconds)
+                    self._seconds = max(self._seconds, _account_seconds(self.account) - self.opened_seconds)
             return self._seconds
 
     def close(self) -> None:
@@ -266,6 +269,11 @@ class PerfClock:
                 (nanoseconds,) = struct.unpack("Q", os.read(self._fd, 8))
                 self._seconds = max(self._seconds, nanoseconds / NANOSECONDS_PER_SECOND)
             return self._seconds
+
+    def duplicate(self) -> int:
+        """Another descriptor of the same count, for another process. Raises ``OSError`` when the clock is closed."""
+        with self._lock:
+            return os.dup(self._fd)
 
     def close(self) -> None:
         with self._lock:
@@ -407,6 +415,24 @@ class ProcessTreeClock:
                 return None
             top = self._watched[top.parent]
         return None if top.parent in self._finished_since_look else top.pid
+
+
+class ContinuedClock:
+    """A process tree of which another process has seen the beginning: its last value, and what comes to it."""
+
+    def __init__(self, cpu_clock: ProcessTreeClock, last_seconds: float) -> None:
+        self._cpu_clock = cpu_clock
+        self._before_seconds = last_seconds - cpu_clock.seconds()
+
+    @property
+    def name(self) -> CpuClockName:
+        return self._cpu_clock.name
+
+    def seconds(self) -> float:
+        return self._before_seconds + self._cpu_clock.seconds()
+
+    def close(self) -> None:
+        self._cpu_clock.close()
 
 
 def _read_process(proc_root: Path, pid: int) -> _Process | None:

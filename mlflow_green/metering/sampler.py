@@ -28,6 +28,7 @@ from mlflow_green.sensors.sensor import Sensor
 from mlflow_green.units import milliseconds
 
 ANSWER_SECONDS_MAX = 3.0  # a sampling period, and time for a busy host
+ADOPTION_SECONDS_MAX = 5.0  # in which a keeper has begun to report what a process left that died
 _LOOK_SECONDS = 0.05
 _LOOKS_MAX = 20  # to find a leader that has the lock and has not published anything yet
 
@@ -63,6 +64,15 @@ class _Consumer:
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """A consumer that is still there: the key of its account, its clock, and how it stands."""
+
+    key: str
+    cpu_clock: CpuClock
+    presence: Presence
+
+
 class Sampler:
     """Meters the node and the consumers that join it; each ``tick`` closes the window since the one before.
 
@@ -77,13 +87,15 @@ class Sampler:
     lower. ``pause`` sleeps for some seconds.
 
     One whose consumers are all views says ``may_lead=False``: nobody keeps its windows, so it follows, or is alone.
+    ``lock_fd`` is a descriptor of the lock, perhaps with it: that of a keeper, which goes on from the state of a leader
+    that died even where no follower lives. The sampler owns it.
 
     ``join``, ``leave`` and the properties may be used from any thread; ``tick`` and ``close`` belong to one. A forked
     child changes nothing that is shared. Broken sensors and broken shared files never raise here: a failed read is a
     gap, and what is lost is said in ``notes``.
     """
 
-    def __init__(  # noqa: PLR0913 - the parts of the host that tests replace
+    def __init__(  # noqa: PLR0913 - its parts, and what tests replace
         self,
         sensors: Sequence[Sensor],
         *,
@@ -95,9 +107,11 @@ class Sampler:
         answer_seconds_max: float = ANSWER_SECONDS_MAX,
         pause: Callable[[float], None] = time.sleep,
         may_lead: bool = True,
+        lock_fd: int | None = None,
     ) -> None:
         self.sampler_id = uuid.uuid4().hex
         self.notes: list[str] = []
+        self.outlived_others = False  # its ticks have the last word about consumers of a process that was killed
         self._clock = clock
         self._host = host
         self._boot_id = boot_id
@@ -119,13 +133,20 @@ class Sampler:
         self._repeated: tuple[NodeWindow, ...] = ()  # of the leader before, which may have died before it kept them
         self._published: LeaderState | None = None
         self._seen: LeaderState | None = None  # what the leader published last; ``None`` for one that leads
-        self._shared = self._meet(lock_path)
+        self._died_seconds: dict[str, float] = {}
+        self._goes_on = lock_fd is not None
+        self._shared = self._meet(lock_path, lock_fd)
         self.coordinated = lock_path is None or self._shared is not None
         self._process = self._shared.name if self._shared else ""
         if self._seen is None:
             self._lead_from(self._predecessor())
         else:
             self.sampler_id = self._seen.node.sampler_id
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether another process can go on where this one ends."""
+        return self._shared is not None
 
     @property
     def power_watts_max(self) -> float:
@@ -167,6 +188,39 @@ class Sampler:
         consumer.cpu_clock.close()
         self._report()
 
+    def standing(self) -> dict[str, Standing]:
+        """The consumers that have not left, by name."""
+        with self._lock:
+            present = [consumer for consumer in self._consumers.values() if consumer.left_seconds is None]
+            return {
+                consumer.consumer_id: Standing(
+                    key=consumer.key, cpu_clock=consumer.cpu_clock, presence=consumer.presence()
+                )
+                for consumer in present
+            }
+
+    def account(self, key: str) -> Account | None:
+        """What is known of a consumer of any process, by its key."""
+        accounts = self._accounts if self._seen is None else self._seen.accounts
+        return accounts.get(key)
+
+    def adopt(self, key: str, cpu_clock: CpuClock, presence: Presence) -> None:
+        """Go on with a consumer of a process that died, under its key, which is its name here too.
+
+        Its account is that of before. ``cpu_clock`` goes on where its clock was; the sampler owns it.
+        """
+        with self._lock:
+            self._consumers[key] = _Consumer(
+                consumer_id=key,
+                key=key,
+                cpu_clock=cpu_clock,
+                joined_seconds=presence.joined_seconds,
+                start_cpu_seconds=presence.start_cpu_seconds,
+                cpu_seconds=presence.cpu_seconds,
+                is_view=presence.is_view,
+            )
+        self._report()
+
     def tick(self) -> Tick:
         """Close the window since the last tick and share it out, or ask for what the leader's windows gave."""
         if self._seen is None or self._take_over():
@@ -186,12 +240,12 @@ class Sampler:
 
     # --- roles -------------------------------------------------------------------------------------
 
-    def _meet(self, lock_path: Path | None) -> SharedFolder | None:
+    def _meet(self, lock_path: Path | None, lock_fd: int | None) -> SharedFolder | None:
         """Join the others, to lead or (then ``_seen`` is set) to follow; ``None`` where that cannot be."""
         if lock_path is None:
             return None
         try:
-            shared = SharedFolder(lock_path, self._proc_root, self.notes)
+            shared = SharedFolder(lock_path, self._proc_root, self.notes, lock_fd)
         except OSError:
             return None
         for _ in range(_LOOKS_MAX if self._may_lead else 1):
@@ -210,8 +264,8 @@ class Sampler:
         return None
 
     def _predecessor(self) -> LeaderState | None:
-        """The state that a leader left to followers which still live; nobody else needs it."""
-        if self._shared is None or not self._shared.has_followers():
+        """The state that a leader left to followers which still live, or to a keeper; nobody else needs it."""
+        if self._shared is None or not (self._goes_on or self._shared.has_followers()):
             return None
         state = self._shared.state()
         return state if state is not None and state.node.boot_id == self._boot_id else None
@@ -260,6 +314,8 @@ class Sampler:
         else:
             node, self._accounts, self._repeated = taken_over(state.node, self._devices), state.accounts, state.windows
             self.sampler_id = node.sampler_id
+            if self._shared is not None:
+                self._shared.fallen |= {*map(_process_of, self._accounts), state.leader} - {self._process}
         self._node = node
         if any(device.name not in node.tracks for device in self._devices):
             self._node = begun(node, self._devices, self._read_sensors(), self._now())
@@ -268,8 +324,7 @@ class Sampler:
     def _publish(self, windows: tuple[NodeWindow, ...]) -> None:
         if self._shared is None:
             return
-        others = {key: account for key, account in self._accounts.items() if _process_of(key) != self._process}
-        state = LeaderState(leader=self._process, node=self._node, accounts=others, windows=windows)
+        state = LeaderState(leader=self._process, node=self._node, accounts=self._accounts, windows=windows)
         self._published = state if self._shared.publish(state) else None
 
     def _report(self) -> None:
@@ -288,7 +343,10 @@ class Sampler:
         if leads:
             shared.remove_state()  # before the look: who reports later than it finds no state, and takes the lock
             if shared.has_followers() and self._published is not None:
-                shared.publish(replace(self._published, windows=()))  # the caller has them
+                accounts = self._published.accounts.items()
+                others = {key: account for key, account in accounts if _process_of(key) != self._process}
+                windows = self._repeated  # of the leader before; the caller has those of this one
+                shared.publish(replace(self._published, accounts=others, windows=windows))
         shared.close()
 
     # --- leading -----------------------------------------------------------------------------------
@@ -323,8 +381,14 @@ class Sampler:
             consumer.consumer_id: accounts[consumer.key].usage(presence.cpu_clock, now.monotonic_seconds)
             for consumer, presence in own.items()
         }
-        silent = {key: account for key, account in self._accounts.items() if self._is_silent(key, present, reports)}
+        silent = {
+            key: account
+            for key, account in self._accounts.items()
+            if key not in present and self._is_awaited(_process_of(key), reports, now.monotonic_seconds)
+        }
         self._accounts = {**silent, **accounts}
+        awaited = {_process_of(key) for key in silent}
+        self._died_seconds = {name: died for name, died in self._died_seconds.items() if name in awaited}
         windows = (*self._repeated, *(each.window for each in closed)) if self.coordinated else ()
         self._repeated = ()
         final = self._forget_left(own)
@@ -337,7 +401,19 @@ class Sampler:
             usages=usages,
             final=final,
             stolen_seconds=now.host_cpu.stolen_since(before.host_cpu) if now.host_cpu else None,
+            others=self._others(present, now.monotonic_seconds),
         )
+
+    def _others(self, present: Mapping[str, Presence], now_seconds: float) -> Mapping[str, Usage] | None:
+        """What has been charged to the consumers of other processes, also of those that died just now."""
+        found: dict[str, Usage] = {}
+        for key, account in self._accounts.items():
+            process = _process_of(key)
+            if process != self._process:
+                clock = present[key].cpu_clock if key in present else None
+                until_seconds = self._died_seconds.get(process, now_seconds)
+                found[_hold_of(key)] = account.usage(clock, until_seconds)
+        return found or None
 
     def _meet_new_devices(self, readings: Mapping[str, Reading], now: Moment) -> None:
         """Devices that the sensors have found since: their windows begin with these readings."""
@@ -345,18 +421,21 @@ class Sampler:
         if any(device.name not in self._node.tracks for device in self._devices):
             self._node = begun(self._node, self._devices, readings, now)
 
-    def _is_silent(
-        self, key: str, present: Mapping[str, Presence], reports: Mapping[str, Mapping[str, Presence] | None]
+    def _is_awaited(
+        self, process: str, reports: Mapping[str, Mapping[str, Presence] | None], now_seconds: float
     ) -> bool:
-        """Whether nothing is known of a consumer, though its process lives: opened anew it would be charged twice."""
-        process = _process_of(key)
-        return (
-            key not in present
-            and process != self._process
-            and reports.get(process) is None
-            and self._shared is not None
-            and self._shared.is_alive(process)
-        )
+        """Whether a process of which nothing is known may speak again: opened anew, it would be charged twice.
+
+        It lives, or it was killed just now and a keeper may go on with what it left.
+        """
+        if self._shared is None or process == self._process:
+            return False
+        if self._shared.is_alive(process):
+            return reports.get(process) is None
+        if process not in self._shared.fallen:
+            return False
+        self.outlived_others = True
+        return now_seconds - self._died_seconds.setdefault(process, now_seconds) < ADOPTION_SECONDS_MAX
 
     def _look(self) -> dict[_Consumer, Presence]:
         """Read every clock, and the memory where it is shared out."""
@@ -367,7 +446,7 @@ class Sampler:
         for consumer in consumers:
             with self._lock:
                 consumer.look()
-                consumer.resident_bytes = resident.get(consumer.consumer_id)
+                consumer.resident_bytes = resident.get(_hold_of(consumer.key))
                 found[consumer] = consumer.presence()
         return found
 
@@ -457,6 +536,11 @@ class Sampler:
 
 def _process_of(key: str) -> str:
     return key.partition("/")[0]
+
+
+def _hold_of(key: str) -> str:
+    """The name by which the consumer joined, which its processes carry."""
+    return key.partition("/")[2].partition("-")[2]
 
 
 def _has_answered(seen: LeaderState, leaving: Iterable[str]) -> bool:

@@ -88,7 +88,7 @@ class Account:
             left_seconds=presence.left_seconds,
         )
 
-    def usage(self, cpu_clock: CpuClockName, until_seconds: float) -> Usage:
+    def usage(self, cpu_clock: CpuClockName | None, until_seconds: float) -> Usage:
         """What the consumer has used; ``until_seconds`` ends the duration of one that has not left."""
         end_seconds = until_seconds if self.left_seconds is None else self.left_seconds
         return Usage(
@@ -111,7 +111,7 @@ def opened(presence: Presence) -> Account:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeaderState:
-    """All that another process needs to go on as the leader: the node, the others' accounts, the last tick's windows.
+    """All that another process needs to go on as the leader: the node, all accounts, the last tick's windows.
 
     ``leader`` is the name of the process that wrote it; keys of accounts are ``PROCESS/CONSUMER``.
     """
@@ -148,9 +148,10 @@ class SharedFolder:
         OSError: the folder or the lock cannot be made.
     """
 
-    def __init__(self, lock_path: Path, proc_root: Path, notes: list[str]) -> None:
+    def __init__(self, lock_path: Path, proc_root: Path, notes: list[str], lock_fd: int | None = None) -> None:
+        """``lock_fd`` is a descriptor of the lock that is there already."""
         lock_path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._fd = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._fd = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600) if lock_fd is None else lock_fd
         self._pid, self._proc_root = os.getpid(), proc_root
         self.name = f"{self._pid}-{start_ticks(self._pid, proc_root) or 0}-{uuid.uuid4().hex[:8]}"
         self._folder, self._prefix = lock_path.parent, f"{lock_path.name}."
@@ -158,6 +159,8 @@ class SharedFolder:
         self._report_path = self._folder / f"{self._prefix}{self.name}"
         self._notes = notes
         self._noted: set[Path] = set()
+        self.fallen: set[str] = set()
+        """Processes that died without a withdrawal, as far as this one has seen."""
 
     def take_lock(self) -> bool:
         """Whether this process leads from now on, until ``close``."""
@@ -216,6 +219,7 @@ class SharedFolder:
             if not file.startswith(self._prefix) or name == self.name or not _PROCESS.fullmatch(name):
                 continue
             if not self.is_alive(name):
+                self.fallen.add(name)
                 self._unlink(self._folder / file)
             elif not ending:
                 yield name

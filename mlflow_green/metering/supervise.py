@@ -11,7 +11,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from mlflow_green.clock import boot_id
@@ -71,10 +71,15 @@ def owner_alive(owner: Owner, host: str, proc_root: Path = PROC) -> bool:
 
 def step_processes(hold_id: str, proc_root: Path = PROC) -> frozenset[int]:
     """Live processes that carry the hold's id, and their descendants; never this process or its ancestors."""
-    marker = f"GREEN_HOLD_ID={hold_id}".encode()
+    return processes_of_steps((hold_id,), proc_root)[hold_id]
+
+
+def processes_of_steps(hold_ids: Collection[str], proc_root: Path = PROC) -> Mapping[str, frozenset[int]]:
+    """``step_processes`` of several steps, at one look at every process."""
+    markers = {f"GREEN_HOLD_ID={hold_id}".encode(): hold_id for hold_id in hold_ids}
     children: dict[int, list[int]] = {}
     parents: dict[int, int] = {}
-    found: list[int] = []
+    found: dict[str, list[int]] = {hold_id: [] for hold_id in hold_ids}
     for name in os.listdir(proc_root):  # noqa: PTH208 - names only, no Path for each process
         if not name.isdigit():
             continue
@@ -85,15 +90,20 @@ def step_processes(hold_id: str, proc_root: Path = PROC) -> frozenset[int]:
         parents[pid] = int(fields[_STAT_PARENT])
         children.setdefault(parents[pid], []).append(pid)
         with contextlib.suppress(OSError):  # another user's process does not show it
-            if marker in (proc_root / name / "environ").read_bytes().split(b"\0"):
-                found.append(pid)
-    tree: set[int] = set()
-    while found:
-        pid = found.pop()
+            for marker in markers.keys() & (proc_root / name / "environ").read_bytes().split(b"\0"):
+                found[markers[marker]].append(pid)
+    lineage = _lineage(os.getpid(), parents)
+    return {hold_id: frozenset(_tree(roots, children) - lineage) for hold_id, roots in found.items()}
+
+
+def _tree(roots: Sequence[int], children: Mapping[int, Sequence[int]]) -> set[int]:
+    pending, tree = list(roots), set[int]()
+    while pending:
+        pid = pending.pop()
         if pid not in tree:
             tree.add(pid)
-            found.extend(children.get(pid, ()))
-    return frozenset(tree - _lineage(os.getpid(), parents))
+            pending.extend(children.get(pid, ()))
+    return tree
 
 
 def send(pids: Iterable[int], signal_number: int) -> None:

@@ -19,10 +19,10 @@ SILENCE = timedelta(seconds=LEASE_SECONDS + GRACE_SECONDS)
 def lost_after_silence(hold: Hold, session: SpoolSession, *, began_at: datetime, silent_until: datetime) -> Closing:
     """Its last reading + P_max x the silence; no silence if it had ended before its meter died."""
     silence_seconds = max(0.0, (silent_until - last_read_at(hold, session, began_at)).total_seconds())
-    if hold.hold_id in session.final:
-        silence_seconds = 0.0
     power_watts = session.book.power_watts_max
     reason = f"its owner died; {silence_seconds:.0f} s without a reading are charged at {power_watts:.0f} W"
+    if hold.hold_id in session.final:
+        silence_seconds, reason = 0.0, "its owner died; it was metered to its end"
     unread_microjoules = microjoules(power_watts * silence_seconds)
     return _lost(hold, session, began_at=began_at, unread_microjoules=unread_microjoules, reason=reason)
 

@@ -20,8 +20,10 @@ from typing import TYPE_CHECKING, Protocol
 
 from mlflow_green.clock import Clock
 from mlflow_green.metering.cpu_clock import CpuClock
+from mlflow_green.metering.handover import HAND_OVER_SECONDS, Handover, RunningStep
 from mlflow_green.metering.sampler import Sampler
 from mlflow_green.metering.supervise import Ending
+from mlflow_green.recorder.loss import GRACE_SECONDS
 from mlflow_green.recorder.second_opinion import job_id_facts
 from mlflow_green.recorder.spool_session import (
     END_LINE,
@@ -32,7 +34,7 @@ from mlflow_green.recorder.spool_session import (
     unplaced_line,
 )
 from mlflow_green.recorder.ticket import Book, Ticket, entry_of
-from mlflow_green.records import Balance, Closing, ClosingKind, Fact, NodeWindow, Outcome, Owner, Term, Unit
+from mlflow_green.records import Balance, Closing, ClosingKind, Fact, Hold, NodeWindow, Outcome, Owner, Term, Unit
 from mlflow_green.spool import SpoolWriter, to_json
 
 if TYPE_CHECKING:
@@ -115,10 +117,14 @@ class Recorder:
         keeps_spool: bool = False,
         halts: bool = True,
         period_seconds: float = SAMPLING_PERIOD_SECONDS,
+        handover: Handover | None = None,
+        grace_seconds: Callable[[Hold], float] | None = None,
     ) -> None:
         """``keeps_spool``: the spool is the only record, and stays when the books are closed.
 
         ``halts``: a step that is due is ended; else that is said, for it is a part of the host program itself.
+        ``handover`` tells the keeper of the steps that run. Should this process die, it ends them after
+        ``grace_seconds``, or never where that is ``None``.
         """
         self._sampler = sampler
         self._bookkeeper = bookkeeper
@@ -133,6 +139,8 @@ class Recorder:
         self._clock = clock
         self._say = say
         self._period_seconds = period_seconds
+        self._handover = handover
+        self._grace_seconds = grace_seconds
         self._open: dict[str, Ticket] = {}  # begun and not yet settled, by hold id
         self._asked: list[Ticket] = []
         self._endings: dict[str, Ending] = {}
@@ -293,11 +301,13 @@ class Recorder:
         self._bookkeeper.stop(left_seconds if posted else 1.0)
         if meters:
             self._sampler.close()
+            if self._handover is not None:
+                self._handover.close()
         if posted and self._watch is not None:
             self._watch.remove_files()
         if meters and not self._open:
             self._write(END_LINE)
-        self._close_spool(removes=posted and not self._keeps_spool)
+        self._close_spool(removes=posted and not self._keeps_spool and not self._sampler.outlived_others)
         return posted
 
     def _finish_placed(self) -> bool:
@@ -354,7 +364,7 @@ class Recorder:
 
     def _run(self) -> None:
         while not self._stopping:
-            self._cut.wait(_ENDING_PERIOD_SECONDS if self._endings else self._period_seconds)
+            self._wait_for_a_sample()
             elapsed = self._clock.monotonic_seconds() - self._last_tick_seconds
             if self._cut.is_set() and elapsed < _WINDOW_SECONDS_MIN and not self._stopping:
                 threading.Event().wait(_WINDOW_SECONDS_MIN - elapsed)
@@ -367,6 +377,40 @@ class Recorder:
                 self._housekeeping()
             except Exception:  # noqa: BLE001 - a thread of the host program's process: it must not die unseen
                 _log.exception("mlflow-green: the meter met an unexpected error; it goes on with the next sample")
+
+    def _wait_for_a_sample(self) -> None:
+        """Until one is due or wanted; what has begun meanwhile is handed over."""
+        wait_seconds = _ENDING_PERIOD_SECONDS if self._endings else self._period_seconds
+        until_seconds = self._clock.monotonic_seconds() + wait_seconds
+        while self._handover is not None and until_seconds - self._clock.monotonic_seconds() > HAND_OVER_SECONDS:
+            if self._cut.wait(HAND_OVER_SECONDS):
+                return
+            self._hand_over(self._handover)
+        self._cut.wait(max(0.0, until_seconds - self._clock.monotonic_seconds()))
+
+    def _hand_over(self, handover: Handover) -> None:
+        """Tell the keeper which steps it is to go on for, should this process die."""
+        begun_seconds = self._clock.monotonic_seconds() - HAND_OVER_SECONDS
+        try:
+            handover.update(
+                RunningStep(
+                    hold_id=hold_id,
+                    standing=standing,
+                    sampler_id=self._sampler.sampler_id,
+                    spool_path=self._spool.path,
+                    grace_seconds=self._grace_seconds_of(self._open.get(hold_id)),
+                )
+                for hold_id, standing in self._sampler.standing().items()
+                if self._spool is not None and standing.presence.joined_seconds <= begun_seconds
+            )
+        except Exception:  # noqa: BLE001 - a thread of the host program's process
+            _log.exception("mlflow-green: steps that outlive this process will not be metered")
+            self._handover = None
+
+    def _grace_seconds_of(self, ticket: Ticket | None) -> float | None:
+        if self._grace_seconds is None:
+            return None
+        return GRACE_SECONDS if ticket is None or ticket.hold is None else self._grace_seconds(ticket.hold)
 
     def _tick(self) -> None:
         tick = self._sampler.tick()

@@ -1,9 +1,10 @@
 """After a crash: end what still runs here, charge what may have been used, and close the holds of dead owners.
 
-The spool tells what was read up to the last sample. What came after it is not known, so a lost hold is
-charged its last reading + P_max x the silence: all of the silence where a process of the
-step was still found running, at most lease + grace otherwise. Steps that a dead process had handed to a batch system
-may be well: they are closed by what their nodes wrote, by what the batch system says, or long after their wall time.
+The spool tells what was read up to the last sample, and up to the end of a step that a keeper went on with. What came
+after the last sample is not known, so a lost hold is charged its last reading + P_max x the silence: all of the silence
+where a process of the step was still found running, at most lease + grace otherwise. Steps that a dead process had
+handed to a batch system may be well: they are closed by what their nodes wrote, by what the batch system says, or long
+after their wall time.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -27,10 +29,13 @@ from mlflow_green.recorder.placed import JobEnds
 from mlflow_green.recorder.placed_recovery import close_placed, has_ended, placed_steps
 from mlflow_green.recorder.spool_session import NODE_FILES, SpoolSession, read_session, remove_node_file
 from mlflow_green.recorder.windows import unposted_windows
-from mlflow_green.records import Batch, Closing, ClosingKind, Hold, Owner
-from mlflow_green.spool import from_json, read_spool
+from mlflow_green.records import Batch, Closing, ClosingKind, Hold, Owner, Usage
+from mlflow_green.spool import from_json, nobody_goes_on, read_spool
 
 _log = logging.getLogger(__name__)
+
+KEEPER_SECONDS_MAX = 5.0  # from the end of a step to its keeper's last line: a sampling period, and a leader's answer
+_LOOK_SECONDS = 0.1
 
 Alive = Callable[[Owner], bool]
 
@@ -58,8 +63,9 @@ def recover(
         return owner_alive(owner, host)
 
     # Spools before holds: an owner that is dead now opens no hold any more, and none of its readings is missed.
-    sessions = _dead_sessions(spool_dir.glob("*.jsonl"), alive, say)
-    nodes = _dead_sessions(spool_dir.glob(NODE_FILES), alive, say)
+    everybody = _sessions(spool_dir.glob("*.jsonl"), say)
+    sessions = [session for session in everybody if _is_closed(session) or not alive(session.owner)]
+    nodes = [node for node in _sessions(spool_dir.glob(NODE_FILES), say) if not alive(_answering(node))]
     for session in (*sessions, *nodes):
         with told_if_refused(say, f"the holds of {session.path}"):
             hold_late(ledger, session.promised, session.origin.main if session.origin else session.owner)
@@ -69,7 +75,7 @@ def recover(
     for hold_id in placed:
         dead.pop(hold_id, None)
     ran_on = _end_orphans(sessions, dead, say)
-    lost += _close_sessions(ledger, sessions, dead, ran_on, waiting, clock.now(), say)
+    lost += _close_sessions(ledger, sessions, everybody, dead, ran_on, waiting, clock.now(), say)
     closed = [node for node in nodes if not waiting & node.begun.keys()]
     _post_nodes(ledger, [node for node in closed if has_ended(node, over, clock.now())], say)
     # Their spool is gone, and with it every reading: they are charged what they held.
@@ -79,7 +85,7 @@ def recover(
             ledger.commit(Batch(closings=(closing,)), admit_at_nothing)
             lost += 1
     if lost:
-        say(f"{lost} steps of a killed run were charged at their last reading plus the longest they may have run on")
+        say(f"{lost} steps of a killed run were charged what was metered, and the longest they may have run on beside")
     if waiting:
         say(f"{len(waiting)} steps of a killed run may still run on the cluster; they are charged when their jobs end")
     return lost
@@ -88,6 +94,7 @@ def recover(
 def _close_sessions(
     ledger: Ledger,
     sessions: Sequence[SpoolSession],
+    everybody: Sequence[SpoolSession],
     dead: dict[str, Hold],
     ran_on: set[str],
     waiting: set[str],
@@ -100,12 +107,37 @@ def _close_sessions(
         mine = [dead.pop(hold_id) for hold_id, hold in list(dead.items()) if _belongs(hold, session, sessions)]
         if session.leaves_orphans and (_still_runs(session, now) or _is_written_elsewhere(session)):
             continue
-        closings = _closings(session, mine, ran_on, now)
-        if _post_session(ledger, session, closings, say):
-            lost += sum(closing.kind is ClosingKind.LOST for closing in closings)
-            if not waiting & session.placed.keys():
-                session.path.unlink(missing_ok=True)
+        with _last_words(session) as said:
+            if said is None:
+                continue
+            _hear_leaders(said, everybody)
+            closings = _closings(said, mine, ran_on, now)
+            if _post_session(ledger, said, closings, say):
+                lost += sum(closing.kind is ClosingKind.LOST for closing in closings)
+                if not waiting & said.placed.keys():
+                    said.path.unlink(missing_ok=True)
     return lost
+
+
+@contextmanager
+def _last_words(session: SpoolSession) -> Iterator[SpoolSession | None]:
+    """What its file says when no keeper writes to it any more; ``None`` while one does, or when it is posted.
+
+    A keeper whose steps have just ended gets the time for its last line.
+    """
+    with ExitStack() as held:
+        yield _claimed(session, held)
+
+
+def _claimed(session: SpoolSession, held: ExitStack) -> SpoolSession | None:
+    until_seconds = time.monotonic() + KEEPER_SECONDS_MAX
+    with suppress(FileNotFoundError):
+        while not held.enter_context(nobody_goes_on(session.path)):
+            if time.monotonic() > until_seconds or any(step_processes(hold_id) for hold_id in session.unfinished):
+                return None
+            time.sleep(_LOOK_SECONDS)
+        return read_session(session.path)
+    return None
 
 
 def _post_nodes(ledger: Ledger, nodes: Iterable[SpoolSession], say: Callable[[str], None]) -> None:
@@ -148,23 +180,42 @@ def _may_be_spool_of(owner: Owner, path: Path) -> bool:
         return False
 
 
-def _dead_sessions(paths: Iterable[Path], alive: Alive, say: Callable[[str], None]) -> list[SpoolSession]:
-    return [session for path in sorted(paths) if (session := _dead_session(path, alive, say))]
+def _sessions(paths: Iterable[Path], say: Callable[[str], None]) -> list[SpoolSession]:
+    """What the files say; those of no known owner are put aside."""
+    found = []
+    for path in sorted(paths):
+        try:
+            found.append(read_session(path))
+        except FileNotFoundError:
+            continue
+        except ValueError as error:
+            _put_aside(path, str(error), say)
+    return found
 
 
-def _dead_session(path: Path, alive: Alive, say: Callable[[str], None]) -> SpoolSession | None:
-    """What the file says, unless a live process will post it: its owner, or who sent its job to a node."""
-    try:
-        session = read_session(path)
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        _put_aside(path, str(error), say)
-        return None
-    # A process that goes on may have closed a meter of its own for good, and nothing will follow in its file.
-    if session.ended and session.origin is None and not session.placed:
-        return session
-    return None if alive(session.origin.main if session.origin else session.owner) else session
+def _is_closed(session: SpoolSession) -> bool:
+    """Whether nothing will follow in its file: a process that goes on may have closed a meter of its own for good."""
+    return session.ended and session.origin is None and not session.placed
+
+
+def _answering(node: SpoolSession) -> Owner:
+    """The process that would post it: who sent its job to a node."""
+    return node.origin.main if node.origin else node.owner
+
+
+def _hear_leaders(session: SpoolSession, everybody: Iterable[SpoolSession]) -> None:
+    """Add what a leader has charged to the session's steps after their own meter wrote last: its windows say so too."""
+    for other in everybody:
+        for hold_id in set(session.unfinished) & other.others.keys():
+            at, usage = other.others[hold_id]
+            known = session.usages.get(hold_id)
+            if known is None or _microjoules(usage) > _microjoules(known):
+                session.usages[hold_id] = usage
+                session.last_read_at = max(at, session.last_read_at or at)
+
+
+def _microjoules(usage: Usage) -> int:
+    return usage.total.microjoules if usage.total else 0
 
 
 def _put_aside(path: Path, problem: str, say: Callable[[str], None]) -> None:

@@ -62,7 +62,10 @@ class Origin:
 
 @dataclass(slots=True)
 class SpoolSession:
-    """What one meter's spool file says. ``ended``: its meter closed it, and nothing will follow."""
+    """What one meter's spool file says. ``ended``: its meter closed it, and nothing will follow.
+
+    ``others`` are steps of other meters, which this one charged as their leader: when it did last, and what in all.
+    """
 
     path: Path
     owner: Owner
@@ -74,6 +77,7 @@ class SpoolSession:
     begun: dict[str, Begun] = field(default_factory=dict)
     placed: dict[str, Placed] = field(default_factory=dict)
     usages: dict[str, Usage] = field(default_factory=dict)
+    others: dict[str, tuple[datetime, Usage]] = field(default_factory=dict)
     final: set[str] = field(default_factory=set)
     windows: list[NodeWindow] = field(default_factory=list)
     closings: dict[str, Closing] = field(default_factory=dict)
@@ -201,6 +205,7 @@ def _take_line(session: SpoolSession, line: Line) -> None:
         session.usages.update(tick.usages)
         session.final |= tick.final
         session.windows.extend(tick.windows)
+        session.others.update({hold_id: (tick.at, usage) for hold_id, usage in (tick.others or {}).items()})
     elif kind == "alive":
         session.last_alive_at = datetime.fromisoformat(str(line["at"]))
     elif kind == "closing":

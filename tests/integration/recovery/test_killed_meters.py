@@ -19,6 +19,7 @@ from mlflow_green.recorder.late_hold import admit_at_nothing
 from mlflow_green.records import Batch, Mode, Outcome, Owner
 from tests.testkit.books import SpooledEnergy, findings, ledger_in, processes_left, spool_lines
 from tests.testkit.ledger_samples import request, term
+from tests.testkit.waiting import comes_true
 
 HARD = """
 version: 1
@@ -37,11 +38,11 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+def start(folder: Path, *arguments: str, **environ: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [*GREEN, *arguments],
         cwd=folder,
-        env={**os.environ, "MLFLOW_GREEN_RUNTIME_DIR": str(folder / "runtime")},
+        env={**os.environ, "MLFLOW_GREEN_RUNTIME_DIR": str(folder / "runtime"), **environ},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -56,16 +57,17 @@ def green(folder: Path, *arguments: str) -> str:
     return said
 
 
-def ticks_of(folder: Path) -> int:
-    return sum(line["kind"] == "tick" and bool(line["tick"]["usages"]) for line in spool_lines(folder))
+def ticks_of(folder: Path, but: frozenset[str] = frozenset()) -> int:
+    """Samples of a step, ``but`` those in some files."""
+    lines = [line for line in spool_lines(folder) if line["sampler"] not in but]
+    return sum(line["kind"] == "tick" and bool(line["tick"]["usages"]) for line in lines)
 
 
-def killed_run(folder: Path, *, group: bool = True, ticks: int = 1) -> str:
+def killed_run(folder: Path, *, group: bool = True, ticks: int = 1, **environ: str) -> str:
     """Kill a metered command after some samples; the id of its hold."""
-    before = {line["sampler"] for line in spool_lines(folder)}
-    process = start(folder, "run", "--", *BURN)
-    had = ticks_of(folder)
-    while ticks_of(folder) < had + ticks:
+    before = frozenset(line["sampler"] for line in spool_lines(folder))
+    process = start(folder, "run", "--", *BURN, **environ)
+    while ticks_of(folder, before) < ticks:
         time.sleep(0.02)
         assert process.poll() is None
     (os.killpg if group else os.kill)(process.pid, signal.SIGKILL)
@@ -182,8 +184,8 @@ def test_a_hold_that_never_began_is_void(folder: Path) -> None:
     assert sorted({row.kind for row in ledger.journal()}) == ["hold", "lost", "void"]
 
 
-def test_an_orphan_is_ended_and_charged_for_the_whole_silence(folder: Path) -> None:
-    hold_id = killed_run(folder, group=False)
+def test_an_orphan_without_a_keeper_is_ended_and_charged_for_the_whole_silence(folder: Path) -> None:
+    hold_id = killed_run(folder, group=False, MLFLOW_GREEN_SAMPLER_PROCESS="0")
     assert step_processes(hold_id)
     watts = SpooledEnergy()
     watts.look(folder)
@@ -193,6 +195,26 @@ def test_an_orphan_is_ended_and_charged_for_the_whole_silence(folder: Path) -> N
     (entry,) = closed_ledger(folder).entries()
     unread = entry.energy_charged_microjoules - entry.total.microjoules
     assert unread >= 2 * power_watts_max * 1_000_000
+
+
+def test_an_orphan_is_metered_until_it_is_ended_and_charged_that(folder: Path) -> None:
+    hold_id = killed_run(folder, group=False)
+    assert step_processes(hold_id)
+    green(folder, "balance")
+    (entry,) = closed_ledger(folder).entries()
+    assert (entry.outcome, entry.reason) == (Outcome.LOST, "its owner died; it was metered to its end")
+    assert entry.energy_charged_microjoules == entry.total.microjoules > 0
+
+
+def test_an_orphan_under_a_hard_budget_is_ended_after_its_grace_though_no_command_follows(folder: Path) -> None:
+    rule = "rules: [{at: 100%, of: spent, do: halt, grace: 1s}]"
+    (folder / "green.yaml").write_text(HARD.replace("unknown_step: admit", f"unknown_step: admit, {rule}"))
+    hold_id = killed_run(folder, group=False)
+    assert step_processes(hold_id)
+    assert comes_true(lambda: not step_processes(hold_id), 60)
+    green(folder, "balance")
+    (entry,) = closed_ledger(folder).entries()
+    assert entry.energy_charged_microjoules == entry.total.microjoules > 0
 
 
 def test_after_a_reboot_the_silence_is_bounded_by_lease_and_grace(folder: Path) -> None:

@@ -98,3 +98,8 @@ def test_the_platforms_counter_is_read_where_it_is_asked_for_and_a_misspelt_zone
     assert asked == [True, False, False]
     with pytest.raises(SettingsError, match="MLFLOW_GREEN_RAPL=dram names no RAPL zone; say package"):
         load_settings(Path("/"), {"MLFLOW_GREEN_RAPL": "dram"})
+
+
+@pytest.mark.parametrize(("text", "runs"), [("", True), ("1", True), ("0", False), ("No", False), ("false", False)])
+def test_one_variable_switches_the_sampler_process_off(text, runs) -> None:
+    assert load_settings(Path("/"), {"MLFLOW_GREEN_SAMPLER_PROCESS": text}).sampler_process is runs
