@@ -15,6 +15,7 @@ from mlflow_green.errors import SensorRetry, SensorUnavailable
 from mlflow_green.sensors.ipmi import IpmiMeter
 from tests.testkit import fakebmc
 from tests.testkit.fakeipmitool import put_ipmitool
+from tests.testkit.services import lacks
 from tests.testkit.waiting import comes_true
 
 
@@ -78,11 +79,9 @@ def test_an_ipmitool_that_hangs_is_not_waited_for(ipmitool):
         IpmiMeter(timeout_seconds=0.3)
 
 
-@pytest.mark.skipif(
-    shutil.which("ipmitool") is None or importlib.util.find_spec("pyghmi") is None,
-    reason="needs ipmitool and pyghmi, to ask a BMC over the network",
-)
 def test_the_real_ipmitool_reads_a_bmc_over_the_network_and_a_wrong_password_is_named():
+    if shutil.which("ipmitool") is None or importlib.util.find_spec("pyghmi") is None:
+        lacks("ipmitool (Debian: ipmitool) and pyghmi (PyPI), to ask a BMC over the network: not installed")
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
