@@ -78,7 +78,10 @@ class ProcessMeter:
 
     def leave(self, ticket: Ticket, outcome: Outcome) -> None:
         """The block has ended. What it used is final soon after: ``entry`` waits for that."""
-        ending = [each for each in (ticket, self._rest.pop(ticket, None)) if each is not None]
+        with self._lock:
+            self._open.remove(ticket)  # if the paying block ends meanwhile, there is no rest of this one to pay for
+            rest = self._rest.pop(ticket, None)
+        ending = [each for each in (ticket, rest) if each is not None]
         try:
             for each in ending:
                 self._recorder.end(each)

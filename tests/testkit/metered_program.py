@@ -14,14 +14,12 @@ from mlflow_green.clock import SystemClock, boot_id
 from mlflow_green.metering.handover import Handover
 from mlflow_green.metering.sampler import Sampler
 from mlflow_green.metering.supervise import this_process
-from mlflow_green.policy.document import default_policy
-from mlflow_green.recorder.bookkeeper import Bookkeeper
-from mlflow_green.recorder.late_hold import NoLedger
-from mlflow_green.recorder.planner import Planner
+from mlflow_green.recorder.admission import Freely
 from mlflow_green.recorder.recorder import Recorder
 from mlflow_green.recorder.run_command import run_command
+from mlflow_green.recorder.spool_only import SpoolOnly
 from mlflow_green.recorder.spool_session import session_line
-from mlflow_green.recorder.ticket import Book, Ticket
+from mlflow_green.recorder.ticket import Book, Ticket, bare_request
 from mlflow_green.records import Site, Step, StepSpec
 from mlflow_green.sensors.rapl import RaplSensor
 from mlflow_green.spool import SpoolWriter
@@ -56,10 +54,9 @@ def main(folder: Path, powercap_root: Path, name: str) -> None:
     owner = this_process(host, spool_dir)
     spool = SpoolWriter(spool_dir / f"{name}-{uuid.uuid4().hex}.jsonl")
     spool.append(session_line(owner, book, leaves_orphans=True))
-    planner, answered = Planner(default_policy("demo"), book, workflow_run), threading.Event()
     recorder = Recorder(
         sampler=sampler,
-        bookkeeper=Bookkeeper(NoLedger(), planner, book, owner, clock, wake=answered.set, say=lambda _text: None),
+        bookkeeper=SpoolOnly(),
         spool=spool,
         enforcer=None,
         book=book,
@@ -70,11 +67,12 @@ def main(folder: Path, powercap_root: Path, name: str) -> None:
         handover=Handover(lock_path, powercap_root=powercap_root, host=host, period_seconds=PERIOD_SECONDS),
     )
     ticket = Ticket(step=Step(workflow_run=workflow_run, name=name), spec=StepSpec())
+    Freely(lambda ticket, now: bare_request(ticket, book, (), now), clock).admit(ticket)
     run_command(
         recorder,
         ticket,
         ["sh", "-c", WORK],
         environment=lambda ticket: {"GREEN_HOLD_ID": ticket.hold_id},
-        answered=answered,
+        answered=threading.Event(),
         say=lambda _text: None,
     )

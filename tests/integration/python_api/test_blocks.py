@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import random
 import threading
 import time
 
@@ -121,6 +123,20 @@ def test_blocks_of_many_threads_at_once_are_all_measured_and_no_cpu_second_is_ch
     entries = posted()
     assert 1 <= len(entries) <= 8
     assert sum(entry.cpu_seconds for entry in entries) <= time.process_time() - used_before + 0.05
+
+
+def test_when_all_blocks_have_ended_none_pays_for_another(folder):
+    def work() -> None:
+        with mlflow_green.meter("work"):
+            time.sleep(random.uniform(0, 0.004))
+
+    for _ in range(30):
+        threads = [threading.Thread(target=work) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert "GREEN_HOLD_ID" not in os.environ
 
 
 class Trainer:

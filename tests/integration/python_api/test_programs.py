@@ -62,7 +62,7 @@ def test_a_program_that_ends_inside_a_block_ends_as_it_would(program, posted, en
 
 def test_a_killed_program_is_charged_what_was_read_and_what_it_may_have_used_since(program, folder):
     done = program(
-        f"import os, mlflow_green{BURN}with mlflow_green.meter('train'): burn(1.2); os.kill(os.getpid(), {signal.SIGKILL})\n"
+        f"import os, mlflow_green{BURN}with mlflow_green.meter('train'): burn(2.5); os.kill(os.getpid(), {signal.SIGKILL})\n"
     )
     assert done.returncode == -signal.SIGKILL
     open_reader(load_settings(folder, os.environ)).close()
