@@ -80,6 +80,7 @@ class BlockRecord:
     cpu_clock: CpuClockName | None = None
     coverage_ratio: float | None = None
     operational_g_co2e: float | None = None
+    embodied_g_co2e: float | None = None
     carbon_intensity_g_per_kwh: float | None = None
     intensity_source: str | None = None
     hold_id: str | None = None
@@ -92,7 +93,7 @@ class BlockRecord:
 
 
 def _record_of(name: str, ticket: Ticket, entry: Entry, duration_seconds: float) -> BlockRecord:
-    total, carbon = entry.total, entry.operational_micrograms_co2e
+    total, carbon, embodied = entry.total, entry.operational_micrograms_co2e, entry.embodied_micrograms_co2e
     return BlockRecord(
         name=name,
         outcome=ticket.outcome,
@@ -104,6 +105,7 @@ def _record_of(name: str, ticket: Ticket, entry: Entry, duration_seconds: float)
         cpu_clock=entry.cpu_clock,
         coverage_ratio=entry.coverage_ratio,
         operational_g_co2e=None if carbon is None else grams(carbon),
+        embodied_g_co2e=None if embodied is None else grams(embodied),
         carbon_intensity_g_per_kwh=entry.carbon_intensity_g_per_kwh,
         intensity_source=entry.intensity_source,
         hold_id=entry.hold_id,

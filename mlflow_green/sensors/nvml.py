@@ -16,7 +16,7 @@ from mlflow_green.records import Device, DeviceUse, Domain, Method, Reading
 from mlflow_green.sensors.gpu_processes import GpuProcesses, ask, mig_handles, shows_all_pids
 from mlflow_green.sensors.power_trace import PowerTrace
 from mlflow_green.sensors.proc_stat import PROC_ROOT
-from mlflow_green.units import MICROJOULES_PER_MILLIJOULE, MILLIWATTS_PER_WATT, microjoules
+from mlflow_green.units import MICROJOULES_PER_MILLIJOULE, MILLIWATTS_PER_WATT, PERCENT_PER_UNIT, microjoules
 
 LIBRARY = "libnvidia-ml.so.1"
 # Above every board on sale in 2025 (1,200 W); used where the driver states no limit.
@@ -201,6 +201,37 @@ class NvmlSensor:
         ask(self._nvml, self._nvml.nvmlInit)
         for gpu in self._gpus:
             self._find_again(gpu)
+
+
+class SilentGpus:
+    """The GPUs that tell neither energy nor power (vGPUs, some older boards), and how busy they are.
+
+    ``names`` are their product names by UUID.
+
+    Raises:
+        SensorUnavailable: no library, no driver, or every GPU tells its energy or power.
+    """
+
+    def __init__(self) -> None:
+        nvml = self._nvml = _load()
+        self.names: dict[str, str] = {}
+        self._handles: dict[str, Any] = {}
+        for index in range(ask(nvml, nvml.nvmlDeviceGetCount) or 0):
+            handle = ask(nvml, nvml.nvmlDeviceGetHandleByIndex, index)
+            uuid = None if handle is None else ask(nvml, nvml.nvmlDeviceGetUUID, handle)
+            has_meter = (nvml.nvmlDeviceGetTotalEnergyConsumption, nvml.nvmlDeviceGetPowerUsage)
+            if uuid is not None and not any(ask(nvml, function, handle) for function in has_meter):
+                self._handles[str(uuid)] = handle
+                self.names[str(uuid)] = str(ask(nvml, nvml.nvmlDeviceGetName, handle) or "")
+        if not self._handles:
+            raise SensorUnavailable("every GPU that NVML finds tells its energy or power")
+
+    def load_ratios(self) -> dict[str, float | None]:
+        """The part of the last sample period in which each was busy, from 0 to 1; ``None`` where it is not told."""
+        rates = {
+            uuid: ask(self._nvml, self._nvml.nvmlDeviceGetUtilizationRates, gpu) for uuid, gpu in self._handles.items()
+        }
+        return {uuid: None if each is None else each.gpu / PERCENT_PER_UNIT for uuid, each in rates.items()}
 
 
 class _Gpu:

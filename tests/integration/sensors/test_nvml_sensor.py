@@ -99,3 +99,19 @@ def test_a_machine_without_the_driver_says_so(tmp_path):
 def test_only_a_gpu_without_a_counter_is_polled_by_a_thread(nvml, gpus, threads):
     code = "import threading\nsensor = NvmlSensor()\nprint(threading.active_count())\nsensor.close()\nprint(threading.active_count())"
     assert nvml(gpus, code).splitlines() == [str(threads), "1"]
+
+
+def test_a_gpu_that_tells_only_how_busy_it_is_is_estimated_and_the_others_are_measured(library, tmp_path):
+    silent = "NOT_SUPPORTED\n1.error.nvmlDeviceGetPowerUsage = NOT_SUPPORTED\n1.error.nvmlDeviceGetFieldValues = NOT_SUPPORTED"
+    (tmp_path / "gpus.conf").write_text(
+        "count = 2\n*.name = Tesla T4\n0.uuid = GPU-a\n0.energy_mj = 5\n1.uuid = GPU-b\n1.util = 50\n"
+        f"1.error.nvmlDeviceGetTotalEnergyConsumption = {silent}\n"
+    )
+    code = """
+from pathlib import Path
+from mlflow_green.sensors.detect import detect_sensors
+sensors = detect_sensors(Path("/nowhere")).sensors
+print([(d.name, d.method.value) for s in sensors for d in s.devices() if d.domain.value == "gpu"])
+"""
+    said = run_with_fake_nvml(library, tmp_path / "gpus.conf", code)
+    assert said == "[('GPU-a', 'measured'), ('GPU-b', 'estimated')]"
