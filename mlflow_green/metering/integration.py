@@ -147,10 +147,15 @@ def _is_put_right(track: Track, first_valid: Reading) -> bool:
 def _uncovered(track: Track, now_seconds: float, seconds: float) -> tuple[Track, DeviceEnergy]:
     """Time without a valid read: estimated as mean power so far, anything from 0 to P_max.
 
+    The greatest power of a model is a value like its others, so the high end has the model's error too.
+
     Before any power is known the point is half of P_max x time. Zero would make a broken sensor free, P_max would
     charge an idle machine as a busy one; the middle of the interval is the value that can be least wrong.
     """
     most = microjoules(track.device.power_watts_max * seconds)
+    highest = most
+    if track.device.method is Method.ESTIMATED:
+        highest = round(most * (1 + track.device.error_ratio))
     point = most // 2
     if track.known_seconds > 0:
         point = round(track.known_microjoules * seconds / track.known_seconds)
@@ -159,7 +164,7 @@ def _uncovered(track: Track, now_seconds: float, seconds: float) -> tuple[Track,
         energy=Energy(
             microjoules=point,
             low_microjoules=0,
-            high_microjoules=max(point, most),
+            high_microjoules=max(point, highest),
             method=Method.ESTIMATED,
         ),
         idle_microjoules=None,

@@ -94,6 +94,12 @@ def test_before_any_power_is_known_a_gap_is_half_of_the_greatest_power(first):
     assert (longer.energy.microjoules, longer.energy.high_microjoules) == (100 * JOULE, 200 * JOULE)
 
 
+def test_a_gap_of_a_model_may_hold_all_that_the_model_itself_would_have_allowed():
+    model = device(method=Method.ESTIMATED, error_ratio=2.0)  # up to three times 100 W
+    window = play([reading(0, 0), reading(1, None)], model)[-1]
+    assert (window.energy.microjoules, window.energy.high_microjoules) == (50 * JOULE, 300 * JOULE)
+
+
 def test_the_next_value_puts_a_gap_right_that_came_before_any_power_was_known():
     windows = play([reading(0, 0), reading(1, None), reading(2, 80 * JOULE)])
     assert [each.energy.microjoules for each in windows[1:]] == [50 * JOULE, 30 * JOULE]
