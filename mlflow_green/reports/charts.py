@@ -22,7 +22,7 @@ CHARACTER_WIDTH = 6.8  # of the 12 px text, on average, to keep labels apart
 LABEL_HEIGHT = 15
 LABELS_MAX = 40
 LOGARITHMIC_FROM_RATIO = 30
-_LEFT, _RIGHT, _TOP, _BOTTOM = 72, 18, 24, 48
+_LEFT, _RIGHT, _TOP, _BOTTOM = 80, 18, 24, 48
 _ONE_DAY = timedelta(days=1)
 
 
