@@ -24,7 +24,7 @@ from mlflow_green.metering.resident_memory import ResidentMemory
 from mlflow_green.metering.shared_state import Account, LeaderState, Presence, SharedFolder, opened
 from mlflow_green.records import Device, Domain, NodeWindow, Reading, Tick, Usage
 from mlflow_green.sensors.proc_stat import PROC_ROOT, HostCpu, read_host_cpu
-from mlflow_green.sensors.sensor import Sensor
+from mlflow_green.sensors.sensor import ModelSensor, Sensor
 from mlflow_green.units import milliseconds
 
 ANSWER_SECONDS_MAX = 3.0  # a sampling period, and time for a busy host
@@ -312,6 +312,7 @@ class Sampler:
         if state is None:
             node = self._new_node(0)
         else:
+            self._resume(state.node)
             node, self._accounts, self._repeated = taken_over(state.node, self._devices), state.accounts, state.windows
             self.sampler_id = node.sampler_id
             if self._shared is not None:
@@ -320,6 +321,15 @@ class Sampler:
         if any(device.name not in node.tracks for device in self._devices):
             self._node = begun(node, self._devices, self._read_sensors(), self._now())
         self._publish(self._repeated)
+
+    def _resume(self, node: Node) -> None:
+        """Let the models go on from the last readings, as the counters of the hardware do by themselves."""
+        for sensor in self._sensors:
+            if isinstance(sensor, ModelSensor):
+                for device in sensor.devices():
+                    track = node.tracks.get(device.name)
+                    if track is not None and track.last is not None:
+                        sensor.resume(track.last, node.last.host_cpu)
 
     def _publish(self, windows: tuple[NodeWindow, ...]) -> None:
         if self._shared is None:

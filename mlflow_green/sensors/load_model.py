@@ -13,7 +13,7 @@ from mlflow_green.records import Device, Domain, Method, Reading
 from mlflow_green.sensors.cpu_info import normalised, read_cpu_info
 from mlflow_green.sensors.cpu_model import CpuModel, cpu_model, power_watts
 from mlflow_green.sensors.proc_stat import PROC_ROOT, HostCpu, read_host_cpu
-from mlflow_green.units import microjoules
+from mlflow_green.units import joules, microjoules
 
 DEVICE_NAME = "cpu-load-model"
 
@@ -52,8 +52,19 @@ class LoadModelSensor:
                 power_watts_max=self._cpu.power_watts_max,  # the most that the counter can show
                 error_ratio=self._cpu.error_ratio,
                 error_source=self._cpu.source,
+                counter_is_shared=True,
             ),
         )
+
+    def resume(self, last: Reading, host_cpu: HostCpu | None) -> None:
+        """As ``ModelSensor`` says. Without the CPU time of then the counter begins anew, as its value shows."""
+        if last.energy_microjoules is None or host_cpu is None:
+            return
+        self._energy_joules = joules(last.energy_microjoules)
+        self._low_joules = joules(last.energy_low_microjoules or 0)
+        self._high_joules = joules(last.energy_high_microjoules or 0)
+        self._idle_joules = joules(last.idle_microjoules or 0)
+        self._last = (last.monotonic_seconds, host_cpu)
 
     def read(self) -> Sequence[Reading]:
         now = (self._monotonic(), read_host_cpu(self._proc_root))

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from mlflow_green.errors import SensorUnavailable
 from mlflow_green.records import Device, Domain, Method, Reading
-from mlflow_green.sensors.proc_stat import PROC_ROOT
-from mlflow_green.units import gibibytes, microjoules
+from mlflow_green.sensors.proc_stat import PROC_ROOT, HostCpu
+from mlflow_green.units import gibibytes, joules, microjoules
 
 DEVICE_NAME = "memory-model"
 # Lannelongue, Grealey & Inouye 2021, "Green Algorithms" (doi 10.1002/advs.202100707, CC BY 4.0). Cloud Carbon Footprint
@@ -49,7 +49,7 @@ class MemoryModelSensor:
     def __init__(self, memory: MemoryModel, *, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._memory = memory
         self._monotonic = monotonic
-        self._begun_seconds = monotonic()
+        self._begun_seconds = monotonic()  # the counters were 0 then
 
     def devices(self) -> Sequence[Device]:
         memory = self._memory
@@ -61,8 +61,14 @@ class MemoryModelSensor:
                 power_watts_max=memory.watts,
                 error_ratio=max(memory.watts - memory.low_watts, memory.high_watts - memory.watts) / memory.watts,
                 error_source=memory.source,
+                counter_is_shared=True,
             ),
         )
+
+    def resume(self, last: Reading, _host_cpu: HostCpu | None) -> None:
+        """As ``ModelSensor`` says: a constant power needs no more than the time at which the counters were 0."""
+        if last.energy_microjoules is not None:
+            self._begun_seconds = last.monotonic_seconds - joules(last.energy_microjoules) / self._memory.watts
 
     def read(self) -> Sequence[Reading]:
         now_seconds = self._monotonic()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from mlflow_green.records import Device, Reading
+from mlflow_green.sensors.proc_stat import HostCpu
 
 
 class Sensor(Protocol):
@@ -27,3 +28,12 @@ class Sensor(Protocol):
     def read(self) -> Sequence[Reading]: ...
 
     def close(self) -> None: ...
+
+
+@runtime_checkable
+class ModelSensor(Protocol):
+    """A sensor that models the energy of its one device, so that it can go on where another process read it last."""
+
+    def resume(self, last: Reading, host_cpu: HostCpu | None) -> None:
+        """Count on from this reading, at which the host's CPU time was ``host_cpu``."""
+        ...

@@ -18,6 +18,9 @@ from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 from mlflow_green.metering.sampler import Sampler
 from mlflow_green.metering.shared_state import LeaderState
 from mlflow_green.records import Domain, Method, Tick
+from mlflow_green.sensors.cpu_model import CpuModel
+from mlflow_green.sensors.load_model import LoadModelSensor
+from mlflow_green.sensors.memory_model import MemoryModel, MemoryModelSensor
 from mlflow_green.spool import from_json
 from tests.testkit.metering_fakes import CounterSensor, HandClock, HandCpuClock, device, write_proc_stat
 
@@ -281,6 +284,33 @@ def test_with_nobody_left_the_next_sampler_starts_afresh(tmp_path, end):
     (window, _) = after.tick().windows
     assert after.sampler_id != leader.sampler_id
     assert (window.sequence_first, window.energy.microjoules) == (1, 60 * JOULE)
+
+
+@pytest.mark.parametrize("end", [Sampler.close, None], ids=["closed", "killed"])
+def test_models_go_on_where_the_leader_has_read_them(tmp_path, end):
+    line = (10.0, 19.0, 55.0, 100.0)  # watts
+    cpu = CpuModel(name="test", threads=2, low_watts=line, watts=line, high_watts=line, source="a test")
+    memory = MemoryModel(low_watts=4.0, watts=8.0, high_watts=16.0, source="a test")
+    host = Host(tmp_path)
+
+    def sampler() -> Sampler:
+        now = host.clock.monotonic_seconds
+        sensors = [LoadModelSensor(cpu, tmp_path, monotonic=now), MemoryModelSensor(memory, monotonic=now)]
+        lock_path = host.lock_path
+        return Sampler(sensors, clock=host.clock, host="node1", boot_id="boot", lock_path=lock_path, proc_root=tmp_path)
+
+    leader, follower = sampler(), sampler()
+    for busy_seconds in (1.0, 0.0, 2.0):
+        host.goes_on(busy_seconds=busy_seconds)
+        leader.tick()
+    end(leader) if end else kill(leader, host)
+    host.goes_on(busy_seconds=4.0, seconds=2.0)  # both threads are busy, and nobody reads
+    cpu_window, memory_window = (each for each in follower.tick().windows if each.sequence_last == 4)
+    assert [each.coverage_ratio for each in (cpu_window, memory_window)] == [1.0, 1.0]
+    assert (cpu_window.energy.microjoules, cpu_window.idle_microjoules) == (200 * JOULE, 20 * JOULE)
+    energy = memory_window.energy
+    assert (energy.low_microjoules, energy.microjoules, energy.high_microjoules) == (8 * JOULE, 16 * JOULE, 32 * JOULE)
+    assert memory_window.idle_microjoules == 16 * JOULE
 
 
 def test_a_counter_that_each_process_keeps_for_itself_is_a_gap_at_the_hand_over(tmp_path):
