@@ -87,10 +87,14 @@ def _print(findings: Findings) -> None:
     for title, lines in {**findings.sections, "Problems": findings.problems or ["none"]}.items():
         is_bad = title == "Problems" and bool(findings.problems)
         label = title
-        for part in (part for line in lines for part in _wrapped(line, max(20, out.width - LABEL_WIDTH))):
-            text = Text.assemble((label.ljust(LABEL_WIDTH), "bold red" if is_bad else "bold"), part)
-            out.print(text, soft_wrap=True)
-            label = ""
+        for line in lines:
+            said, _, commands = line.partition("\n")
+            for part in _wrapped(said, max(20, out.width - LABEL_WIDTH)):
+                text = Text.assemble((label.ljust(LABEL_WIDTH), "bold red" if is_bad else "bold"), part)
+                out.print(text, soft_wrap=True)
+                label = ""
+            if commands:
+                out.print(Text(commands), soft_wrap=True)  # to be copied as they are
 
 
 def _wrapped(text: str, width: int) -> list[str]:
@@ -145,7 +149,7 @@ def _energy(place: Place, settings: Settings, findings: Findings) -> None:
     findings.sections["Missing"] = [note for note in missing if note not in closed] or ["nothing"]
     ways = findings.data["rapl_access"] = list(place.doors.rapl_access_help(settings))
     if ways:
-        findings.sections["To open RAPL"] = ways
+        findings.sections["Open RAPL"] = ways
     findings.sections["Idle energy"] = [_idle_line(idle_is_stated, devices)]
     findings.data["devices"] = [_device_json(device) for device in devices]
     findings.data["notes"] = list(detection.notes)
@@ -164,7 +168,8 @@ def _device_lines(devices: list[Device]) -> list[str]:
         names = f"{len(group)} devices" if len(group) > 2 else ", ".join(device.name for device in group)  # noqa: PLR2004
         band = f"±{error_ratio:.0%}" if error_ratio < 1 else f"up to {1 + error_ratio:.2g} times the value"
         power_watts = sum(device.power_watts_max for device in group)
-        lines.append(f"{domain}: {names}, {band}, at most {power_watts:.3g} W")
+        most = "at most" if group[0].method is Method.MEASURED else "at full load about"
+        lines.append(f"{domain}: {names}, {band}, {most} {power_watts:.3g} W")
         if group[0].method is Method.ESTIMATED:
             lines.append(error_source)
     return lines

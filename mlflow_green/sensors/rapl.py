@@ -217,15 +217,17 @@ def _is_closed(folder: Path) -> bool:
 
 
 def _are_hidden(folders: Iterable[Path]) -> bool:
-    """Whether a container shows the zones without their content: links that lead nowhere, or empty files."""
-    return all(not folder.exists() or _is_empty(folder / "energy_uj") for folder in folders)
+    """Whether a container shows the zones without their content: links that lead nowhere, or no numbers."""
+    return all(not folder.exists() or _has_no_number(folder / "energy_uj") for folder in folders)
 
 
-def _is_empty(file: Path) -> bool:
+def _has_no_number(file: Path) -> bool:
+    """Whether it can be read and shows no number; one that fails now may answer later."""
     try:
-        return not file.read_text().strip()
+        text = file.read_text()
     except OSError:
         return False
+    return not text.strip().isdecimal()
 
 
 def _found(root: Path) -> dict[str, list[Path]]:

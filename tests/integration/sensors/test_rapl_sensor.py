@@ -312,3 +312,10 @@ def test_detection_of_nothing_at_all_is_two_sentences_and_no_sensor(tmp_path):
     found = detect_sensors(tmp_path / "nothing", tmp_path / "nothing")
     assert all(each.name == "nvml" for each in found.sensors)
     assert any(note.startswith("CPU: not metered") for note in found.notes)
+
+
+def test_counters_that_show_no_number_are_no_counters(tmp_path):
+    tree = FakePowercap(tmp_path / "powercap", layout="package")
+    (tree.zone("package-0").path / "energy_uj").write_text("abc\n")
+    with pytest.raises(SensorUnavailable, match="no RAPL energy counter can be read"):
+        RaplSensor(tmp_path / "powercap", proc_root=tmp_path)
