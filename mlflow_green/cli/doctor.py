@@ -168,7 +168,7 @@ def _device_lines(devices: list[Device]) -> list[str]:
         names = f"{len(group)} devices" if len(group) > 2 else ", ".join(device.name for device in group)  # noqa: PLR2004
         band = f"±{error_ratio:.0%}" if error_ratio < 1 else f"up to {1 + error_ratio:.2g} times the value"
         power_watts = sum(device.power_watts_max for device in group)
-        most = "at most" if group[0].method is Method.MEASURED else "at full load about"
+        most = "at most" if group[0].method is Method.MEASURED else "about"
         lines.append(f"{domain}: {names}, {band}, {most} {power_watts:.3g} W")
         if group[0].method is Method.ESTIMATED:
             lines.append(error_source)
