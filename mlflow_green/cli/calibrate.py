@@ -132,7 +132,7 @@ def _write(path: Path, found: Calibration, comparison: Comparison) -> None:
     from mlflow_green.policy.edit import set_node_overhead
 
     load = f"{three_digits(found.component_watts_min)} to {three_digits(found.component_watts_max)} W"
-    comment = f"measured {comparison.started_at:%Y-%m-%d} on one node over {load} of components"
+    comment = f"compared {comparison.started_at:%Y-%m-%d} on one node over {load} of {comparison.method} components"
     set_node_overhead(path, found.node_overhead.point, comment)
 
 

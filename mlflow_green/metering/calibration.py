@@ -184,6 +184,11 @@ def _judged(found: Calibration, comparison: Comparison) -> Calibration:
             f"impossible: one more watt of the components is only {found.scale.point:.2f} W at the node. Either the"
             " components read too high under load, or the meter does not see the whole node"
         )
+    elif found.offset_watts is not None and found.offset_watts.high < 0:
+        findings.append(
+            f"impossible: beside its components the node would draw {found.offset_watts.point:.0f} W. A part that works"
+            " when they do is not metered, or their model's range is too small"
+        )
     return replace(found, findings=tuple(findings))
 
 

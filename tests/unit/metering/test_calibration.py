@@ -108,6 +108,13 @@ def test_a_scale_below_one_is_a_finding_even_when_the_sum_is_possible():
     assert "one more watt of the components is only 0.6" in finding
 
 
+def test_a_node_that_would_draw_less_than_nothing_beside_its_components_is_a_finding():
+    levels = [10.0, 100.0] * 10
+    found = calibrate(comparison(levels, lambda second: 5 * level_at(levels, second) - 30), lag_seconds=0)
+    assert found.offset_watts.high < 0
+    assert any(finding.startswith("impossible: beside its components") for finding in found.findings)
+
+
 def test_a_load_that_does_not_vary_gives_no_line():
     found = calibrate(comparison([100, 104, 100, 104], lambda second: 160.0))
     assert (found.scale, found.offset_watts) == (None, None)
