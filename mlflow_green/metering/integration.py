@@ -17,6 +17,8 @@ from mlflow_green.units import microjoules
 WRAP_POWER_FACTOR = 1.5
 # The longest time of unknown power that is put right later. After more, others would pay than those who were charged.
 UNKNOWN_SECONDS_MAX = 10.0
+# No device draws nothing for so long: a counter that has not moved does not count (some virtual machines show such).
+STILL_SECONDS = 0.9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +70,9 @@ def advance(track: Track, reading: Reading) -> tuple[Track, DeviceEnergy | None]
     if not is_valid:
         return _uncovered(track, now_seconds, seconds)
     gained = None if track.last is None else counter_gain_microjoules(track.device, track.last, reading)
+    stands_still = gained == 0 and seconds >= STILL_SECONDS and track.device.method is Method.MEASURED
+    if stands_still:
+        return _uncovered(track, now_seconds, seconds)
     if track.last is None or gained is None:
         after, window = _uncovered(track, now_seconds, seconds)
         ahead = after.ahead_microjoules if _is_put_right(track, reading) else 0

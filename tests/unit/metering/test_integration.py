@@ -94,6 +94,14 @@ def test_before_any_power_is_known_a_gap_is_half_of_the_greatest_power(first):
     assert (longer.energy.microjoules, longer.energy.high_microjoules) == (100 * JOULE, 200 * JOULE)
 
 
+def test_a_counter_that_stands_still_for_a_second_does_not_count_and_one_that_moves_again_puts_that_right():
+    readings = [reading(0, 0), reading(1, 40 * JOULE), reading(2, 40 * JOULE), reading(3, 120 * JOULE)]
+    _, _, still, moved = play(readings)
+    assert (still.energy.microjoules, still.energy.low_microjoules, still.covered_seconds) == (40 * JOULE, 0, 0)
+    assert still.energy.method is Method.ESTIMATED
+    assert moved.energy.microjoules == 40 * JOULE
+
+
 def test_a_gap_of_a_model_may_hold_all_that_the_model_itself_would_have_allowed():
     model = device(method=Method.ESTIMATED, error_ratio=2.0)  # up to three times 100 W
     window = play([reading(0, 0), reading(1, None)], model)[-1]
