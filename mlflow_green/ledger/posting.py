@@ -441,7 +441,13 @@ class _Posting:
         if hold_id is None and self.last_decisions.get(request.step.key) == told:
             return
         self.last_decisions[request.step.key] = told
-        row = DecisionRow(at=self.now, hold_id=hold_id, step=request.step, decision=decision, balances=balances)
+        row = DecisionRow(
+            at=min(self.now, request.requested_at),
+            hold_id=hold_id,
+            step=request.step,
+            decision=decision,
+            balances=balances,
+        )
         self.decisions.append(row)
 
     # --- result ----------------------------------------------------------------------------------

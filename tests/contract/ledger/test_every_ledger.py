@@ -545,3 +545,9 @@ def test_a_request_without_an_owner_is_an_error(ledger):
     with pytest.raises(LedgerError, match="owner"):
         ledger.commit(Batch(requests=(request("train", 1, MONTH),)), admit_what_fits)
     assert ledger.open_holds() == ()
+
+
+def test_a_decision_that_is_posted_later_has_the_time_at_which_it_was_asked_for(ledger, clock):
+    asked = NOON - timedelta(hours=2)
+    ledger.commit(Batch(requests=(request("early", 1, term(), requested_at=asked),), owner=OWNER), admit_what_fits)
+    assert ledger.decisions()[-1].at == asked
