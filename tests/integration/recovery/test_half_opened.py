@@ -1,0 +1,42 @@
+"""A meter of which a part could not be opened leaves nothing behind that stands in the way of others."""
+
+from __future__ import annotations
+
+import pytest
+
+from mlflow_green.bootstrap import open_sampler, open_session
+from mlflow_green.clock import SystemClock
+from mlflow_green.settings import load_settings
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_GREEN_RUNTIME_DIR", str(tmp_path / "run"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def no_spool(folder):
+    """Where the spool's folder should be, a file is."""
+    (folder / ".green").mkdir()
+    (folder / ".green" / "spool").touch()
+    return folder
+
+
+def another_leads(folder) -> bool:
+    """Whether the next program finds somebody whom it must follow."""
+    settings = load_settings(folder, {})
+    sampler = open_sampler(settings, settings.spool_dir, SystemClock())
+    try:
+        return not sampler.tick().windows
+    finally:
+        sampler.close()
+
+
+def test_a_workflow_that_goes_on_without_a_spool_does_not_lead(no_spool):
+    said: list[str] = []
+    (no_spool / "green.yaml").write_text("version: 1\nproject: demo\ntracking: {jobs: none}\n")
+    assert open_session(name="wf", policy=None, host_problem=None, wake=lambda: None, say=said.append) is None
+    assert "nothing is metered in this run" in said[-1]
+    assert not another_leads(no_spool)
