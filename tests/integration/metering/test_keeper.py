@@ -17,9 +17,13 @@ from mlflow_green.metering.cpu_clock import PerfClock
 from mlflow_green.metering.handover import Handover, RunningStep
 from mlflow_green.metering.sampler import Sampler
 from mlflow_green.metering.supervise import send, step_processes
-from mlflow_green.records import Tick
+from mlflow_green.recorder.admission import Freely
+from mlflow_green.recorder.recorder import Recorder
+from mlflow_green.recorder.spool_only import SpoolOnly
+from mlflow_green.recorder.ticket import Book, Ticket, bare_request
+from mlflow_green.records import Site, Step, StepSpec, Tick
 from mlflow_green.sensors.rapl import RaplSensor
-from mlflow_green.spool import SpoolWriter, from_json, nobody_goes_on, read_spool
+from mlflow_green.spool import SpoolWriter, from_json, nobody_goes_on, read_spool, to_json
 from tests.testkit.fakepowercap import FakePowercap
 from tests.testkit.keepers import keepers_of
 from tests.testkit.metering_fakes import HandCpuClock
@@ -169,6 +173,34 @@ def test_in_a_folder_that_others_may_enter_nothing_is_kept_and_the_program_goes_
     program.close()
 
 
+def test_a_step_is_handed_over_however_often_others_end(folder):
+    program = Program(folder)
+    program.sampler.leave("hold-1")
+    book = Book(project="demo", user="ana", host="node1", site=Site(), sampler_id=None, power_watts_max=10.0)
+    recorder = Recorder(
+        sampler=program.sampler,
+        bookkeeper=SpoolOnly(),
+        spool=SpoolWriter(folder / "spool.jsonl"),
+        enforcer=None,
+        book=book,
+        clock=SystemClock(),
+        say=print,
+        handover=program.handover,
+    )
+    recorder.start()
+    step = Ticket(step=Step(workflow_run="run1", name="train"), spec=StepSpec())
+    Freely(lambda each, now: bare_request(each, book, (), now), SystemClock()).admit(step)
+    recorder.begin(step, HandCpuClock())
+    key = program.sampler.standing()[step.hold_id].key
+
+    def is_known_while_others_end() -> bool:
+        recorder.sample_soon()
+        return program.handover.knows(key)
+
+    assert comes_true(is_known_while_others_end, 5)
+    recorder.close(10)
+
+
 # --- what it does ---------------------------------------------------------------------------------
 
 
@@ -217,6 +249,18 @@ def test_while_it_keeps_a_step_recovery_cannot_have_the_spool_file_and_another_p
     assert comes_true(lambda: is_final(folder), 30)
     assert comes_true(lambda: bool(other.sampler.tick().windows), 10)  # the keeper has gone, and this one leads
     other.close()
+
+
+def test_a_step_that_its_owner_metered_to_its_end_is_not_opened_anew(folder, owner):
+    process = owner("sleep", "60", grace="0.1")
+    at = SystemClock().now()
+    last = Tick(sampler_id="s", sequence=9, at=at, windows=(), usages={}, final=frozenset({"hold-1"}))
+    with (folder / "spool.jsonl").open("a") as file:
+        file.write(json.dumps({"kind": "tick", "tick": to_json(last)}) + "\n")
+    process.kill()
+    assert comes_true(lambda: nothing_is_left(folder), 30)
+    assert ticks(folder) == [last]
+    assert step_processes("hold-1")
 
 
 def test_a_step_whose_spool_file_recovery_has_is_left_alone(folder, owner):
