@@ -688,16 +688,26 @@ def _open_books(
     return _Books(planner, posting, planner.bare_request, answered)
 
 
-def _open_spool(folder: Path, meter: Meter, say: Callable[[str], None], *, enforces: bool) -> SpoolWriter | None:
-    """The spool of what runs alone; where it cannot be written only a hard budget stops that."""
-    try:
-        return open_spool(folder, meter, leaves_orphans=not enforces)
-    except OSError as error:
-        text = f"cannot write {folder}: {error.strerror}; make it writable or free space"
-        if enforces:
-            raise LedgerUnavailable(f"{text}. A hard budget cannot be kept without it") from None
-        say(f"{text}. What runs goes on as usual, but what it uses is not recorded")
-        return None
+def _open_alone(
+    settings: Settings, policy: Policy | None, clock: Clock, project: str, say: Callable[[str], None]
+) -> tuple[Meter, SpoolWriter | None]:
+    """The meter and the spool of what runs alone; where the spool cannot be written only a hard budget stops that."""
+    enforces, folder = is_hard(policy), settings.spool_dir
+    with ExitStack() as opened:
+        meter = open_meter(settings, policy, clock, project)
+        opened.callback(meter.sampler.close)
+        try:
+            spool = open_spool(folder, meter, leaves_orphans=not enforces)
+        except OSError as error:
+            text = f"cannot write {folder}: {error.strerror}; make it writable or free space"
+            if enforces:
+                raise LedgerUnavailable(f"{text}. A hard budget cannot be kept without it") from None
+            say(f"{text}. What runs goes on as usual, but what it uses is not recorded")
+        else:
+            opened.pop_all()
+            return meter, spool
+    # Others would follow it, and their windows be kept nowhere.
+    return open_meter(settings, policy, clock, project, may_lead=False), None
 
 
 # --- the blocks of one process ---------------------------------------------------------------------
@@ -723,14 +733,13 @@ def open_process_meter(
             ledger = open_ledger(settings, clock)
             opened.callback(ledger.close)
             recover_into(ledger, settings, clock, say)
-        sampler = open_sampler(settings, settings.spool_dir, clock, may_lead=not is_view)
-        opened.callback(sampler.close)
-        if enforces:
-            _check_meter(sampler)
         named = project or (policy.project if policy else _project_of(settings))
-        book = _book(sampler, named, user_name(), site_of(policy, settings, clock.now()))
-        meter = Meter(sampler, book, this_process(platform.node(), settings.spool_dir))
-        spool = None if is_view else _open_spool(settings.spool_dir, meter, say, enforces=enforces)
+        spool: SpoolWriter | None = None
+        if is_view:
+            meter = open_meter(settings, policy, clock, named, may_lead=False)
+        else:
+            meter, spool = _open_alone(settings, policy, clock, named, say)
+        opened.callback(meter.sampler.close)
         made = _process_meter(policy, ledger, meter, spool, workflow_run, clock, say, is_view=is_view)
         opened.pop_all()  # from here on all of it is the meter's to close
         return made
@@ -820,9 +829,8 @@ def run_command(
             ledger = open_ledger(settings, clock)
             opened.callback(ledger.close)
             recover_into(ledger, settings, clock, say)
-        meter = open_meter(settings, policy, clock, named)
+        meter, spool = _open_alone(settings, policy, clock, named, say)
         opened.callback(meter.sampler.close)
-        spool = _open_spool(settings.spool_dir, meter, say, enforces=enforces)
         books = _open_books(policy, ledger, meter, workflow_run, clock, say)
         handover = open_handover(settings, meter.sampler)
         opened.pop_all()  # from here on the recorder closes the meter, and what follows the ledger

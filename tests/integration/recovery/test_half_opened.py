@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
-from mlflow_green.bootstrap import open_sampler, open_session
+from mlflow_green.bootstrap import open_process_meter, open_sampler, open_session
 from mlflow_green.clock import SystemClock
 from mlflow_green.settings import load_settings
 
@@ -40,3 +43,21 @@ def test_a_workflow_that_goes_on_without_a_spool_does_not_lead(no_spool):
     assert open_session(name="wf", policy=None, host_problem=None, wake=lambda: None, say=said.append) is None
     assert "nothing is metered in this run" in said[-1]
     assert not another_leads(no_spool)
+
+
+def test_a_program_whose_readings_are_kept_nowhere_does_not_lead(no_spool):
+    said: list[str] = []
+    opened = open_process_meter(load_settings(no_spool, {}), project=None, workflow_run="run1", say=said.append)
+    try:
+        assert "is not recorded" in said[-1]
+        assert not another_leads(no_spool)
+    finally:
+        opened.close(10)
+
+
+def test_a_command_whose_readings_are_kept_nowhere_does_not_lead(no_spool):
+    green = [sys.executable, "-m", "mlflow_green.cli", "run", "--", "sh", "-c", "echo started; read line"]
+    with subprocess.Popen(green, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "started\n"
+        assert not another_leads(no_spool)
+        process.communicate("\n", timeout=30)
