@@ -472,11 +472,17 @@ def _check_meter(sampler: Sampler) -> None:
 
 
 def open_spool(
-    folder: Path, meter: Meter, *, leaves_orphans: bool = False, origin: Origin | None = None
+    folder: Path,
+    meter: Meter,
+    *,
+    leaves_orphans: bool = False,
+    are_blocks: bool = False,
+    origin: Origin | None = None,
 ) -> SpoolWriter:
     """The file that keeps what this meter reads. Raises ``OSError``."""
     spool = SpoolWriter(folder / f"{uuid.uuid4().hex}.jsonl")
-    spool.append(session_line(meter.owner, meter.book, leaves_orphans=leaves_orphans, origin=origin))
+    line = session_line(meter.owner, meter.book, leaves_orphans=leaves_orphans, are_blocks=are_blocks, origin=origin)
+    spool.append(line)
     return spool
 
 
@@ -689,7 +695,13 @@ def _open_books(
 
 
 def _open_alone(
-    settings: Settings, policy: Policy | None, clock: Clock, project: str, say: Callable[[str], None]
+    settings: Settings,
+    policy: Policy | None,
+    clock: Clock,
+    project: str,
+    say: Callable[[str], None],
+    *,
+    are_blocks: bool = False,
 ) -> tuple[Meter, SpoolWriter | None]:
     """The meter and the spool of what runs alone; where the spool cannot be written only a hard budget stops that."""
     enforces, folder = is_hard(policy), settings.spool_dir
@@ -697,7 +709,7 @@ def _open_alone(
         meter = open_meter(settings, policy, clock, project)
         opened.callback(meter.sampler.close)
         try:
-            spool = open_spool(folder, meter, leaves_orphans=not enforces)
+            spool = open_spool(folder, meter, leaves_orphans=not enforces, are_blocks=are_blocks)
         except OSError as error:
             text = f"cannot write {folder}: {error.strerror}; make it writable or free space"
             if enforces:
@@ -738,7 +750,7 @@ def open_process_meter(
         if is_view:
             meter = open_meter(settings, policy, clock, named, may_lead=False)
         else:
-            meter, spool = _open_alone(settings, policy, clock, named, say)
+            meter, spool = _open_alone(settings, policy, clock, named, say, are_blocks=True)
         opened.callback(meter.sampler.close)
         made = _process_meter(policy, ledger, meter, spool, workflow_run, clock, say, is_view=is_view)
         opened.pop_all()  # from here on all of it is the meter's to close

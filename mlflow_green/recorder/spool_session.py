@@ -64,6 +64,7 @@ class Origin:
 class SpoolSession:
     """What one meter's spool file says. ``ended``: its meter closed it, and nothing will follow.
 
+    ``are_blocks``: its steps are parts of its owner's own process, which died with it.
     ``others`` are steps of other meters, which this one charged as their leader: when it did last, and what in all.
     """
 
@@ -71,6 +72,7 @@ class SpoolSession:
     owner: Owner
     book: Book
     leaves_orphans: bool = False
+    are_blocks: bool = False
     origin: Origin | None = None
     last_read_at: datetime | None = None
     last_alive_at: datetime | None = None
@@ -99,12 +101,17 @@ class SpoolSession:
 # --- writing ----------------------------------------------------------------------------------------
 
 
-def session_line(owner: Owner, book: Book, *, leaves_orphans: bool = False, origin: Origin | None = None) -> Line:
+def session_line(
+    owner: Owner, book: Book, *, leaves_orphans: bool = False, are_blocks: bool = False, origin: Origin | None = None
+) -> Line:
     """The first line of a spool file.
 
     ``leaves_orphans``: what it runs belongs to the user and is not ended when its meter is found dead.
+    ``are_blocks``: what it meters is the owner's own process.
     """
     line: Line = {"kind": "session", "owner": to_json(owner), "book": to_json(book), "leaves_orphans": leaves_orphans}
+    if are_blocks:
+        line["are_blocks"] = True
     return line if origin is None else {**line, "origin": to_json(origin)}
 
 
@@ -172,6 +179,7 @@ def read_session(path: Path) -> SpoolSession:
             owner=from_json(Owner, first["owner"]),
             book=from_json(Book, first["book"]),
             leaves_orphans=bool(first.get("leaves_orphans")),
+            are_blocks=bool(first.get("are_blocks")),
             origin=from_json(Origin, first.get("origin")),
         )
     except (StopIteration, KeyError, TypeError, AttributeError) as error:
