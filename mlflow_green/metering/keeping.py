@@ -15,12 +15,11 @@ from mlflow_green.clock import SystemClock, boot_id
 from mlflow_green.metering.cpu_clock import CgroupClock, ContinuedClock, CpuClock, PerfClock, ProcessTreeClock
 from mlflow_green.metering.sampler import Sampler
 from mlflow_green.metering.shared_state import Presence
-from mlflow_green.metering.supervise import Ending, processes_of_steps, step_processes
+from mlflow_green.metering.supervise import KILL_SECONDS_MAX, Ending, processes_of_steps, step_processes
 from mlflow_green.records import Tick
 from mlflow_green.sensors.detect import detect_sensors
 from mlflow_green.spool import SpoolWriter, from_json, read_spool, to_json
 
-KILL_SECONDS = 5.0  # between SIGTERM and SIGKILL, after the grace
 _LINES_MAX = 1_000
 
 
@@ -177,7 +176,7 @@ class Keeping:
     @staticmethod
     def _end_in_time(kept: _Kept) -> None:
         if kept.end_seconds is not None and time.monotonic() >= kept.end_seconds:
-            kept.ending = kept.ending or Ending(kept.hold_id, KILL_SECONDS)
+            kept.ending = kept.ending or Ending(kept.hold_id, KILL_SECONDS_MAX)
             kept.ending.advance()
 
     def _write(self, tick: Tick) -> None:
