@@ -301,9 +301,9 @@ class Recorder:
         posted = self._bookkeeper.flush(left_seconds) and meters and not self._open and all_placed_are_over
         self._bookkeeper.stop(left_seconds if posted else 1.0)
         if meters:
-            self._sampler.close()
-            if self._handover is not None:
+            if self._handover is not None:  # first: killed in between, the keeper would go on with what is over
                 self._handover.close()
+            self._sampler.close()
         if posted and self._watch is not None:
             self._watch.remove_files()
         if meters and not self._open:
@@ -321,6 +321,10 @@ class Recorder:
             return True
         self._say(f"waiting up to {_PLACED_CLOSE_SECONDS:.0f} s for the last word about steps on the cluster")
         return self._watch.finish(_PLACED_CLOSE_SECONDS)
+
+    def abandon(self) -> None:
+        """In a forked child, where nothing of this is used again: close the descriptors that it would keep for life."""
+        self._sampler.abandon()
 
     @property
     def ledger_is_busy(self) -> bool:

@@ -35,9 +35,15 @@ from mlflow_green.recorder.loss import (
 )
 from mlflow_green.recorder.placed import JobEnds
 from mlflow_green.recorder.placed_recovery import close_placed, has_ended, placed_steps
-from mlflow_green.recorder.spool_session import NODE_FILES, SpoolSession, read_session, remove_node_file
+from mlflow_green.recorder.spool_session import (
+    NODE_FILES,
+    SpoolSession,
+    read_session,
+    remove_node_file,
+    total_microjoules,
+)
 from mlflow_green.recorder.windows import unposted_windows
-from mlflow_green.records import Batch, Closing, ClosingKind, Hold, Owner, Usage
+from mlflow_green.records import Batch, Closing, ClosingKind, Hold, Owner
 from mlflow_green.spool import from_json, nobody_goes_on, read_spool
 
 _log = logging.getLogger(__name__)
@@ -217,13 +223,9 @@ def _hear_leaders(session: SpoolSession, everybody: Iterable[SpoolSession]) -> N
         for hold_id in set(session.unfinished) & other.others.keys():
             at, usage = other.others[hold_id]
             known = session.usages.get(hold_id)
-            if known is None or _microjoules(usage) > _microjoules(known):
+            if known is None or total_microjoules(usage) > total_microjoules(known):
                 session.usages[hold_id] = usage
                 session.last_read_at = max(at, session.last_read_at or at)
-
-
-def _microjoules(usage: Usage) -> int:
-    return usage.total.microjoules if usage.total else 0
 
 
 def _put_aside(path: Path, problem: str, say: Callable[[str], None]) -> None:

@@ -208,12 +208,7 @@ def _take_line(session: SpoolSession, line: Line) -> None:
     elif kind == "unplaced":
         session.placed.pop(str(line["hold_id"]), None)
     elif kind == "tick":
-        tick: Tick = from_json(Tick, line["tick"])
-        session.last_read_at = tick.at
-        session.usages.update(tick.usages)
-        session.final |= tick.final
-        session.windows.extend(tick.windows)
-        session.others.update({hold_id: (tick.at, usage) for hold_id, usage in (tick.others or {}).items()})
+        _take_tick(session, from_json(Tick, line["tick"]))
     elif kind == "alive":
         session.last_alive_at = datetime.fromisoformat(str(line["at"]))
     elif kind == "closing":
@@ -223,6 +218,22 @@ def _take_line(session: SpoolSession, line: Line) -> None:
             session.placed.pop(closing.entry.entry_id, None)
     elif kind == "end":
         session.ended = True
+
+
+def _take_tick(session: SpoolSession, tick: Tick) -> None:
+    session.last_read_at = tick.at
+    for hold_id, usage in tick.usages.items():
+        known = session.usages.get(hold_id)
+        if known is None or total_microjoules(usage) >= total_microjoules(known):
+            session.usages[hold_id] = usage
+    session.final |= tick.final
+    session.windows.extend(tick.windows)
+    session.others.update({hold_id: (tick.at, usage) for hold_id, usage in (tick.others or {}).items()})
+
+
+def total_microjoules(usage: Usage) -> int:
+    """What decides between two accounts of a step: the windows have the larger one."""
+    return usage.total.microjoules if usage.total else 0
 
 
 NODE_FILES = "nodes/*/*.jsonl"

@@ -122,6 +122,25 @@ def test_a_forked_child_that_lives_on_does_not_keep_the_next_block_from_metering
     assert second.sampler_id is not None
 
 
+def test_a_forked_child_keeps_neither_the_lock_nor_the_clocks_of_its_parent(program):
+    done = program(
+        "import os, mlflow_green\n"
+        "def kept():\n"
+        "    links = set()\n"
+        "    for name in os.listdir('/proc/self/fd'):\n"
+        "        try: links.add(os.path.basename(os.readlink(f'/proc/self/fd/{name}')))\n"
+        "        except OSError: pass\n"
+        "    return links & {'lock', 'anon_inode:[perf_event]'}\n"
+        "with mlflow_green.meter('train'):\n"
+        "    assert 'lock' in kept()\n"
+        "    pid = os.fork()\n"
+        "    if pid == 0: os._exit(len(kept()))\n"
+        "    assert os.waitpid(pid, 0)[1] == 0\n"
+        "    assert 'lock' in kept()\n"
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_inside_a_metered_command_a_block_is_a_view_and_writes_nothing(folder, posted):
     code = (
         "import mlflow_green" + BURN + "with mlflow_green.meter('inner') as m: burn(0.1)\nprint(m.record.is_view, m)\n"
