@@ -7,6 +7,7 @@ a hard budget raises, before the block starts.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import inspect
 import logging
@@ -295,6 +296,10 @@ class _Process:
 
     def forget(self) -> None:
         """In a forked child: the meter, its threads and whoever holds a lock stay with the parent."""
+        forgotten: ProcessMeter | None = self.__dict__.get("_meter")
+        if forgotten is not None:
+            with contextlib.suppress(OSError):
+                forgotten.abandon()
         self._lock = threading.Lock()
         self._meter: ProcessMeter | None = None
         self._opened_for: tuple[Settings, str | None] | None = None

@@ -433,19 +433,25 @@ class Meter(NamedTuple):
     owner: Owner
 
 
-def open_meter(settings: Settings, policy: Policy | None, clock: Clock, project: str) -> Meter:
-    """The sampler of this process.
+def open_meter(
+    settings: Settings, policy: Policy | None, clock: Clock, project: str, *, may_lead: bool = True
+) -> Meter:
+    """The sampler of this process. One that may not lead has no budget to keep.
 
     Raises:
         UnsupportedHost: there is a hard budget, and nothing here can be metered or estimated.
         IntensityUnknown: the site's file of intensities cannot be read any more.
     """
     site = site_of(policy, settings, clock.now())
-    sampler = open_sampler(settings, settings.spool_dir, clock)
-    book = _book(sampler, project, user_name(), site)
-    if is_hard(policy):
-        _check_meter(sampler)
-    return Meter(sampler, book, this_process(platform.node(), settings.spool_dir))
+    sampler = open_sampler(settings, settings.spool_dir, clock, may_lead=may_lead)
+    with ExitStack() as opened:
+        opened.callback(sampler.close)  # one that is left open leads on, and never ticks
+        if may_lead and is_hard(policy):
+            _check_meter(sampler)
+        book = _book(sampler, project, user_name(), site)
+        meter = Meter(sampler, book, this_process(platform.node(), settings.spool_dir))
+        opened.pop_all()
+        return meter
 
 
 def _book(sampler: Sampler, project: str, user: str, site: Site) -> Book:
@@ -466,11 +472,17 @@ def _check_meter(sampler: Sampler) -> None:
 
 
 def open_spool(
-    folder: Path, meter: Meter, *, leaves_orphans: bool = False, origin: Origin | None = None
+    folder: Path,
+    meter: Meter,
+    *,
+    leaves_orphans: bool = False,
+    are_blocks: bool = False,
+    origin: Origin | None = None,
 ) -> SpoolWriter:
     """The file that keeps what this meter reads. Raises ``OSError``."""
     spool = SpoolWriter(folder / f"{uuid.uuid4().hex}.jsonl")
-    spool.append(session_line(meter.owner, meter.book, leaves_orphans=leaves_orphans, origin=origin))
+    line = session_line(meter.owner, meter.book, leaves_orphans=leaves_orphans, are_blocks=are_blocks, origin=origin)
+    spool.append(line)
     return spool
 
 
@@ -479,20 +491,25 @@ def _open(
 ) -> Session:
     from mlflow_green.recorder.planner import Planner
 
-    clock = SystemClock()
-    ledger = open_ledger(settings, clock)
-    recover_into(ledger, settings, clock, say)
-    workflow_run = uuid.uuid4().hex
-    meter = open_meter(settings, policy, clock, policy.project)
-    spool = open_spool(settings.spool_dir, meter)
-    planner = Planner(policy, meter.book, workflow_run)
-    workflow: dict[str, object] = {
-        "workflow_run": workflow_run,
-        "project": policy.project,
-        "name": name,
-        "started_at": clock.now().isoformat(),
-    }
-    tracking = _start_tracking(settings, policy, ledger, workflow, wake=wake, say=say)
+    clock, workflow_run = SystemClock(), uuid.uuid4().hex
+    with ExitStack() as opened:
+        ledger = open_ledger(settings, clock)
+        opened.callback(ledger.close)
+        recover_into(ledger, settings, clock, say)
+        meter = open_meter(settings, policy, clock, policy.project)
+        opened.callback(meter.sampler.close)
+        spool = open_spool(settings.spool_dir, meter)
+        opened.callback(spool.close)
+        planner = Planner(policy, meter.book, workflow_run)
+        workflow: dict[str, object] = {
+            "workflow_run": workflow_run,
+            "project": policy.project,
+            "name": name,
+            "started_at": clock.now().isoformat(),
+        }
+        handover = open_handover(settings, meter.sampler)
+        tracking = _start_tracking(settings, policy, ledger, workflow, wake=wake, say=say)
+        opened.pop_all()  # from here on all of it is the session's to close
     bookkeeper = Bookkeeper(
         ledger,
         planner,
@@ -511,7 +528,7 @@ def _open(
         book=meter.book,
         clock=clock,
         say=say,
-        handover=open_handover(settings, meter.sampler),
+        handover=handover,
         grace_seconds=planner.grace_seconds if planner.enforces else None,
     )
     recorder.watch_placed(settings.spool_dir, meter.owner, slurm_job_ends)
@@ -596,18 +613,21 @@ def _open_node(
         )
     tickets = [step.ticket() for step in placement.steps]
     _take_off_earlier_use(tickets, read_node_sessions(folder), placement.site)
-    sampler = open_sampler(load_settings(Path.cwd(), environ), spool_dir, clock)
-    if placement.enforces:
-        _check_meter(sampler)
-    book = _book(sampler, placement.project, placement.user, placement.site)
-    meter = Meter(sampler, book, this_process(book.host, spool_dir))
-    job_id = environ.get("SLURM_JOB_ID")
+    settings, job_id = load_settings(Path.cwd(), environ), environ.get("SLURM_JOB_ID")
     origin = Origin(at=clock.now(), main=placement.main, placement_id=placement.placement_id, job_id=job_id)
-    try:
-        spool = open_spool(folder, meter, origin=origin)
-    except OSError as error:
-        sampler.close()
-        raise LedgerUnavailable(f"cannot write {folder}: {error.strerror}; make it writable or free space") from error
+    with ExitStack() as opened:
+        sampler = open_sampler(settings, spool_dir, clock)
+        opened.callback(sampler.close)
+        if placement.enforces:
+            _check_meter(sampler)
+        book = _book(sampler, placement.project, placement.user, placement.site)
+        meter = Meter(sampler, book, this_process(book.host, spool_dir))
+        try:
+            spool = open_spool(folder, meter, origin=origin)
+        except OSError as error:
+            text = f"cannot write {folder}: {error.strerror}; make it writable or free space"
+            raise LedgerUnavailable(text) from error
+        opened.pop_all()  # from here on both are the recorder's to close
     recorder = Recorder(
         sampler=sampler,
         bookkeeper=Escrow(wake),
@@ -674,16 +694,32 @@ def _open_books(
     return _Books(planner, posting, planner.bare_request, answered)
 
 
-def _open_spool(folder: Path, meter: Meter, say: Callable[[str], None], *, enforces: bool) -> SpoolWriter | None:
-    """The spool of what runs alone; where it cannot be written only a hard budget stops that."""
-    try:
-        return open_spool(folder, meter, leaves_orphans=not enforces)
-    except OSError as error:
-        text = f"cannot write {folder}: {error.strerror}; make it writable or free space"
-        if enforces:
-            raise LedgerUnavailable(f"{text}. A hard budget cannot be kept without it") from None
-        say(f"{text}. What runs goes on as usual, but what it uses is not recorded")
-        return None
+def _open_alone(
+    settings: Settings,
+    policy: Policy | None,
+    clock: Clock,
+    project: str,
+    say: Callable[[str], None],
+    *,
+    are_blocks: bool = False,
+) -> tuple[Meter, SpoolWriter | None]:
+    """The meter and the spool of what runs alone; where the spool cannot be written only a hard budget stops that."""
+    enforces, folder = is_hard(policy), settings.spool_dir
+    with ExitStack() as opened:
+        meter = open_meter(settings, policy, clock, project)
+        opened.callback(meter.sampler.close)
+        try:
+            spool = open_spool(folder, meter, leaves_orphans=not enforces, are_blocks=are_blocks)
+        except OSError as error:
+            text = f"cannot write {folder}: {error.strerror}; make it writable or free space"
+            if enforces:
+                raise LedgerUnavailable(f"{text}. A hard budget cannot be kept without it") from None
+            say(f"{text}. What runs goes on as usual, but what it uses is not recorded")
+        else:
+            opened.pop_all()
+            return meter, spool
+    # Others would follow it, and their windows be kept nowhere.
+    return open_meter(settings, policy, clock, project, may_lead=False), None
 
 
 # --- the blocks of one process ---------------------------------------------------------------------
@@ -709,14 +745,13 @@ def open_process_meter(
             ledger = open_ledger(settings, clock)
             opened.callback(ledger.close)
             recover_into(ledger, settings, clock, say)
-        sampler = open_sampler(settings, settings.spool_dir, clock, may_lead=not is_view)
-        opened.callback(sampler.close)
-        if enforces:
-            _check_meter(sampler)
         named = project or (policy.project if policy else _project_of(settings))
-        book = _book(sampler, named, user_name(), site_of(policy, settings, clock.now()))
-        meter = Meter(sampler, book, this_process(platform.node(), settings.spool_dir))
-        spool = None if is_view else _open_spool(settings.spool_dir, meter, say, enforces=enforces)
+        spool: SpoolWriter | None = None
+        if is_view:
+            meter = open_meter(settings, policy, clock, named, may_lead=False)
+        else:
+            meter, spool = _open_alone(settings, policy, clock, named, say, are_blocks=True)
+        opened.callback(meter.sampler.close)
         made = _process_meter(policy, ledger, meter, spool, workflow_run, clock, say, is_view=is_view)
         opened.pop_all()  # from here on all of it is the meter's to close
         return made
@@ -794,18 +829,23 @@ def run_command(
         return Ran(command.replace_process(argv, say), None)
     policy = load_policy_for(settings) if settings.policy_path else None
     clock, workflow_run, enforces = SystemClock(), uuid.uuid4().hex, is_hard(policy)
-    ledger: SqlLedger | None = None
-    if enforces:
-        ledger = open_ledger(settings, clock)
-        recover_into(ledger, settings, clock, say)
-    meter = open_meter(settings, policy, clock, project or (policy.project if policy else _project_of(settings)))
-    spool = _open_spool(settings.spool_dir, meter, say, enforces=enforces)
     name = step or Path(argv[0]).name
     spec = policy.steps.get(name, StepSpec()) if policy else StepSpec()
     if energy is not None:
         spec = dataclasses.replace(spec, energy_microjoules=parse_energy_microjoules(energy))
     ticket = Ticket(step=Step(workflow_run=workflow_run, name=name), spec=spec)
-    books = _open_books(policy, ledger, meter, workflow_run, clock, say)
+    named = project or (policy.project if policy else _project_of(settings))
+    ledger: SqlLedger | None = None
+    with ExitStack() as opened:
+        if enforces:
+            ledger = open_ledger(settings, clock)
+            opened.callback(ledger.close)
+            recover_into(ledger, settings, clock, say)
+        meter, spool = _open_alone(settings, policy, clock, named, say)
+        opened.callback(meter.sampler.close)
+        books = _open_books(policy, ledger, meter, workflow_run, clock, say)
+        handover = open_handover(settings, meter.sampler)
+        opened.pop_all()  # from here on the recorder closes the meter, and what follows the ledger
     if ledger is None:
         Freely(books.request, clock).admit(ticket)
     recorder = Recorder(
@@ -817,7 +857,7 @@ def run_command(
         clock=clock,
         say=say,
         keeps_spool=not enforces,
-        handover=open_handover(settings, meter.sampler),
+        handover=handover,
         grace_seconds=books.planner.grace_seconds if books.planner and enforces else None,
     )
     acts = books.planner is not None and books.planner.acts

@@ -281,6 +281,12 @@ class PerfClock:
                 os.close(self._fd)
                 self._fd = -1
 
+    def abandon(self) -> None:
+        """``close`` in a forked child, where somebody may hold the lock for ever; the parent's count goes on."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
 
 # --- watching the process tree --------------------------------------------------------------------
 
@@ -563,6 +569,11 @@ class ThreadsClock:
     def close(self) -> None:
         for clock in self._clocks:
             clock.close()
+
+    def abandon(self) -> None:
+        """``close`` in a forked child."""
+        for clock in self._clocks:
+            clock.abandon()
 
 
 def _tree(proc_root: Path, pid: int) -> list[int]:

@@ -15,20 +15,23 @@ from mlflow_green.clock import SystemClock, boot_id
 from mlflow_green.metering.cpu_clock import CgroupClock, ContinuedClock, CpuClock, PerfClock, ProcessTreeClock
 from mlflow_green.metering.sampler import Sampler
 from mlflow_green.metering.shared_state import Presence
-from mlflow_green.metering.supervise import Ending, processes_of_steps, step_processes
+from mlflow_green.metering.supervise import KILL_SECONDS_MAX, Ending, processes_of_steps, step_processes
 from mlflow_green.records import Tick
 from mlflow_green.sensors.detect import detect_sensors
-from mlflow_green.spool import SpoolWriter, from_json, to_json
+from mlflow_green.spool import SpoolWriter, from_json, read_spool, to_json
 
-KILL_SECONDS = 5.0  # between SIGTERM and SIGKILL, after the grace
 _LINES_MAX = 1_000
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class _Spool:
-    """The file of a dead owner, and the lines that could not be written yet."""
+    """The file of a dead owner, and the lines that could not be written yet.
+
+    ``ended`` are the steps, by hold id, that its owner metered to their end, and had no time to take back.
+    """
 
     writer: SpoolWriter
+    ended: frozenset[str]
     lines: deque[Mapping[str, object]] = field(default_factory=lambda: deque(maxlen=_LINES_MAX))
 
     def write(self, line: Mapping[str, object]) -> None:
@@ -92,6 +95,8 @@ class Keeping:
                 end_seconds = None if grace is None else time.monotonic() + float(grace)
                 kept = _Kept(key=str(said["key"]), hold_id=str(said["hold_id"]), end_seconds=end_seconds)
             except (KeyError, TypeError, ValueError):
+                if fd >= 0:
+                    os.close(fd)
                 continue
             try:
                 self._meter(kept, said, fd)
@@ -109,13 +114,16 @@ class Keeping:
             raise ValueError("its account is another sampler's, and an entry belongs to one")
         presence: Presence = from_json(Presence, said["presence"])
         spool = self._spool(str(said["spool"]))
+        if kept.hold_id in spool.ended:
+            kept.end_seconds = None  # what it left running is not a step any more
+            raise ValueError("its account is closed, and opened anew it would be charged twice")
         clock, kept.tree = self._clock(said, fd, kept, presence)
         self._sampler.adopt(kept.key, clock, presence)
         kept.spool = spool
 
     def _spool(self, path: str) -> _Spool:
         if path not in self._spools:
-            self._spools[path] = _Spool(writer=SpoolWriter(Path(path), goes_on=True))
+            self._spools[path] = _Spool(writer=SpoolWriter(Path(path), goes_on=True), ended=_ended(Path(path)))
         return self._spools[path]
 
     def _clock(
@@ -168,7 +176,7 @@ class Keeping:
     @staticmethod
     def _end_in_time(kept: _Kept) -> None:
         if kept.end_seconds is not None and time.monotonic() >= kept.end_seconds:
-            kept.ending = kept.ending or Ending(kept.hold_id, KILL_SECONDS)
+            kept.ending = kept.ending or Ending(kept.hold_id, KILL_SECONDS_MAX)
             kept.ending.advance()
 
     def _write(self, tick: Tick) -> None:
@@ -192,3 +200,12 @@ class Keeping:
         for spool in self._spools.values():
             spool.writer.close()
         self._sampler.close()
+
+
+def _ended(path: Path) -> frozenset[str]:
+    ended: set[str] = set()
+    for line in read_spool(path):
+        with contextlib.suppress(KeyError, TypeError, ValueError, AttributeError):
+            if line["kind"] == "tick":
+                ended |= from_json(Tick, line["tick"]).final
+    return frozenset(ended)

@@ -238,6 +238,11 @@ class Sampler:
         if self._shared is not None:
             self._part(self._shared)
 
+    def abandon(self) -> None:
+        """In a forked child that leaves all of this to its parent: give up the descriptor that shares its lock."""
+        if self._shared is not None:
+            self._shared.close()
+
     # --- roles -------------------------------------------------------------------------------------
 
     def _meet(self, lock_path: Path | None, lock_fd: int | None) -> SharedFolder | None:

@@ -18,7 +18,8 @@ from mlflow_green.clock import boot_id
 from mlflow_green.records import Owner
 
 PROC = Path("/proc")
-KILL_SECONDS_MAX = 5.0  # a killed process is gone by then, unless it hangs in the kernel
+KILL_SECONDS_MAX = 5.0
+"""A killed process is gone by then, unless it hangs in the kernel; one whose grace is over has as long for SIGTERM."""
 _POLL_SECONDS = 0.1
 _STAT_PARENT, _STAT_START = 1, 19  # fields of /proc/PID/stat, counted from the state
 

@@ -14,6 +14,8 @@ LEASE_SECONDS = 30.0
 GRACE_SECONDS = 30.0
 SILENCE = timedelta(seconds=LEASE_SECONDS + GRACE_SECONDS)
 """The longest that a step is taken to run on unmetered, unless it was seen to."""
+BLOCK_SILENCE = timedelta(seconds=5)
+"""The same for a part of the process that meters itself: a sampling period, and a leader's answer."""
 
 
 def lost_after_silence(hold: Hold, session: SpoolSession, *, began_at: datetime, silent_until: datetime) -> Closing:

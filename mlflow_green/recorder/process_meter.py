@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Mapping
 
 from mlflow_green.clock import Clock
-from mlflow_green.metering.cpu_clock import CpuClock
+from mlflow_green.metering.cpu_clock import CpuClock, ThreadsClock
 from mlflow_green.recorder.admission import Admission
 from mlflow_green.recorder.recorder import Recorder
 from mlflow_green.recorder.ticket import Book, Ticket, entry_of
@@ -73,8 +73,19 @@ class ProcessMeter:
                     self._set_environ(ticket)
                 self._recorder.begin(ticket, _Look(self._cpu_clock))
             except BaseException:
+                self._end_rest(ticket)
                 self._drop(ticket)
                 raise
+
+    def _end_rest(self, ticket: Ticket) -> None:
+        """Of a view that did not begin, though the paying block has ended meanwhile."""
+        with self._lock:
+            self._open.remove(ticket)
+            rest = self._rest.pop(ticket, None)
+        if rest is not None:
+            self._recorder.end(rest)
+            self._recorder.tell(rest, Outcome.CANCELLED)
+            self._drop(rest)
 
     def leave(self, ticket: Ticket, outcome: Outcome) -> None:
         """The block has ended. What it used is final soon after: ``entry`` waits for that."""
@@ -110,6 +121,12 @@ class ProcessMeter:
         if not self._recorder.ledger_is_busy:
             self._close_ledger()
         return posted
+
+    def abandon(self) -> None:
+        """In a forked child, where this is not used again: close the descriptors that the child would keep for life."""
+        if isinstance(self._cpu_clock, ThreadsClock):
+            self._cpu_clock.abandon()
+        self._recorder.abandon()
 
     def _drop(self, *tickets: Ticket) -> None:
         """These are over; if one of them paid, the view that was opened first goes on paying."""

@@ -150,6 +150,7 @@ class Recorder:
         self._ticked = threading.Condition()
         self._stopping = False
         self._last_tick_seconds = -math.inf
+        self._last_hand_over_seconds = -math.inf
         self._last_post_seconds = clock.monotonic_seconds()
         self._last_recheck_seconds = clock.monotonic_seconds()
         self._thread = threading.Thread(target=self._run, name="green-ticker", daemon=True)
@@ -300,9 +301,9 @@ class Recorder:
         posted = self._bookkeeper.flush(left_seconds) and meters and not self._open and all_placed_are_over
         self._bookkeeper.stop(left_seconds if posted else 1.0)
         if meters:
-            self._sampler.close()
-            if self._handover is not None:
+            if self._handover is not None:  # first: killed in between, the keeper would go on with what is over
                 self._handover.close()
+            self._sampler.close()
         if posted and self._watch is not None:
             self._watch.remove_files()
         if meters and not self._open:
@@ -320,6 +321,10 @@ class Recorder:
             return True
         self._say(f"waiting up to {_PLACED_CLOSE_SECONDS:.0f} s for the last word about steps on the cluster")
         return self._watch.finish(_PLACED_CLOSE_SECONDS)
+
+    def abandon(self) -> None:
+        """In a forked child, where nothing of this is used again: close the descriptors that it would keep for life."""
+        self._sampler.abandon()
 
     @property
     def ledger_is_busy(self) -> bool:
@@ -379,14 +384,21 @@ class Recorder:
                 _log.exception("mlflow-green: the meter met an unexpected error; it goes on with the next sample")
 
     def _wait_for_a_sample(self) -> None:
-        """Until one is due or wanted; what has begun meanwhile is handed over."""
+        """Until one is due or wanted; what has begun meanwhile is handed over, however often one is wanted."""
         wait_seconds = _ENDING_PERIOD_SECONDS if self._endings else self._period_seconds
         until_seconds = self._clock.monotonic_seconds() + wait_seconds
-        while self._handover is not None and until_seconds - self._clock.monotonic_seconds() > HAND_OVER_SECONDS:
-            if self._cut.wait(HAND_OVER_SECONDS):
+        while (left_seconds := until_seconds - self._clock.monotonic_seconds()) > 0 and not self._stopping:
+            if self._handover is not None:
+                self._hand_over_in_time(self._handover)
+                left_seconds = min(left_seconds, HAND_OVER_SECONDS)
+            if self._cut.wait(left_seconds):
                 return
-            self._hand_over(self._handover)
-        self._cut.wait(max(0.0, until_seconds - self._clock.monotonic_seconds()))
+
+    def _hand_over_in_time(self, handover: Handover) -> None:
+        now_seconds = self._clock.monotonic_seconds()
+        if now_seconds - self._last_hand_over_seconds >= HAND_OVER_SECONDS:
+            self._last_hand_over_seconds = now_seconds
+            self._hand_over(handover)
 
     def _hand_over(self, handover: Handover) -> None:
         """Tell the keeper which steps it is to go on for, should this process die."""

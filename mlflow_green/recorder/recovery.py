@@ -2,7 +2,8 @@
 
 The spool tells what was read up to the last sample, and up to the end of a step that a keeper went on with. What came
 after the last sample is not known, so a lost hold is charged its last reading + P_max x the silence: all of the silence
-where a process of the step was still found running, at most lease + grace otherwise. Steps that a dead process had
+where a process of the step was still found running, at most lease + grace otherwise; for a block of a Python program,
+which died with its meter, no longer than two samples are apart. Steps that a dead process had
 handed to a batch system may be well: they are closed by what their nodes wrote, by what the batch system says, or long
 after their wall time.
 """
@@ -24,12 +25,25 @@ from mlflow_green.errors import LedgerError, LedgerUnavailable
 from mlflow_green.ledger.ledger import Ledger
 from mlflow_green.metering.supervise import end_processes, owner_alive, step_processes
 from mlflow_green.recorder.late_hold import admit_at_nothing, hold_late, told_if_refused
-from mlflow_green.recorder.loss import GRACE_SECONDS, SILENCE, last_read_at, lost_after_silence, lost_as_held
+from mlflow_green.recorder.loss import (
+    BLOCK_SILENCE,
+    GRACE_SECONDS,
+    SILENCE,
+    last_read_at,
+    lost_after_silence,
+    lost_as_held,
+)
 from mlflow_green.recorder.placed import JobEnds
 from mlflow_green.recorder.placed_recovery import close_placed, has_ended, placed_steps
-from mlflow_green.recorder.spool_session import NODE_FILES, SpoolSession, read_session, remove_node_file
+from mlflow_green.recorder.spool_session import (
+    NODE_FILES,
+    SpoolSession,
+    read_session,
+    remove_node_file,
+    total_microjoules,
+)
 from mlflow_green.recorder.windows import unposted_windows
-from mlflow_green.records import Batch, Closing, ClosingKind, Hold, Owner, Usage
+from mlflow_green.records import Batch, Closing, ClosingKind, Hold, Owner
 from mlflow_green.spool import from_json, nobody_goes_on, read_spool
 
 _log = logging.getLogger(__name__)
@@ -209,13 +223,9 @@ def _hear_leaders(session: SpoolSession, everybody: Iterable[SpoolSession]) -> N
         for hold_id in set(session.unfinished) & other.others.keys():
             at, usage = other.others[hold_id]
             known = session.usages.get(hold_id)
-            if known is None or _microjoules(usage) > _microjoules(known):
+            if known is None or total_microjoules(usage) > total_microjoules(known):
                 session.usages[hold_id] = usage
                 session.last_read_at = max(at, session.last_read_at or at)
-
-
-def _microjoules(usage: Usage) -> int:
-    return usage.total.microjoules if usage.total else 0
 
 
 def _put_aside(path: Path, problem: str, say: Callable[[str], None]) -> None:
@@ -296,9 +306,13 @@ def _post_session(
 
 
 def _lost(hold: Hold, began_at: datetime, session: SpoolSession, *, still_ran: bool, now: datetime) -> Closing:
-    """All of the silence counts if it was found running, at most lease + grace otherwise."""
+    """All of the silence counts if it was found running, at most lease + grace otherwise.
+
+    A block died with its meter, unless a program that it had started was seen since.
+    """
     silent_until = now
     if not still_ran:
         last_alive_at = max(last_read_at(hold, session, began_at), session.last_alive_at or began_at)
-        silent_until = min(now, last_alive_at + SILENCE)
+        died_too = session.are_blocks and session.last_alive_at is None
+        silent_until = min(now, last_alive_at + (BLOCK_SILENCE if died_too else SILENCE))
     return lost_after_silence(hold, session, began_at=began_at, silent_until=silent_until)

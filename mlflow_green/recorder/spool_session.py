@@ -64,6 +64,7 @@ class Origin:
 class SpoolSession:
     """What one meter's spool file says. ``ended``: its meter closed it, and nothing will follow.
 
+    ``are_blocks``: its steps are parts of its owner's own process, which died with it.
     ``others`` are steps of other meters, which this one charged as their leader: when it did last, and what in all.
     """
 
@@ -71,6 +72,7 @@ class SpoolSession:
     owner: Owner
     book: Book
     leaves_orphans: bool = False
+    are_blocks: bool = False
     origin: Origin | None = None
     last_read_at: datetime | None = None
     last_alive_at: datetime | None = None
@@ -99,12 +101,17 @@ class SpoolSession:
 # --- writing ----------------------------------------------------------------------------------------
 
 
-def session_line(owner: Owner, book: Book, *, leaves_orphans: bool = False, origin: Origin | None = None) -> Line:
+def session_line(
+    owner: Owner, book: Book, *, leaves_orphans: bool = False, are_blocks: bool = False, origin: Origin | None = None
+) -> Line:
     """The first line of a spool file.
 
     ``leaves_orphans``: what it runs belongs to the user and is not ended when its meter is found dead.
+    ``are_blocks``: what it meters is the owner's own process.
     """
     line: Line = {"kind": "session", "owner": to_json(owner), "book": to_json(book), "leaves_orphans": leaves_orphans}
+    if are_blocks:
+        line["are_blocks"] = True
     return line if origin is None else {**line, "origin": to_json(origin)}
 
 
@@ -172,6 +179,7 @@ def read_session(path: Path) -> SpoolSession:
             owner=from_json(Owner, first["owner"]),
             book=from_json(Book, first["book"]),
             leaves_orphans=bool(first.get("leaves_orphans")),
+            are_blocks=bool(first.get("are_blocks")),
             origin=from_json(Origin, first.get("origin")),
         )
     except (StopIteration, KeyError, TypeError, AttributeError) as error:
@@ -200,12 +208,7 @@ def _take_line(session: SpoolSession, line: Line) -> None:
     elif kind == "unplaced":
         session.placed.pop(str(line["hold_id"]), None)
     elif kind == "tick":
-        tick: Tick = from_json(Tick, line["tick"])
-        session.last_read_at = tick.at
-        session.usages.update(tick.usages)
-        session.final |= tick.final
-        session.windows.extend(tick.windows)
-        session.others.update({hold_id: (tick.at, usage) for hold_id, usage in (tick.others or {}).items()})
+        _take_tick(session, from_json(Tick, line["tick"]))
     elif kind == "alive":
         session.last_alive_at = datetime.fromisoformat(str(line["at"]))
     elif kind == "closing":
@@ -215,6 +218,22 @@ def _take_line(session: SpoolSession, line: Line) -> None:
             session.placed.pop(closing.entry.entry_id, None)
     elif kind == "end":
         session.ended = True
+
+
+def _take_tick(session: SpoolSession, tick: Tick) -> None:
+    session.last_read_at = tick.at
+    for hold_id, usage in tick.usages.items():
+        known = session.usages.get(hold_id)
+        if known is None or total_microjoules(usage) >= total_microjoules(known):
+            session.usages[hold_id] = usage
+    session.final |= tick.final
+    session.windows.extend(tick.windows)
+    session.others.update({hold_id: (tick.at, usage) for hold_id, usage in (tick.others or {}).items()})
+
+
+def total_microjoules(usage: Usage) -> int:
+    """What decides between two accounts of a step: the windows have the larger one."""
+    return usage.total.microjoules if usage.total else 0
 
 
 NODE_FILES = "nodes/*/*.jsonl"

@@ -15,11 +15,16 @@ import pytest
 from mlflow_green.clock import SystemClock, boot_id
 from mlflow_green.metering.cpu_clock import PerfClock
 from mlflow_green.metering.handover import Handover, RunningStep
+from mlflow_green.metering.keeping import Keeping
 from mlflow_green.metering.sampler import Sampler
 from mlflow_green.metering.supervise import send, step_processes
-from mlflow_green.records import Tick
+from mlflow_green.recorder.admission import Freely
+from mlflow_green.recorder.recorder import Recorder
+from mlflow_green.recorder.spool_only import SpoolOnly
+from mlflow_green.recorder.ticket import Book, Ticket, bare_request
+from mlflow_green.records import Site, Step, StepSpec, Tick
 from mlflow_green.sensors.rapl import RaplSensor
-from mlflow_green.spool import SpoolWriter, from_json, nobody_goes_on, read_spool
+from mlflow_green.spool import SpoolWriter, from_json, nobody_goes_on, read_spool, to_json
 from tests.testkit.fakepowercap import FakePowercap
 from tests.testkit.keepers import keepers_of
 from tests.testkit.metering_fakes import HandCpuClock
@@ -90,10 +95,10 @@ def nothing_is_left(folder: Path) -> bool:
 class Program:
     """This process as a program with a sampler and one step."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, sensor: RaplSensor | None = None) -> None:
         self.lock_path, root = folder / "run" / "lock", folder / "powercap"
         self.sampler = Sampler(
-            [RaplSensor(root)], clock=SystemClock(), host="node1", boot_id=boot_id(), lock_path=self.lock_path
+            [sensor or RaplSensor(root)], clock=SystemClock(), host="node1", boot_id=boot_id(), lock_path=self.lock_path
         )
         self.sampler.join("hold-1", HandCpuClock())
         self.handover = Handover(self.lock_path, powercap_root=root, host="node1", period_seconds=0.1)
@@ -169,6 +174,48 @@ def test_in_a_folder_that_others_may_enter_nothing_is_kept_and_the_program_goes_
     program.close()
 
 
+class LooksWhenItIsClosed(RaplSensor):
+    knew: bool | None = None
+
+    def look_at(self, program: Program, key: str) -> None:
+        self.program, self.key = program, key
+
+    def close(self) -> None:
+        self.knew = self.program.handover.knows(self.key)
+        super().close()
+
+
+def test_a_step_is_handed_over_however_often_others_end_and_taken_back_before_the_lock(folder):
+    sensor = LooksWhenItIsClosed(folder / "powercap")
+    program = Program(folder, sensor)
+    program.sampler.leave("hold-1")
+    book = Book(project="demo", user="ana", host="node1", site=Site(), sampler_id=None, power_watts_max=10.0)
+    recorder = Recorder(
+        sampler=program.sampler,
+        bookkeeper=SpoolOnly(),
+        spool=SpoolWriter(folder / "spool.jsonl"),
+        enforcer=None,
+        book=book,
+        clock=SystemClock(),
+        say=print,
+        handover=program.handover,
+    )
+    recorder.start()
+    step = Ticket(step=Step(workflow_run="run1", name="train"), spec=StepSpec())
+    Freely(lambda each, now: bare_request(each, book, (), now), SystemClock()).admit(step)
+    recorder.begin(step, HandCpuClock())
+    key = program.sampler.standing()[step.hold_id].key
+
+    def is_known_while_others_end() -> bool:
+        recorder.sample_soon()
+        return program.handover.knows(key)
+
+    assert comes_true(is_known_while_others_end, 5)
+    sensor.look_at(program, key)
+    recorder.close(10)
+    assert sensor.knew is False
+
+
 # --- what it does ---------------------------------------------------------------------------------
 
 
@@ -219,6 +266,18 @@ def test_while_it_keeps_a_step_recovery_cannot_have_the_spool_file_and_another_p
     other.close()
 
 
+def test_a_step_that_its_owner_metered_to_its_end_is_not_opened_anew(folder, owner):
+    process = owner("sleep", "60", grace="0.1")
+    at = SystemClock().now()
+    last = Tick(sampler_id="s", sequence=9, at=at, windows=(), usages={}, final=frozenset({"hold-1"}))
+    with (folder / "spool.jsonl").open("a") as file:
+        file.write(json.dumps({"kind": "tick", "tick": to_json(last)}) + "\n")
+    process.kill()
+    assert comes_true(lambda: nothing_is_left(folder), 30)
+    assert ticks(folder) == [last]
+    assert step_processes("hold-1")
+
+
 def test_a_step_whose_spool_file_recovery_has_is_left_alone(folder, owner):
     process = owner("sleep", "60")
     with nobody_goes_on(folder / "spool.jsonl") as is_last:
@@ -227,6 +286,24 @@ def test_a_step_whose_spool_file_recovery_has_is_left_alone(folder, owner):
         assert comes_true(lambda: nothing_is_left(folder), 30)
     assert ticks(folder) == []
     assert step_processes("hold-1")
+
+
+def test_what_makes_no_sense_is_not_kept_nor_is_its_descriptor(folder):
+    options = {
+        "powercap_root": str(folder / "powercap"),
+        "host": "node1",
+        "period_seconds": 0.1,
+        "rapl_prefers_psys": False,
+        "memory_watts_per_gib": None,
+    }
+    (folder / "run").mkdir(mode=0o700)
+    lock_path = folder / "run" / "lock"
+    keeping = Keeping(str(lock_path), os.open(lock_path, os.O_RDWR | os.O_CREAT), options)
+    clock = os.open("/dev/null", os.O_RDONLY)
+    keeping.take([({"key": "1", "hold_id": "hold-1", "grace_seconds": "soon"}, clock)])
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(clock)
+    assert not keeping.advance()
 
 
 # --- its spool file -------------------------------------------------------------------------------
