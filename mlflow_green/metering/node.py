@@ -69,14 +69,15 @@ class Node:
 class Use:
     """What one consumer did in a window: CPU seconds of all its processes, >= 0; at least so many, unless exact.
 
-    A view is a part of what the others did. ``resident_bytes`` is the memory that the processes kept. ``gpu_weights``
-    are their weights in the use of each GPU, by device. ``gpus`` are the devices that the consumer reserved, ``None``
-    where nothing says so.
+    A view is a part of what the others did. ``is_own_process``: it is work of the process that joined it, not of one
+    that this started. ``resident_bytes`` is the memory that the processes kept. ``gpu_weights`` are their weights in
+    the use of each GPU, by device. ``gpus`` are the devices that the consumer reserved, ``None`` where nothing says so.
     """
 
     cpu_seconds: float
     is_exact: bool = False
     is_view: bool = False
+    is_own_process: bool = False
     resident_bytes: int | None = None
     gpu_weights: Mapping[str, float] = field(default_factory=dict)
     gpus: frozenset[str] | None = None

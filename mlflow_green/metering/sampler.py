@@ -42,6 +42,7 @@ class _Consumer:
     start_cpu_seconds: float
     cpu_seconds: float  # the last look at the clock
     is_view: bool = False
+    is_own_process: bool = False
     left_seconds: float | None = None
     resident_bytes: int | None = None
 
@@ -61,6 +62,7 @@ class _Consumer:
             left_seconds=left_seconds,
             resident_bytes=self.resident_bytes,
             is_view=self.is_view,
+            is_own_process=self.is_own_process,
         )
 
 
@@ -153,8 +155,12 @@ class Sampler:
         """The most that all devices together can show, in watts; 0 where nothing is metered."""
         return sum(device.power_watts_max for device in self._devices)
 
-    def join(self, consumer_id: str, cpu_clock: CpuClock, *, is_view: bool = False) -> None:
+    def join(
+        self, consumer_id: str, cpu_clock: CpuClock, *, is_view: bool = False, is_own_process: bool = False
+    ) -> None:
         """Meter this consumer from now on; the sampler owns the clock. A view is a part of another consumer.
+
+        ``is_own_process``: the consumer is work of this process, so what carries no mark here belongs to it.
 
         Raises:
             ValueError: a consumer of this name is there already.
@@ -174,6 +180,7 @@ class Sampler:
                 start_cpu_seconds=cpu_seconds,
                 cpu_seconds=cpu_seconds,
                 is_view=is_view,
+                is_own_process=is_own_process,
             )
         self._report()
 
@@ -218,6 +225,7 @@ class Sampler:
                 start_cpu_seconds=presence.start_cpu_seconds,
                 cpu_seconds=presence.cpu_seconds,
                 is_view=presence.is_view,
+                is_own_process=presence.is_own_process,
             )
         self._report()
 
@@ -366,6 +374,7 @@ class Sampler:
                 is_exact=present[key].cpu_clock.is_exact,
                 resident_bytes=present[key].resident_bytes,
                 is_view=present[key].is_view,
+                is_own_process=present[key].is_own_process,
             )
             for key, account in accounts.items()
             if account.left_seconds is None

@@ -47,12 +47,14 @@ class Ticket:
     so that its budgets are charged. ``top_up_refused``: the last answer was less than what was asked for.
 
     ``is_view``: it is a part of a step that another meter, or another ticket of this one, posts and charges.
+    ``is_own_process``: it is work of this process, such as a block, and not of one that is started for it.
     """
 
     step: Step
     spec: StepSpec
     group: str | None = None
     is_view: bool = False
+    is_own_process: bool = False
     ticket_id: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     decision: Decision | None = None
