@@ -222,7 +222,7 @@ def _share(
         return sum_of_shares(_share_gpu(part, readings.get(part.device.name), uses) for part in parts)
     shares = _share_by_use(energy, parts, quiet_power_microwatts, uses, before, now)
     if domain is Domain.DRAM and now.memory_bytes:
-        resident = {key: use.resident_bytes or 0 for key, use in uses.items()}
+        resident = {key: use.resident_bytes for key, use in uses.items()}
         shares = share_idle_by_memory(shares, energy, resident, now.memory_bytes)
     return shares
 

@@ -448,16 +448,35 @@ class Sampler:
 
     def _look(self) -> dict[_Consumer, Presence]:
         """Read every clock, and the memory where it is shared out."""
-        resident = self._memory.bytes_by_hold(self._clock.monotonic_seconds()) if self._memory else {}
         with self._lock:
             consumers = list(self._consumers.values())
+        if self._memory is not None:
+            self._look_at_memory(self._memory, consumers)
         found: dict[_Consumer, Presence] = {}
         for consumer in consumers:
             with self._lock:
                 consumer.look()
-                consumer.resident_bytes = resident.get(_hold_of(consumer.key))
                 found[consumer] = consumer.presence()
         return found
+
+    def _look_at_memory(self, memory: ResidentMemory, consumers: Sequence[_Consumer]) -> None:
+        """A view's is what its process keeps with all of its children; a payer's own, what others have not marked.
+
+        One that has left keeps what it had.
+        """
+        resident = memory.look(self._clock.monotonic_seconds(), {_hold_of(each.key) for each in consumers})
+        payers = [each for each in consumers if not each.is_view]
+        own = [each for each in payers if each.is_own_process and _process_of(each.key) == self._process]
+        own = [each for each in own if each.left_seconds is None] or own
+        for consumer in consumers:
+            found = resident.by_hold.get(_hold_of(consumer.key))
+            if consumer.is_view and _process_of(consumer.key) == self._process:
+                found = sum(resident.here.values())
+            elif [consumer] == own:
+                marked = {_hold_of(each.key) for each in payers}
+                found = (found or 0) + sum(held for mark, held in resident.here.items() if mark not in marked)
+            if consumer.left_seconds is None or consumer.resident_bytes is None:
+                consumer.resident_bytes = found
 
     def _forget_left(self, own: Mapping[_Consumer, Presence]) -> frozenset[str]:
         """Drop those that had left when they were looked at; their names."""
