@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
@@ -105,13 +105,27 @@ def taken_over(node: Node, devices: Iterable[Device]) -> Node:
 
     A counter of the hardware goes on where it was read last, so no energy is lost between the two. One that each
     process keeps for itself has nothing to do with what was read before: the time up to its first reading is a gap.
+    What this process does not read is missing from now on: it may read the same energy in another way.
     """
-    tracks = dict(node.tracks)
-    for device in devices:
-        track = tracks.get(device.name)
-        if track is not None:
-            tracks[device.name] = replace(track, device=device, last=track.last if device.counter_is_shared else None)
-    return replace(node, tracks=tracks)
+    tracks = {
+        device.name: replace(track, device=device, last=track.last if device.counter_is_shared else None)
+        for device in devices
+        if (track := node.tracks.get(device.name)) is not None
+    }
+    return without(replace(node, tracks=tracks), ())
+
+
+def without(node: Node, names: Collection[str]) -> Node:
+    """The node without these devices, and without the domains that have no other."""
+    tracks = {name: track for name, track in node.tracks.items() if name not in names}
+    domains = {track.device.domain for track in tracks.values()}
+    quiet = node.quiet_power_microwatts
+    return replace(
+        node,
+        tracks=tracks,
+        openings={domain: opening for domain, opening in node.openings.items() if domain in domains},
+        quiet_power_microwatts={domain: powers for domain, powers in quiet.items() if domain in domains},
+    )
 
 
 def close_windows(

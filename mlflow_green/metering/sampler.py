@@ -322,6 +322,9 @@ class Sampler:
         else:
             node, self._accounts, self._repeated = taken_over(state.node, self._devices), state.accounts, state.windows
             self.sampler_id = node.sampler_id
+            missing = ", ".join(name for name in state.node.tracks if name not in node.tracks)
+            if missing:
+                self.notes.append(f"this meter goes on without {missing}, which it cannot read: missing from now on")
             if self._shared is not None:
                 self._shared.fallen |= {*map(_process_of, self._accounts), state.leader} - {self._process}
         self._node = node
