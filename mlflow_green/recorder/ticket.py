@@ -237,7 +237,8 @@ def _embodied(usage: Usage | None, duration_seconds: float, book: Book) -> int |
     embodied = book.site.embodied
     if embodied is None or usage is None:
         return None
-    if embodied.share is EmbodiedShare.CORES and Domain.GPU in usage.energy:
+    gpu = usage.energy.get(Domain.GPU)
+    if embodied.share is EmbodiedShare.CORES and gpu is not None and gpu.high_microjoules > 0:
         return None  # time on the cores says nothing about time on the GPUs
     cpu_seconds = usage.cpu_seconds if usage.cpu_clock else None
     busy = busy_seconds(embodied, duration_seconds=duration_seconds, cpu_seconds=cpu_seconds, cores=book.cores)
