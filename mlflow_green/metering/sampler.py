@@ -19,10 +19,10 @@ from mlflow_green.clock import Clock
 from mlflow_green.errors import SensorError, SensorRetry
 from mlflow_green.metering.cpu_clock import CpuClock
 from mlflow_green.metering.gpu_users import GpuUsers
-from mlflow_green.metering.node import Moment, Node, Use, begun, close_windows, taken_over
+from mlflow_green.metering.node import Moment, Node, Use, begun, close_windows, taken_over, without
 from mlflow_green.metering.resident_memory import ResidentMemory
 from mlflow_green.metering.shared_state import Account, LeaderState, Presence, SharedFolder, opened
-from mlflow_green.records import Device, Domain, NodeWindow, Reading, Tick, Usage
+from mlflow_green.records import Device, Domain, Method, NodeWindow, Reading, Tick, Usage
 from mlflow_green.sensors.proc_stat import PROC_ROOT, HostCpu, read_host_cpu
 from mlflow_green.sensors.sensor import Sensor
 from mlflow_green.units import milliseconds
@@ -432,6 +432,21 @@ class Sampler:
         self._devices = tuple(device for sensor in (*self._sensors, *self._lost) for device in sensor.devices())
         if any(device.name not in self._node.tracks for device in self._devices):
             self._node = begun(self._node, self._devices, readings, now)
+            self._end_memory_model()
+
+    def _end_memory_model(self) -> None:
+        """A counter that shows the memory replaces the model of it: else its energy would count twice."""
+        measured = {device.domain for device in self._devices if device.method is Method.MEASURED}
+        if measured.isdisjoint({Domain.DRAM, Domain.PLATFORM}):
+            return
+        for sensor in self._sensors.copy():
+            kinds = {(device.domain, device.method) for device in sensor.devices()}
+            if kinds == {(Domain.DRAM, Method.ESTIMATED)}:
+                self._sensors.remove(sensor)
+                sensor.close()
+                self._node = without(self._node, {device.name for device in sensor.devices()})
+                self._devices = tuple(device for device in self._devices if device.name in self._node.tracks)
+                self.notes.append("a counter that shows the memory has appeared: its energy is no longer modelled")
 
     def _is_awaited(
         self, process: str, reports: Mapping[str, Mapping[str, Presence] | None], now_seconds: float
