@@ -134,6 +134,10 @@ class Block:
 
     def __init__(self, name: str, *, project: str | None = None, energy: str | None = None, log: bool = False) -> None:
         """See ``meter``."""
+        if not isinstance(name, str) or not name.strip() or len(name.splitlines()) > 1:
+            raise TypeError(f"{name!r} is not the name of a step; write e.g. meter('train')")
+        if not isinstance(energy, str | None):
+            raise TypeError(f"{energy!r} is not an energy; write e.g. energy='5 Wh'")
         self.name = name
         self._project = project
         self._energy_microjoules = None if energy is None else parse_energy_microjoules(energy)
@@ -222,6 +226,9 @@ def meter(name: str, *, project: str | None = None, energy: str | None = None, l
 
     ``project`` pays; that of green.yaml by default. ``energy`` is a first estimate such as ``"5 Wh"``, which a hard
     budget holds. ``log`` puts the metrics on the MLflow run that is active when the block ends, if there is one.
+
+    Raises:
+        TypeError: the name is no line of text, or the energy is no text.
 
     Raises, when the block is entered:
         BudgetExceeded: a hard budget refuses it.

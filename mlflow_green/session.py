@@ -285,6 +285,7 @@ class NodeSession(_Steps):
         """
         if self._runs_one:
             os.environ.update(self.environment(ticket))
+        ticket.is_own_process = self._runs_one
         clock = open_clock(own_cgroup=self._runs_one, runs_one=self._runs_one)
         self._recorder.begin(ticket, clock)
         return clock

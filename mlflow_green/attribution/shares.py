@@ -73,25 +73,30 @@ def share_by_use(
 
 
 def share_idle_by_memory(
-    shares: Shares, energy: Energy, resident_bytes: Mapping[str, int], memory_bytes: int
+    shares: Shares, energy: Energy, resident_bytes: Mapping[str, int | None], memory_bytes: int
 ) -> Shares:
     """Charge the idle part of DRAM's energy to those whose memory it keeps; what keeps nobody's stays idle.
 
     The denominator is the larger of all memory (above 0) and the consumers' sum, for shared pages count once for each
-    process. So a share's low end stays as it was, and its high end takes its part of the idle energy's high.
+    process. So a share's low end stays as it was, and its high end takes its part of the idle energy's high. ``None``
+    is memory that could not be found: it could be all that is nobody's.
     """
-    resident = {name: max(0, resident_bytes.get(name, 0)) for name in shares.consumers}
+    resident = {name: max(0, resident_bytes.get(name, 0) or 0) for name in shares.consumers}
     held_bytes = sum(resident.values())
     denominator = max(memory_bytes, held_bytes)
     idle = shares.idle_microjoules
     high = -(-energy.high_microjoules * idle // energy.microjoules) if energy.microjoules else energy.high_microjoules
+    held_at_most = {
+        name: denominator - held_bytes if resident_bytes.get(name, 0) is None else held
+        for name, held in resident.items()
+    }
     *points, idle_point = largest_remainder(idle, [*resident.values(), denominator - held_bytes])
     consumers = {
         name: Energy(
             microjoules=share.microjoules + point,
             low_microjoules=share.low_microjoules,
             high_microjoules=min(
-                energy.high_microjoules, share.high_microjoules - (-high * resident[name] // denominator)
+                energy.high_microjoules, share.high_microjoules - (-high * held_at_most[name] // denominator)
             ),
             method=share.method,
         )

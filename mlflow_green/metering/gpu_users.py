@@ -1,8 +1,8 @@
 """Whose processes use a GPU, and which GPUs a consumer has reserved.
 
-A consumer's processes carry its id as ``GREEN_HOLD_ID`` in their environment, or descend from one that does. No
-process carries the id of a consumer that meters a block of its own process: what has no mark belongs to it if it is, or
-descends from, the process that joined it, and that has joined no other. Only this user's processes can be recognised.
+A consumer's processes carry its id as ``GREEN_HOLD_ID`` in their environment, or descend from one that does. Of one
+that is work of its own process (a block) only the children do: what carries no live consumer's mark belongs to it if it
+is, or descends from, the process that joined it, and no other such. Only this user's processes can be recognised.
 """
 
 from __future__ import annotations
@@ -40,7 +40,6 @@ class GpuUsers:
         self._proc_root = proc_root
         self._lineages: dict[int, _Lineage] = {}
         self._reserved: dict[str, frozenset[str] | None] = {}
-        self._marked: frozenset[str] = frozenset()  # the consumers whose mark some process carried at the last scan
         self._looks = 0
 
     def find(
@@ -50,7 +49,7 @@ class GpuUsers:
         gpus = [device for device in devices if device.domain is Domain.GPU]
         if not gpus:
             return dict(uses)
-        consumers = [key for key, use in uses.items() if not use.is_view]
+        consumers = {key: use for key, use in uses.items() if not use.is_view}
         self._scan(consumers, gpus)
         weights: dict[str, defaultdict[str, float]] = {key: defaultdict(float) for key in uses}
         lineages: dict[int, _Lineage] = {}
@@ -79,16 +78,16 @@ class GpuUsers:
         marks = [_environment(each, self._proc_root).get(MARK) for each in pids]
         return _Lineage(started_ticks=started_ticks, pids=tuple(pids), marks=tuple(mark for mark in marks if mark))
 
-    def _consumer_of(self, lineage: _Lineage, keys: Collection[str]) -> str | None:
-        ids = {_id_of(key): key for key in keys}
+    def _consumer_of(self, lineage: _Lineage, consumers: Mapping[str, Use]) -> str | None:
+        ids = {_id_of(key): key for key in consumers}
         for mark in lineage.marks:
             if mark in ids:
                 return ids[mark]
-        if not lineage.marks:
-            for pid in lineage.pids:
-                own = [key for key in keys if _pid_of(key) == pid]
-                if own:
-                    return own[0] if len(own) == 1 and own[0] not in self._marked else None
+        # No mark, or that of a block that has ended, or of another folder's meter within this process.
+        for pid in lineage.pids:
+            own = [key for key, use in consumers.items() if use.is_own_process and _pid_of(key) == pid]
+            if own:
+                return own[0] if len(own) == 1 else None
         return None
 
     def _views_of(self, lineage: _Lineage, uses: Mapping[str, Use]) -> list[str]:
@@ -111,7 +110,6 @@ class GpuUsers:
             key = ids.get(environment.get(MARK, ""))
             if key is not None:
                 found.setdefault(key, []).append(reserved_gpus(environment, gpus))
-        self._marked = frozenset(found)
         self._reserved = {key: _union(found.get(key, ())) for key in keys}
         for key, reserved in self._reserved.items():
             if reserved is None:

@@ -21,21 +21,21 @@ def with_clocks(
     used_seconds: float,
     host_cpu: HostCpu,
 ) -> tuple[dict[str, Track], dict[Domain, list[DeviceEnergy]]]:
-    """The windows with every load model raised to what the clocks of all consumers together show, in CPU seconds.
+    """The windows with every load model of a CPU raised to what the clocks of all consumers show, in CPU seconds.
 
     What is added is taken off the next windows, where the ticks show up, and is never ahead of the model's counter by
     more than a tick a CPU: over time the model says what its counter counted. A tick a CPU is in the high end.
     """
     after, raised = dict(tracks), {domain: list(parts) for domain, parts in found.items()}
-    for parts in raised.values():
-        for index, part in enumerate(parts):
-            name, watts = part.device.name, _watts_per_busy_cpu(part, host_cpu.threads)
-            if watts > 0:
-                tick_microjoules = microjoules(watts * host_cpu.grain_seconds)
-                lacking = microjoules(watts * used_seconds) - _dynamic_microjoules(part)
-                added = max(0, min(lacking, tick_microjoules - after[name].ahead_microjoules))
-                after[name] = replace(after[name], ahead_microjoules=after[name].ahead_microjoules + added)
-                parts[index] = _raised(part, added, tick_microjoules)
+    parts = raised.get(Domain.CPU, [])
+    for index, part in enumerate(parts):
+        name, watts = part.device.name, _watts_per_busy_cpu(part, host_cpu.threads)
+        if watts > 0:
+            tick_microjoules = microjoules(watts * host_cpu.grain_seconds)
+            lacking = microjoules(watts * used_seconds) - _dynamic_microjoules(part)
+            added = max(0, min(lacking, tick_microjoules - after[name].ahead_microjoules))
+            after[name] = replace(after[name], ahead_microjoules=after[name].ahead_microjoules + added)
+            parts[index] = _raised(part, added, tick_microjoules)
     return after, raised
 
 

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
@@ -69,14 +69,15 @@ class Node:
 class Use:
     """What one consumer did in a window: CPU seconds of all its processes, >= 0; at least so many, unless exact.
 
-    A view is a part of what the others did. ``resident_bytes`` is the memory that the processes kept. ``gpu_weights``
-    are their weights in the use of each GPU, by device. ``gpus`` are the devices that the consumer reserved, ``None``
-    where nothing says so.
+    A view is a part of what the others did. ``is_own_process``: it is work of the process that joined it, not of one
+    that this started. ``resident_bytes`` is the memory that the processes kept. ``gpu_weights`` are their weights in
+    the use of each GPU, by device. ``gpus`` are the devices that the consumer reserved, ``None`` where nothing says so.
     """
 
     cpu_seconds: float
     is_exact: bool = False
     is_view: bool = False
+    is_own_process: bool = False
     resident_bytes: int | None = None
     gpu_weights: Mapping[str, float] = field(default_factory=dict)
     gpus: frozenset[str] | None = None
@@ -104,13 +105,27 @@ def taken_over(node: Node, devices: Iterable[Device]) -> Node:
 
     A counter of the hardware goes on where it was read last, so no energy is lost between the two. One that each
     process keeps for itself has nothing to do with what was read before: the time up to its first reading is a gap.
+    What this process does not read is missing from now on: it may read the same energy in another way.
     """
-    tracks = dict(node.tracks)
-    for device in devices:
-        track = tracks.get(device.name)
-        if track is not None:
-            tracks[device.name] = replace(track, device=device, last=track.last if device.counter_is_shared else None)
-    return replace(node, tracks=tracks)
+    tracks = {
+        device.name: replace(track, device=device, last=track.last if device.counter_is_shared else None)
+        for device in devices
+        if (track := node.tracks.get(device.name)) is not None
+    }
+    return without(replace(node, tracks=tracks), ())
+
+
+def without(node: Node, names: Collection[str]) -> Node:
+    """The node without these devices, and without the domains that have no other."""
+    tracks = {name: track for name, track in node.tracks.items() if name not in names}
+    domains = {track.device.domain for track in tracks.values()}
+    quiet = node.quiet_power_microwatts
+    return replace(
+        node,
+        tracks=tracks,
+        openings={domain: opening for domain, opening in node.openings.items() if domain in domains},
+        quiet_power_microwatts={domain: powers for domain, powers in quiet.items() if domain in domains},
+    )
 
 
 def close_windows(
@@ -221,7 +236,7 @@ def _share(
         return sum_of_shares(_share_gpu(part, readings.get(part.device.name), uses) for part in parts)
     shares = _share_by_use(energy, parts, quiet_power_microwatts, uses, before, now)
     if domain is Domain.DRAM and now.memory_bytes:
-        resident = {key: use.resident_bytes or 0 for key, use in uses.items()}
+        resident = {key: use.resident_bytes for key, use in uses.items()}
         shares = share_idle_by_memory(shares, energy, resident, now.memory_bytes)
     return shares
 

@@ -19,10 +19,10 @@ from mlflow_green.clock import Clock
 from mlflow_green.errors import SensorError, SensorRetry
 from mlflow_green.metering.cpu_clock import CpuClock
 from mlflow_green.metering.gpu_users import GpuUsers
-from mlflow_green.metering.node import Moment, Node, Use, begun, close_windows, taken_over
+from mlflow_green.metering.node import Moment, Node, Use, begun, close_windows, taken_over, without
 from mlflow_green.metering.resident_memory import ResidentMemory
 from mlflow_green.metering.shared_state import Account, LeaderState, Presence, SharedFolder, opened
-from mlflow_green.records import Device, Domain, NodeWindow, Reading, Tick, Usage
+from mlflow_green.records import Device, Domain, Method, NodeWindow, Reading, Tick, Usage
 from mlflow_green.sensors.proc_stat import PROC_ROOT, HostCpu, read_host_cpu
 from mlflow_green.sensors.sensor import ModelSensor, Sensor
 from mlflow_green.units import milliseconds
@@ -42,6 +42,7 @@ class _Consumer:
     start_cpu_seconds: float
     cpu_seconds: float  # the last look at the clock
     is_view: bool = False
+    is_own_process: bool = False
     left_seconds: float | None = None
     resident_bytes: int | None = None
 
@@ -61,6 +62,7 @@ class _Consumer:
             left_seconds=left_seconds,
             resident_bytes=self.resident_bytes,
             is_view=self.is_view,
+            is_own_process=self.is_own_process,
         )
 
 
@@ -153,8 +155,12 @@ class Sampler:
         """The most that all devices together can show, in watts; 0 where nothing is metered."""
         return sum(device.power_watts_max for device in self._devices)
 
-    def join(self, consumer_id: str, cpu_clock: CpuClock, *, is_view: bool = False) -> None:
+    def join(
+        self, consumer_id: str, cpu_clock: CpuClock, *, is_view: bool = False, is_own_process: bool = False
+    ) -> None:
         """Meter this consumer from now on; the sampler owns the clock. A view is a part of another consumer.
+
+        ``is_own_process``: the consumer is work of this process, so what carries no mark here belongs to it.
 
         Raises:
             ValueError: a consumer of this name is there already.
@@ -174,6 +180,7 @@ class Sampler:
                 start_cpu_seconds=cpu_seconds,
                 cpu_seconds=cpu_seconds,
                 is_view=is_view,
+                is_own_process=is_own_process,
             )
         self._report()
 
@@ -218,6 +225,7 @@ class Sampler:
                 start_cpu_seconds=presence.start_cpu_seconds,
                 cpu_seconds=presence.cpu_seconds,
                 is_view=presence.is_view,
+                is_own_process=presence.is_own_process,
             )
         self._report()
 
@@ -320,6 +328,9 @@ class Sampler:
             self._resume(state.node)
             node, self._accounts, self._repeated = taken_over(state.node, self._devices), state.accounts, state.windows
             self.sampler_id = node.sampler_id
+            missing = ", ".join(name for name in state.node.tracks if name not in node.tracks)
+            if missing:
+                self.notes.append(f"this meter goes on without {missing}, which it cannot read: missing from now on")
             if self._shared is not None:
                 self._shared.fallen |= {*map(_process_of, self._accounts), state.leader} - {self._process}
         self._node = node
@@ -381,6 +392,7 @@ class Sampler:
                 is_exact=present[key].cpu_clock.is_exact,
                 resident_bytes=present[key].resident_bytes,
                 is_view=present[key].is_view,
+                is_own_process=present[key].is_own_process,
             )
             for key, account in accounts.items()
             if account.left_seconds is None
@@ -435,6 +447,21 @@ class Sampler:
         self._devices = tuple(device for sensor in (*self._sensors, *self._lost) for device in sensor.devices())
         if any(device.name not in self._node.tracks for device in self._devices):
             self._node = begun(self._node, self._devices, readings, now)
+            self._end_memory_model()
+
+    def _end_memory_model(self) -> None:
+        """A counter that shows the memory replaces the model of it: else its energy would count twice."""
+        measured = {device.domain for device in self._devices if device.method is Method.MEASURED}
+        if measured.isdisjoint({Domain.DRAM, Domain.PLATFORM}):
+            return
+        for sensor in self._sensors.copy():
+            kinds = {(device.domain, device.method) for device in sensor.devices()}
+            if kinds == {(Domain.DRAM, Method.ESTIMATED)}:
+                self._sensors.remove(sensor)
+                sensor.close()
+                self._node = without(self._node, {device.name for device in sensor.devices()})
+                self._devices = tuple(device for device in self._devices if device.name in self._node.tracks)
+                self.notes.append("a counter that shows the memory has appeared: its energy is no longer modelled")
 
     def _is_awaited(
         self, process: str, reports: Mapping[str, Mapping[str, Presence] | None], now_seconds: float
@@ -454,16 +481,35 @@ class Sampler:
 
     def _look(self) -> dict[_Consumer, Presence]:
         """Read every clock, and the memory where it is shared out."""
-        resident = self._memory.bytes_by_hold(self._clock.monotonic_seconds()) if self._memory else {}
         with self._lock:
             consumers = list(self._consumers.values())
+        if self._memory is not None:
+            self._look_at_memory(self._memory, consumers)
         found: dict[_Consumer, Presence] = {}
         for consumer in consumers:
             with self._lock:
                 consumer.look()
-                consumer.resident_bytes = resident.get(_hold_of(consumer.key))
                 found[consumer] = consumer.presence()
         return found
+
+    def _look_at_memory(self, memory: ResidentMemory, consumers: Sequence[_Consumer]) -> None:
+        """A view's is what its process keeps with all of its children; a payer's own, what others have not marked.
+
+        One that has left keeps what it had.
+        """
+        resident = memory.look(self._clock.monotonic_seconds(), {_hold_of(each.key) for each in consumers})
+        payers = [each for each in consumers if not each.is_view]
+        own = [each for each in payers if each.is_own_process and _process_of(each.key) == self._process]
+        own = [each for each in own if each.left_seconds is None] or own
+        for consumer in consumers:
+            found = resident.by_hold.get(_hold_of(consumer.key))
+            if consumer.is_view and _process_of(consumer.key) == self._process:
+                found = sum(resident.here.values())
+            elif [consumer] == own:
+                marked = {_hold_of(each.key) for each in payers}
+                found = (found or 0) + sum(held for mark, held in resident.here.items() if mark not in marked)
+            if consumer.left_seconds is None or consumer.resident_bytes is None:
+                consumer.resident_bytes = found
 
     def _forget_left(self, own: Mapping[_Consumer, Presence]) -> frozenset[str]:
         """Drop those that had left when they were looked at; their names."""

@@ -40,6 +40,7 @@ class Presence:
     left_seconds: float | None = None
     resident_bytes: int | None = None
     is_view: bool = False
+    is_own_process: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.start_cpu_seconds <= self.cpu_seconds:

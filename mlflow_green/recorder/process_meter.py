@@ -63,6 +63,7 @@ class ProcessMeter:
         """The block starts in the calling thread, once its budgets have admitted it. Raises ``BudgetExceeded``."""
         with self._entering:  # of a block that waits for its budget, or is refused, none is a view
             with self._lock:
+                ticket.is_own_process = True
                 ticket.is_view = self._payer is not None or self._admission is None
                 self._open.append(ticket)
                 if not ticket.is_view:
@@ -140,7 +141,7 @@ class ProcessMeter:
                 self._pay_for_rest(self._open[0], self._admission)
 
     def _pay_for_rest(self, view: Ticket, admission: Admission) -> None:
-        rest = self._payer = self._rest[view] = Ticket(step=view.step, spec=view.spec)
+        rest = self._payer = self._rest[view] = Ticket(step=view.step, spec=view.spec, is_own_process=True)
         admission.promise(rest)
         self._set_environ(rest)
         self._recorder.begin(rest, _Look(self._cpu_clock))

@@ -173,7 +173,7 @@ class Recorder:
         self._open[ticket.hold_id] = ticket
         if not ticket.is_view:
             self._write(begin_line(ticket))
-        self._sampler.join(ticket.hold_id, cpu_clock, is_view=ticket.is_view)
+        self._sampler.join(ticket.hold_id, cpu_clock, is_view=ticket.is_view, is_own_process=ticket.is_own_process)
 
     # --- steps that a batch system runs ------------------------------------------------------------
 

@@ -99,7 +99,11 @@ def recover(
             ledger.commit(Batch(closings=(closing,)), admit_at_nothing)
             lost += 1
     if lost:
-        say(f"{lost} steps of a killed run were charged what was metered, and the longest they may have run on beside")
+        steps = "1 step" if lost == 1 else f"{lost} steps"
+        say(
+            f"{steps} of a killed run: charged what was metered, and the greatest power for the time in which it may"
+            " have run on unseen; 'mlflow-green explain' names them"
+        )
     if waiting:
         say(f"{len(waiting)} steps of a killed run may still run on the cluster; they are charged when their jobs end")
     return lost
@@ -241,7 +245,7 @@ def _end_orphans(sessions: Sequence[SpoolSession], dead: Mapping[str, Hold], say
     unfinished = {hold_id for session in sessions for hold_id in session.unfinished}
     ran_on = {hold_id for hold_id in (unfinished | dead.keys()) - spared if step_processes(hold_id)}
     if ran_on:
-        say(f"ending {len(ran_on)} steps that outlived a killed run")
+        say(f"ending {'1 step' if len(ran_on) == 1 else f'{len(ran_on)} steps'} that outlived a killed run")
         end_processes(ran_on, GRACE_SECONDS)
     return ran_on
 

@@ -47,12 +47,14 @@ class Ticket:
     so that its budgets are charged. ``top_up_refused``: the last answer was less than what was asked for.
 
     ``is_view``: it is a part of a step that another meter, or another ticket of this one, posts and charges.
+    ``is_own_process``: it is work of this process, such as a block, and not of one that is started for it.
     """
 
     step: Step
     spec: StepSpec
     group: str | None = None
     is_view: bool = False
+    is_own_process: bool = False
     ticket_id: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     decision: Decision | None = None
@@ -235,7 +237,8 @@ def _embodied(usage: Usage | None, duration_seconds: float, book: Book) -> int |
     embodied = book.site.embodied
     if embodied is None or usage is None:
         return None
-    if embodied.share is EmbodiedShare.CORES and Domain.GPU in usage.energy:
+    gpu = usage.energy.get(Domain.GPU)
+    if embodied.share is EmbodiedShare.CORES and gpu is not None and gpu.high_microjoules > 0:
         return None  # time on the cores says nothing about time on the GPUs
     cpu_seconds = usage.cpu_seconds if usage.cpu_clock else None
     busy = busy_seconds(embodied, duration_seconds=duration_seconds, cpu_seconds=cpu_seconds, cores=book.cores)

@@ -7,18 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlflow_green.errors import SensorRetry, SensorUnavailable
-from mlflow_green.records import Domain
+from mlflow_green.records import Domain, Method
 from mlflow_green.sensors.codecarbon import has_amd_gpu, open_amd_gpus, open_cpu
-from mlflow_green.sensors.gpu_load_model import GpuLoadModelSensor
 from mlflow_green.sensors.load_model import LoadModelSensor, cpu_model_from
 from mlflow_green.sensors.memory_model import MemoryModelSensor, memory_model, read_memory_bytes
-from mlflow_green.sensors.nvml import NvmlSensor, SilentGpus
+from mlflow_green.sensors.nvml import NvmlSensor
 from mlflow_green.sensors.proc_stat import PROC_ROOT, TICK_SECONDS, read_host_cpu
 from mlflow_green.sensors.rapl import POWERCAP_ROOT, RaplSensor
 from mlflow_green.sensors.sensor import Sensor
 
 STOLEN_RATIO_TOLD = 0.001
 MISSING = "its energy is missing from every figure"
+_GPU_WAYS = {Method.MEASURED: "measured by NVML", Method.ESTIMATED: "estimated by its utilisation"}
 HIDDEN_GPU_PROCESSES = (
     "GPU: this container may hide who uses it; hidden use is split among the jobs that reserved the GPU, from nothing "
     "to the whole. Sharing the host's processes ends that: docker run --pid=host, or hostPID: true."
@@ -49,7 +49,7 @@ def detect_sensors(
     sensors: list[Sensor] = []
     notes: list[str] = []
     cpu = _cpu(powercap_root, proc_root, prefers_psys=prefers_psys) if sys.platform == "linux" else _elsewhere()
-    for opened, said in (cpu, _gpu(proc_root), _silent_gpus()):
+    for opened, said in (cpu, _gpu(proc_root)):
         if opened is not None:
             sensors.append(opened)
         notes += said
@@ -108,21 +108,11 @@ def _gpu(proc_root: Path) -> tuple[Sensor | None, list[str]]:
         nvml = NvmlSensor(proc_root)
     except SensorUnavailable as error:
         return _amd_gpu() if has_amd_gpu() else (None, [f"GPU: not metered; {error}."])
-    notes = [f"{device.name}: measured by NVML, {device.error_source}." for device in nvml.devices()]
+    notes = [f"{device.name}: {_GPU_WAYS[device.method]}, {device.error_source}." for device in nvml.devices()]
+    notes += [f"{said}; {MISSING}." for said in nvml.unmetered]
     if not nvml.all_pids:
         notes.append(HIDDEN_GPU_PROCESSES)
     return nvml, notes
-
-
-def _silent_gpus() -> tuple[Sensor | None, list[str]]:
-    try:
-        silent = SilentGpus()
-        sensor = GpuLoadModelSensor(silent.names, silent.load_ratios)
-    except SensorUnavailable:
-        return None, []
-    return sensor, [
-        f"{device.name}: estimated by its utilisation, {device.error_source}." for device in sensor.devices()
-    ]
 
 
 def _amd_gpu() -> tuple[Sensor | None, list[str]]:

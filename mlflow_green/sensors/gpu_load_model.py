@@ -61,9 +61,10 @@ class _Counters(NamedTuple):
 class GpuLoadModelSensor:
     """Modelled GPU energy as a counter: ``E += P(u) dt``, ``ESTIMATED``, with an interval of its own.
 
-    ``names`` are the GPUs' product names by device name, e.g. their UUID. ``utilisations`` gives the part of the time
-    since the last call in which each was busy, from 0 to 1, ``None`` where that is not known: a gap, which the next
-    known value bridges. ``P`` (W) is ``RATED_CURVE`` x rated power, ``dt`` (s) the time since the last known value.
+    ``names`` are the GPUs' product names by device name, e.g. their UUID. ``utilisations`` gives the part of the
+    driver's last sample period (NVML: a sixth of a second to a second) in which each was busy, from 0 to 1, taken for
+    all the time since the last call; ``None`` where that is not known: a gap, which the next known value bridges. ``P``
+    (W) is ``RATED_CURVE`` x rated power, ``dt`` (s) the time since the last known value.
 
     Raises:
         SensorUnavailable: no GPU of a known name tells how busy it is.

@@ -9,10 +9,11 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mlflow_green.errors import SensorRetry, SensorUnavailable
 from mlflow_green.records import Device, DeviceUse, Domain, Method, Reading
+from mlflow_green.sensors.gpu_load_model import GpuLoadModelSensor
 from mlflow_green.sensors.gpu_processes import GpuProcesses, ask, mig_handles, shows_all_pids
 from mlflow_green.sensors.power_trace import PowerTrace
 from mlflow_green.sensors.proc_stat import PROC_ROOT
@@ -36,12 +37,14 @@ class NvmlSensor:
 
     A GPU without the counter, or with one that stands still while power is drawn (vGPU), has its power polled by a
     thread and integrated here (``PowerTrace``), from the last value of the counter on; without ``polls_itself``
-    whoever has the sensor calls ``poll``. GPUs that answer neither are left out: missing, not 0. In MIG mode the
-    device is the whole GPU, for an instance has no power of its own. A GPU that was lost is looked for at each read.
-    ``all_pids`` says whether NVML names every process here, rather than some or none as in a container.
+    whoever has the sensor calls ``poll``. Of those that answer neither (vGPU, some older boards) the energy is modelled
+    by how busy they are; what tells too little for that is left out, missing and not 0, and said in ``unmetered``. In
+    MIG mode the device is the whole GPU, for an instance has no power of its own. A GPU that was lost is looked for at
+    each read; while none answers all are gaps. ``all_pids`` says whether NVML names every process here, rather than
+    some or none as in a container.
 
     Raises:
-        SensorUnavailable: no library, no driver, or no GPU that can be read.
+        SensorUnavailable: no library, no driver, or no GPU that can be read or modelled.
     """
 
     name = "nvml"
@@ -60,23 +63,44 @@ class NvmlSensor:
         self._closed = threading.Event()
         self._poller: threading.Thread | None = None
         self._polls_itself = polls_itself
-        self._gpus = [gpu for index in range(self._count()) if (gpu := self._open(index)) is not None]
-        if not self._gpus:
-            self.close()
-            raise SensorUnavailable("NVML finds no GPU whose energy or power can be read")
+        self._gpus: list[_Gpu] = []
+        self._silent: dict[str, _SilentGpu] = {}
+        self._model: GpuLoadModelSensor | None = None
+        try:
+            self._open_all()
+        except SensorUnavailable:
+            self.close()  # NVML counts who has initialised it: it must not stay so for one that gave up
+            raise
         self._poll_in_background()
 
     def devices(self) -> Sequence[Device]:
-        return tuple(gpu.device for gpu in self._gpus)
+        modelled = self._model.devices() if self._model else ()
+        return (
+            *(gpu.device for gpu in self._gpus),
+            *(replace(device, aliases=self._silent[device.name].aliases) for device in modelled),
+        )
+
+    @property
+    def unmetered(self) -> Sequence[str]:
+        """One sentence for each GPU that is neither measured nor modelled."""
+        known = {device.name for device in self.devices()}
+        return tuple(
+            f"{uuid} ({gpu.product}): not metered; it tells neither energy nor power, and it tells no utilisation or "
+            "no data sheet of this name is known"
+            for uuid, gpu in self._silent.items()
+            if uuid not in known
+        )
 
     def read(self) -> Sequence[Reading]:
         with self._lock:
-            readings = [self._read(gpu) for gpu in self._gpus]
+            readings = [*map(self._read, self._gpus), *self._read_model()]
             if all(reading.energy_microjoules is None for reading in readings):
                 self._start_again()
-                raise SensorRetry("no GPU could be read through NVML")
         self._poll_in_background()
-        return [replace(reading, use=gpu.look(reading)) for gpu, reading in zip(self._gpus, readings, strict=True)]
+        users = {gpu.device.name: gpu.users for gpu in self._gpus} | {
+            uuid: gpu.users for uuid, gpu in self._silent.items()
+        }
+        return [replace(reading, use=users[reading.device].look(reading)) for reading in readings]
 
     def poll(self) -> float:
         """Take in the power of every GPU without a counter; after how many seconds to do that again."""
@@ -99,12 +123,31 @@ class NvmlSensor:
         except self._nvml.NVMLError as error:
             raise SensorUnavailable(f"NVML cannot list the GPUs: {error}") from error
 
-    def _open(self, index: int) -> _Gpu | None:
+    def _open_all(self) -> None:
         nvml = self._nvml
-        handle = ask(nvml, nvml.nvmlDeviceGetHandleByIndex, index)
-        uuid = None if handle is None else ask(nvml, nvml.nvmlDeviceGetUUID, handle)
-        if uuid is None:
-            return None
+        for index in range(self._count()):
+            handle = ask(nvml, nvml.nvmlDeviceGetHandleByIndex, index)
+            uuid = None if handle is None else ask(nvml, nvml.nvmlDeviceGetUUID, handle)
+            if uuid is None:
+                continue
+            mig_uuids = (ask(nvml, nvml.nvmlDeviceGetUUID, each) for each in mig_handles(nvml, handle))
+            aliases = (str(index), *(str(each) for each in mig_uuids if each is not None))
+            users = _Users(GpuProcesses(nvml, all_pids=self.all_pids), handle)
+            gpu = self._open(str(uuid), aliases, users)
+            if gpu is not None:
+                self._gpus.append(gpu)
+            else:
+                product = str(ask(nvml, nvml.nvmlDeviceGetName, handle) or "of unknown name")
+                self._silent[str(uuid)] = _SilentGpu(product, aliases, users)
+        with contextlib.suppress(SensorUnavailable):
+            names = {uuid: gpu.product for uuid, gpu in self._silent.items()}
+            self._model = GpuLoadModelSensor(names, self._load_ratios, monotonic=self._monotonic)
+        if not self._gpus and self._model is None:
+            raise SensorUnavailable("; ".join(("NVML finds no GPU that can be read", *self.unmetered)))
+
+    def _open(self, uuid: str, aliases: tuple[str, ...], users: _Users) -> _Gpu | None:
+        """``None`` for one that tells neither energy nor power."""
+        nvml, handle = self._nvml, users.handle
         counter_millijoules = ask(nvml, nvml.nvmlDeviceGetTotalEnergyConsumption, handle)
         architecture = ask(nvml, nvml.nvmlDeviceGetArchitecture, handle)
         is_old = architecture is not None and architecture < _AMPERE
@@ -114,24 +157,17 @@ class NvmlSensor:
         sampled_error = SAMPLED_ERROR if is_old else QUARTER_SAMPLED_ERROR
         error_ratio, error_source = COUNTER_ERROR if counter_millijoules else sampled_error
         limit_milliwatts = ask(nvml, nvml.nvmlDeviceGetEnforcedPowerLimit, handle)
-        mig_uuids = (ask(nvml, nvml.nvmlDeviceGetUUID, each) for each in mig_handles(nvml, handle))
         device = Device(
-            name=str(uuid),
+            name=uuid,
             domain=Domain.GPU,
             method=Method.MEASURED,
             power_watts_max=limit_milliwatts / MILLIWATTS_PER_WATT if limit_milliwatts else POWER_WATTS_MAX,
             error_ratio=error_ratio,
             error_source=error_source,
             counter_is_shared=bool(counter_millijoules),
-            aliases=(str(index), *(str(each) for each in mig_uuids if each is not None)),
+            aliases=aliases,
         )
-        gpu = _Gpu(
-            device,
-            handle,
-            GpuProcesses(nvml, all_pids=self.all_pids),
-            power_watts=power_watts,
-            sampled_error_ratio=sampled_error[0],
-        )
+        gpu = _Gpu(device, users, power_watts=power_watts, sampled_error_ratio=sampled_error[0])
         if not counter_millijoules:
             gpu.trace = PowerTrace(device.power_watts_max)
         return gpu
@@ -142,17 +178,39 @@ class NvmlSensor:
         is_valid = self._read_counter(gpu) if gpu.trace is None else self._poll(gpu)
         if is_valid:
             return gpu.reading(self._monotonic())
-        self._find_again(gpu)
+        self._find_again(gpu.device.name, gpu.users)
         return Reading(device=gpu.device.name, monotonic_seconds=self._monotonic(), energy_microjoules=None)
+
+    def _read_model(self) -> Sequence[Reading]:
+        if self._model is None:
+            return ()
+        try:
+            return self._model.read()
+        except SensorRetry:
+            now_seconds = self._monotonic()
+            return [
+                Reading(device=device.name, monotonic_seconds=now_seconds, energy_microjoules=None)
+                for device in self._model.devices()
+            ]
+
+    def _load_ratios(self) -> dict[str, float | None]:
+        """The part of NVML's last sample period in which each silent GPU was busy, 0 to 1; ``None`` if not told."""
+        found: dict[str, float | None] = {}
+        for uuid, gpu in self._silent.items():
+            rates = ask(self._nvml, self._nvml.nvmlDeviceGetUtilizationRates, gpu.users.handle)
+            found[uuid] = None if rates is None else rates.gpu / PERCENT_PER_UNIT
+            if rates is None:
+                self._find_again(uuid, gpu.users)
+        return found
 
     def _read_counter(self, gpu: _Gpu) -> bool:
         """Whether there is a valid energy now, by the counter or, from now on, by the power."""
-        millijoules = ask(self._nvml, self._nvml.nvmlDeviceGetTotalEnergyConsumption, gpu.handle)
+        millijoules = ask(self._nvml, self._nvml.nvmlDeviceGetTotalEnergyConsumption, gpu.users.handle)
         if millijoules is None:
             return False
         if gpu.is_alive(millijoules * MICROJOULES_PER_MILLIJOULE, self._monotonic()):
             return True
-        power_watts = gpu.power_watts(gpu.handle)
+        power_watts = gpu.power_watts(gpu.users.handle)
         if not power_watts:
             return True
         gpu.trace = PowerTrace(gpu.device.power_watts_max)
@@ -160,7 +218,7 @@ class NvmlSensor:
         return self._poll(gpu)
 
     def _poll(self, gpu: _Gpu) -> bool:
-        power_watts = gpu.power_watts(gpu.handle)
+        power_watts = gpu.power_watts(gpu.users.handle)
         if gpu.trace is None or power_watts is None:
             return False
         gpu.trace.poll(self._monotonic(), power_watts)
@@ -192,46 +250,41 @@ class NvmlSensor:
 
     # --- losing and finding ------------------------------------------------------------------------
 
-    def _find_again(self, gpu: _Gpu) -> None:
-        gpu.handle = ask(self._nvml, self._nvml.nvmlDeviceGetHandleByUUID, gpu.device.name) or gpu.handle
+    def _find_again(self, uuid: str, users: _Users) -> None:
+        users.handle = ask(self._nvml, self._nvml.nvmlDeviceGetHandleByUUID, uuid) or users.handle
 
     def _start_again(self) -> None:
         """No GPU answers: perhaps the driver was loaded anew."""
         ask(self._nvml, self._nvml.nvmlShutdown)
         ask(self._nvml, self._nvml.nvmlInit)
         for gpu in self._gpus:
-            self._find_again(gpu)
+            self._find_again(gpu.device.name, gpu.users)
+        for uuid, silent in self._silent.items():
+            self._find_again(uuid, silent.users)
 
 
-class SilentGpus:
-    """The GPUs that tell neither energy nor power (vGPUs, some older boards), and how busy they are.
+class _Users:
+    """Who uses the GPU of this handle, from look to look."""
 
-    ``names`` are their product names by UUID.
+    def __init__(self, processes: GpuProcesses, handle: Any) -> None:
+        self.handle = handle
+        self._processes = processes
+        self._last_use: DeviceUse | None = None
 
-    Raises:
-        SensorUnavailable: no library, no driver, or every GPU tells its energy or power.
-    """
+    def look(self, reading: Reading) -> DeviceUse | None:
+        """Who uses the GPU; of one that cannot be read, probably those who used it last."""
+        if reading.energy_microjoules is not None:
+            self._last_use = self._processes.look(self.handle, reading.monotonic_seconds)
+            return self._last_use
+        return self._last_use and replace(self._last_use, method=Method.ESTIMATED)
 
-    def __init__(self) -> None:
-        nvml = self._nvml = _load()
-        self.names: dict[str, str] = {}
-        self._handles: dict[str, Any] = {}
-        for index in range(ask(nvml, nvml.nvmlDeviceGetCount) or 0):
-            handle = ask(nvml, nvml.nvmlDeviceGetHandleByIndex, index)
-            uuid = None if handle is None else ask(nvml, nvml.nvmlDeviceGetUUID, handle)
-            has_meter = (nvml.nvmlDeviceGetTotalEnergyConsumption, nvml.nvmlDeviceGetPowerUsage)
-            if uuid is not None and not any(ask(nvml, function, handle) for function in has_meter):
-                self._handles[str(uuid)] = handle
-                self.names[str(uuid)] = str(ask(nvml, nvml.nvmlDeviceGetName, handle) or "")
-        if not self._handles:
-            raise SensorUnavailable("every GPU that NVML finds tells its energy or power")
 
-    def load_ratios(self) -> dict[str, float | None]:
-        """The part of the last sample period in which each was busy, from 0 to 1; ``None`` where it is not told."""
-        rates = {
-            uuid: ask(self._nvml, self._nvml.nvmlDeviceGetUtilizationRates, gpu) for uuid, gpu in self._handles.items()
-        }
-        return {uuid: None if each is None else each.gpu / PERCENT_PER_UNIT for uuid, each in rates.items()}
+class _SilentGpu(NamedTuple):
+    """One that tells neither energy nor power; ``product`` is its name on the data sheet."""
+
+    product: str
+    aliases: tuple[str, ...]
+    users: _Users
 
 
 class _Gpu:
@@ -240,20 +293,17 @@ class _Gpu:
     def __init__(
         self,
         device: Device,
-        handle: Any,
-        processes: GpuProcesses,
+        users: _Users,
         *,
         power_watts: Callable[[Any], float | None],
         sampled_error_ratio: float,
     ) -> None:
         self.device = device
-        self.handle = handle
+        self.users = users
         self.power_watts = power_watts
         self.trace: PowerTrace | None = None
         self.moved_seconds = 0.0
         self._counter_microjoules: int | None = None
-        self._processes = processes
-        self._last_use: DeviceUse | None = None
         self._sampled_error_ratio = sampled_error_ratio
 
     def is_alive(self, counter_microjoules: int, now_seconds: float) -> bool:
@@ -278,13 +328,6 @@ class _Gpu:
             energy_low_microjoules=round(counted * (1 - ratio)) + microjoules(low_joules),
             energy_high_microjoules=round(counted * (1 + ratio)) + microjoules(high_joules),
         )
-
-    def look(self, reading: Reading) -> DeviceUse | None:
-        """Who uses the GPU; of one that cannot be read, probably those who used it last."""
-        if reading.energy_microjoules is not None:
-            self._last_use = self._processes.look(self.handle, reading.monotonic_seconds)
-            return self._last_use
-        return self._last_use and replace(self._last_use, method=Method.ESTIMATED)
 
 
 def _load() -> Any:

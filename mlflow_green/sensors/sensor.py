@@ -12,8 +12,8 @@ from mlflow_green.sensors.proc_stat import HostCpu
 class Sensor(Protocol):
     """One source of energy readings of this host, e.g. powercap or NVML. Used by one thread at a time.
 
-    A device whose read fails yields a reading with ``energy_microjoules=None``: a gap. ``read`` raises
-    ``SensorRetry`` when all of this read failed and ``SensorUnavailable`` when the sensor is gone for good.
+    A device whose read fails yields a reading with ``energy_microjoules=None``: a gap. ``read`` may raise
+    ``SensorRetry`` when all of this read failed, and raises ``SensorUnavailable`` when the sensor is gone for good.
     """
 
     name: str

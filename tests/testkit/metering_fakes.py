@@ -49,10 +49,12 @@ def write_memory(folder: Path, *, memory_bytes: int) -> None:
     (folder / "meminfo").write_text(f"MemTotal:       {memory_bytes // 1024} kB\nMemFree:        1 kB\n")
 
 
-def write_process(folder: Path, pid: int, *, resident_pages: int, hold_id: str | None = None, started: int = 7) -> None:
+def write_process(
+    folder: Path, pid: int, *, resident_pages: int, hold_id: str | None = None, started: int = 7, parent: int = 1
+) -> None:
     """A process as ``/proc`` shows it, marked with a step's ``GREEN_HOLD_ID`` or not."""
     (folder / str(pid)).mkdir(exist_ok=True)
-    fields = f"S 1 {' 0' * 17} {started} 0 {resident_pages} 0 0"
+    fields = f"S {parent} {' 0' * 17} {started} 0 {resident_pages} 0 0"
     (folder / str(pid) / "stat").write_text(f"{pid} (a (b) c) {fields}")
     environment = ["HOME=/", *([] if hold_id is None else [f"GREEN_HOLD_ID={hold_id}"]), ""]
     (folder / str(pid) / "environ").write_bytes("\0".join(environment).encode())

@@ -14,7 +14,7 @@ PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
 def pages(memory: ResidentMemory, now_seconds: float) -> dict[str, int]:
-    return {hold_id: held // PAGE_BYTES for hold_id, held in memory.bytes_by_hold(now_seconds).items()}
+    return {hold_id: held // PAGE_BYTES for hold_id, held in memory.look(now_seconds).by_hold.items()}
 
 
 def test_what_a_real_process_and_its_child_keep_is_found_by_their_mark():
@@ -25,12 +25,12 @@ def test_what_a_real_process_and_its_child_keep_is_found_by_their_mark():
     try:
         memory = ResidentMemory()
         now = iter(range(0, 10_000, 10))
-        assert comes_true(lambda: memory.bytes_by_hold(next(now)).get("real", 0) > 120_000_000, 20)
+        assert comes_true(lambda: memory.look(next(now)).by_hold.get("real", 0) > 120_000_000, 20)
         assert memory.memory_bytes > 1_000_000_000
     finally:
         os.killpg(job.pid, 9)
         job.wait()
-    assert comes_true(lambda: "real" not in memory.bytes_by_hold(next(now)), 10)
+    assert comes_true(lambda: "real" not in memory.look(next(now)).by_hold, 10)
 
 
 def test_a_mark_that_comes_with_exec_is_seen_at_the_second_look(tmp_path):
@@ -58,6 +58,28 @@ def test_processes_are_looked_at_every_two_seconds_and_more_rarely_when_they_are
     write_process(tmp_path, 99, resident_pages=1, hold_id="a")
     assert pages(memory, LOOK_SECONDS) == {"a": LOOKED_AT_ONCE}
     assert pages(memory, 2 * LOOK_SECONDS) == {"a": LOOKED_AT_ONCE + 1}
+
+
+def test_a_new_id_is_looked_for_at_once(tmp_path):
+    memory = ResidentMemory(tmp_path)
+    memory.look(0, {"a"})
+    write_process(tmp_path, 10, resident_pages=3, hold_id="b")
+    assert memory.look(0.1, {"a"}).by_hold == {}
+    assert memory.look(0.1, {"a", "b"}).by_hold == {"b": 3 * PAGE_BYTES}
+
+
+def test_this_process_and_its_descendants_are_found_by_their_mark_or_without_one(tmp_path):
+    memory = ResidentMemory(tmp_path)
+    here = os.getpid()
+    write_process(tmp_path, here, resident_pages=1)
+    write_process(tmp_path, 10, resident_pages=2, parent=here, hold_id="a")
+    write_process(tmp_path, 11, resident_pages=4, parent=10)
+    write_process(tmp_path, 12, resident_pages=8)
+    assert memory.look(0).here == {"": 5 * PAGE_BYTES, "a": 2 * PAGE_BYTES}
+    write_process(tmp_path, 13, resident_pages=16, parent=11)
+    write_process(tmp_path, 11, resident_pages=4, parent=1)  # its parent has ended
+    assert memory.look(LOOK_SECONDS).here == {"": 21 * PAGE_BYTES, "a": 2 * PAGE_BYTES}
+    assert memory.look(9 * LOOK_SECONDS).by_hold == {"a": 2 * PAGE_BYTES}
 
 
 @pytest.mark.parametrize("broken", ["", "10 (x) S 1", "garbage"])

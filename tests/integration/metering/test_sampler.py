@@ -260,6 +260,30 @@ def test_memory_that_is_kept_pays_for_itself_and_the_rest_is_idle(tmp_path):
     assert (window.attributed_microjoules, window.idle_microjoules) == (3 * JOULE, 7 * JOULE)
 
 
+def test_a_block_pays_for_the_memory_of_its_own_process_and_a_view_shows_it(tmp_path):
+    bench, here = memory_bench(tmp_path), os.getpid()
+    bench.sampler.join("block", HandCpuClock(), is_own_process=True)
+    bench.sampler.join("view", HandCpuClock(), is_view=True, is_own_process=True)
+    bench.sampler.join("job", HandCpuClock())
+    write_process(tmp_path, here, resident_pages=100)
+    write_process(tmp_path, 10, resident_pages=20, parent=here, hold_id="of a block that has ended")
+    write_process(tmp_path, 11, resident_pages=300, parent=here, hold_id="job")
+    tick = bench.tick(busy_seconds=1)
+    charged = {name: usage.energy[Domain.DRAM].microjoules / JOULE for name, usage in tick.usages.items()}
+    assert charged == {"block": 1.2, "view": 4.2, "job": 3.0}
+    assert tick.windows[0].idle_microjoules == 5.8 * JOULE
+
+
+def test_memory_that_nobody_has_found_may_be_a_jobs(tmp_path):
+    bench = memory_bench(tmp_path)
+    bench.sampler.join("seen", HandCpuClock())
+    bench.sampler.join("hidden", HandCpuClock())
+    write_process(tmp_path, 10, resident_pages=200, hold_id="seen")
+    hidden = bench.tick(busy_seconds=1).usages["hidden"].energy[Domain.DRAM]
+    assert (hidden.low_microjoules, hidden.microjoules) == (0, 0)
+    assert hidden.high_microjoules == pytest.approx(0.8 * 11 * JOULE)
+
+
 def test_a_followers_consumers_pay_for_their_memory_too(tmp_path):
     bench = memory_bench(tmp_path, lock_path=tmp_path / "shared" / "lock")
     follower = Sampler(

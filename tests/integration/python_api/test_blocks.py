@@ -250,3 +250,14 @@ def test_past_its_grant_a_block_is_warned_goes_on_and_may_stop_itself(folder, po
     assert entry.outcome is Outcome.HALTED
     assert entry.energy_charged_microjoules == entry.total.microjoules > 1_000_000
     assert "goes on" in caplog.text
+
+
+@pytest.mark.parametrize("name", [None, 7, "", " ", "two\nlines"])
+def test_what_is_no_name_is_told_before_anything_is_recorded(folder, name):
+    with pytest.raises(TypeError, match=r"not the name of a step; write e\.g\. meter\('train'\)"):
+        mlflow_green.meter(name)
+
+
+def test_an_energy_without_unit_is_told_with_an_example(folder):
+    with pytest.raises(TypeError, match="write e.g. energy='5 Wh'"):
+        mlflow_green.meter("train", energy=5)

@@ -12,10 +12,11 @@ import pytest
 
 from mlflow_green.bootstrap import open_ledger, recover_into
 from mlflow_green.clock import SystemClock
-from mlflow_green.records import Outcome
+from mlflow_green.records import Domain, Outcome
 from mlflow_green.settings import load_settings
 from mlflow_green.units import microjoules
 from tests.testkit.books import findings, spool_lines
+from tests.testkit.nvml import build_fake_nvml
 
 HEAVY = {"mlflow", "pandas", "numpy", "torch", "codecarbon"}
 BURN = "\nimport time\ndef burn(s):\n    end = time.process_time() + s\n    while time.process_time() < end: pass\n"
@@ -207,3 +208,23 @@ def test_a_wrong_policy_is_said_once_where_it_only_watches_and_stops_the_block_w
     assert done.returncode == 1
     assert "ran" not in done.stdout
     assert "a hard budget cannot be kept" in done.stderr
+
+
+def test_a_block_that_runs_a_program_is_charged_what_its_own_process_does_on_a_gpu(program, posted, tmp_path):
+    library, state = build_fake_nvml(tmp_path), tmp_path / "gpus.conf"
+    done = program(
+        f"""
+import os, subprocess, time, mlflow_green
+open({str(state)!r}, "w").write(f"*.energy_mj = 5\\n*.procs = {{os.getpid()}}:1:50\\n")
+with mlflow_green.meter("train") as m:
+    helper = subprocess.Popen(["sleep", "60"])
+    time.sleep(0.2)
+m.record
+helper.kill()
+""",
+        LD_LIBRARY_PATH=str(library),
+        FAKE_NVML_STATE=str(state),
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    (entry,) = posted()
+    assert entry.energy[Domain.GPU].microjoules >= 0.2 * 60_000_000

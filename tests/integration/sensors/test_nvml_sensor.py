@@ -67,11 +67,14 @@ def test_a_lost_gpu_is_a_gap_beside_one_that_answers(nvml):
     assert nvml(gpus, f"state({gpus!r} + '1.error = GPU_IS_LOST')\nprint(energies())") == "[1001000, None]"
 
 
-def test_when_no_gpu_answers_the_read_is_to_be_tried_again(nvml):
-    code = (
-        "state('0.error = GPU_IS_LOST')\ntry: sensor.read()\nexcept SensorError as error: print(type(error).__name__)"
-    )
-    assert nvml("0.energy_mj = 1\n", code) == "SensorRetry"
+def test_when_no_gpu_answers_all_are_gaps_of_those_who_used_them_last(nvml):
+    gpus = "0.energy_mj = 1\n0.procs = 7:1:30\n"
+    code = f"""
+energies()
+state({gpus!r} + '0.error = GPU_IS_LOST')
+print([(each.energy_microjoules, dict(each.use.by_pid), each.use.method.value) for each in sensor.read()])
+"""
+    assert nvml(gpus, code) == "[(None, {7: 30.0}, 'estimated')]"
 
 
 @pytest.mark.parametrize(
@@ -101,17 +104,64 @@ def test_only_a_gpu_without_a_counter_is_polled_by_a_thread(nvml, gpus, threads)
     assert nvml(gpus, code).splitlines() == [str(threads), "1"]
 
 
-def test_a_gpu_that_tells_only_how_busy_it_is_is_estimated_and_the_others_are_measured(library, tmp_path):
-    silent = "NOT_SUPPORTED\n1.error.nvmlDeviceGetPowerUsage = NOT_SUPPORTED\n1.error.nvmlDeviceGetFieldValues = NOT_SUPPORTED"
-    (tmp_path / "gpus.conf").write_text(
-        "count = 2\n*.name = Tesla T4\n0.uuid = GPU-a\n0.energy_mj = 5\n1.uuid = GPU-b\n1.util = 50\n"
-        f"1.error.nvmlDeviceGetTotalEnergyConsumption = {silent}\n"
-    )
-    code = """
+SILENT = "".join(
+    f"1.error.nvmlDeviceGet{function} = NOT_SUPPORTED\n"
+    for function in ("TotalEnergyConsumption", "PowerUsage", "FieldValues")
+)
+TWO_GPUS = f"count = 2\nnow = 1\n*.name = Tesla T4\n0.uuid = GPU-a\n0.energy_mj = 5\n1.uuid = GPU-b\n{SILENT}"
+DETECT = """
 from pathlib import Path
 from mlflow_green.sensors.detect import detect_sensors
-sensors = detect_sensors(Path("/nowhere")).sensors
-print([(d.name, d.method.value) for s in sensors for d in s.devices() if d.domain.value == "gpu"])
+sensor.close()
+found = detect_sensors(Path("/nowhere"))
+print([(d.name, d.method.value) for s in found.sensors for d in s.devices() if d.domain.value == "gpu"])
 """
-    said = run_with_fake_nvml(library, tmp_path / "gpus.conf", code)
-    assert said == "[('GPU-a', 'measured'), ('GPU-b', 'estimated')]"
+
+
+def test_a_gpu_that_tells_only_how_busy_it_is_is_estimated_and_the_others_are_measured(nvml):
+    assert nvml(f"{TWO_GPUS}1.util = 50\n", DETECT) == "[('GPU-a', 'measured'), ('GPU-b', 'estimated')]"
+
+
+@pytest.mark.parametrize("says", ["1.power_mw = 0\n1.energy_mj = 0\n", "1.error.nvmlDeviceGetPowerUsage = UNKNOWN\n"])
+def test_no_gpu_is_both_measured_and_modelled(nvml, says):
+    """One that draws 0 W now, or tells only the power of an instant, tells its power."""
+    gpus = f"count = 2\nnow = 0\n*.name = Tesla T4\n0.uuid = GPU-a\n1.uuid = GPU-b\n1.util = 50\n{says}"
+    assert nvml(gpus, DETECT) == "[('GPU-a', 'measured'), ('GPU-b', 'measured')]"
+
+
+def test_a_silent_gpu_of_unknown_name_is_said_to_be_missing(nvml):
+    said = nvml(f"{TWO_GPUS}1.name = GRID T4-16Q\n1.util = 50\n", DETECT + "print(*found.notes, sep='\\n')")
+    (note,) = [line for line in said.splitlines() if "GRID T4-16Q" in line]
+    assert note.startswith("GPU-b (GRID T4-16Q): not metered")
+    assert note.endswith("its energy is missing from every figure.")
+
+
+def test_after_the_driver_was_loaded_anew_measured_and_silent_gpus_answer_again(nvml):
+    gpus = f"{TWO_GPUS}1.util = 50\n"
+    code = f"energies()\nstate({gpus!r} + 'reload = 1')\nprint(energies())\nprint([e is None for e in energies()])"
+    assert nvml(gpus, code).splitlines() == ["[None, None]", "[False, False]"]
+
+
+def test_a_sensor_that_gave_up_leaves_nvml_as_it_was(nvml):
+    code = """
+import pynvml
+sensor.close()
+state('error.nvmlDeviceGetCount = UNKNOWN')
+try: NvmlSensor()
+except SensorError: state('')
+try: print(pynvml.nvmlDeviceGetCount())
+except pynvml.NVMLError as error: print(error)
+"""
+    assert nvml("0.energy_mj = 1\n", code) == "Uninitialized"
+
+
+@pytest.mark.parametrize(("state", "use"), [("util = 0", "({}, 0.0)"), ("util = 60", "({}, 1.0)")])
+def test_a_silent_gpu_alone_is_nobodys_while_it_is_at_rest(nvml, state, use):
+    gpus = f"*.name = Tesla T4\n{SILENT.replace('1.', '0.')}0.{state}\n"
+    code = "print(*((dict(e.use.by_pid), e.use.hidden) for e in sensor.read()), [d.aliases for d in sensor.devices()])"
+    assert nvml(gpus, code) == f"{use} [('0',)]"
+
+
+def test_a_silent_gpu_is_used_by_the_processes_on_it(nvml):
+    said = nvml(f"{TWO_GPUS}1.util = 50\n1.procs = 7:1:30\n", "print(*(dict(e.use.by_pid) for e in sensor.read()))")
+    assert said == "{} {7: 30.0}"

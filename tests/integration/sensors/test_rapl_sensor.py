@@ -10,9 +10,11 @@ import pytest
 
 from mlflow_green.errors import SensorRetry, SensorUnavailable
 from mlflow_green.metering.sampler import Sampler
-from mlflow_green.records import Domain, NodeWindow
+from mlflow_green.records import Domain, Method, NodeWindow
 from mlflow_green.sensors.detect import detect_sensors
+from mlflow_green.sensors.memory_model import MemoryModelSensor, memory_model
 from mlflow_green.sensors.rapl import RaplSensor, rapl_access_help
+from mlflow_green.sensors.sensor import Sensor
 from tests.testkit.fakepowercap import FakePowercap, as_nobody
 from tests.testkit.metering_fakes import HandClock, write_proc_stat
 
@@ -215,10 +217,10 @@ def test_a_vanished_zone_is_a_gap_and_all_of_them_a_retry(tmp_path):
         sensor.read()
 
 
-def sampler_of(folder: Path, clock: HandClock) -> Sampler:
+def sampler_of(folder: Path, clock: HandClock, *more: Sensor) -> Sampler:
     write_proc_stat(folder, busy_seconds=0)
     sensor = RaplSensor(folder / "powercap", monotonic=clock.monotonic_seconds)
-    return Sampler([sensor], clock=clock, host="h", boot_id="b", lock_path=None, proc_root=folder)
+    return Sampler([sensor, *more], clock=clock, host="h", boot_id="b", lock_path=None, proc_root=folder)
 
 
 def after(seconds: float, tree: FakePowercap, clock: HandClock, sampler: Sampler) -> NodeWindow:
@@ -263,9 +265,11 @@ def test_a_package_that_appears_is_metered_from_then_on(tmp_path):
     assert sampler.power_watts_max == 4 * 125
 
 
-def test_memory_that_appears_begins_a_domain(tmp_path):
+@pytest.mark.parametrize("modelled", [False, True])
+def test_memory_that_appears_begins_a_domain_or_replaces_its_model(tmp_path, modelled):
     tree, clock = FakePowercap(tmp_path / "powercap", layout="package"), HandClock()
-    sampler = sampler_of(tmp_path, clock)
+    model = MemoryModelSensor(memory_model(64 << 30), monotonic=clock.monotonic_seconds)
+    sampler = sampler_of(tmp_path, clock, *[model][: int(modelled)])
     after(1, tree, clock, sampler)
     (tmp_path / "powercap" / "intel-rapl:0" / "energy_uj").unlink()  # the driver is loaded anew
     tree.close()
@@ -276,6 +280,10 @@ def test_memory_that_appears_begins_a_domain(tmp_path):
     windows = sampler.tick().windows
     (memory,) = [window for window in windows if window.domain is Domain.DRAM]
     assert (memory.energy.microjoules, memory.sequence_first) == (5 * JOULE, 3)
+    assert memory.energy.method is Method.MEASURED
+    assert (
+        sampler.notes == ["a counter that shows the memory has appeared: its energy is no longer modelled"] * modelled
+    )
 
 
 def test_a_zone_that_comes_back_under_another_number_goes_on(tmp_path):

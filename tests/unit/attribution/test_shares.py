@@ -128,7 +128,9 @@ def test_where_no_tick_was_seen_a_clock_that_misses_time_may_have_used_everythin
 def test_memory_moves_idle_energy_to_shares_and_the_sum_stays_the_whole(energy, idle_ratio, used, busy_seconds, data):
     idle = min(energy.microjoules, int(energy.microjoules * idle_ratio))
     before = share_by_use(energy, idle, used, busy_seconds)
-    resident = data.draw(st.fixed_dictionaries({}, optional={name: st.integers(0, 10**13) for name in used}))
+    resident = data.draw(
+        st.fixed_dictionaries({}, optional={name: st.none() | st.integers(0, 10**13) for name in used})
+    )
     shares = share_idle_by_memory(before, energy, resident, data.draw(st.integers(1, 10**13)))
     attributed = sum(share.microjoules for share in shares.consumers.values())
     assert attributed + shares.idle_microjoules + shares.other_microjoules == energy.microjoules
@@ -179,6 +181,12 @@ def test_idle_memory_energy_goes_to_whose_memory_it_keeps_and_the_rest_stays_idl
     assert shares.idle_microjoules == 60 * JOULE
     assert shares.consumers["a"] == measured(20, 10, 40)
     assert shares.consumers["b"] == measured(20, 0, 40)
+
+
+def test_memory_that_could_not_be_found_may_be_all_that_is_nobodys():
+    by_use = share_by_use(measured(80, 40, 160), 80 * JOULE, {"a": 0.0, "b": 0.0}, 0.0)
+    shares = share_idle_by_memory(by_use, measured(80, 40, 160), {"a": None, "b": 4}, 16)
+    assert shares.consumers == {"a": measured(0, 0, 120), "b": measured(20, 0, 40)}
 
 
 def test_processes_that_share_more_memory_than_there_is_leave_nothing_idle():

@@ -38,9 +38,8 @@ def processes(tmp_path) -> Processes:
     return Processes(tmp_path)
 
 
-def found(users: GpuUsers, keys: list[str], by_pid: dict[int, float], gpu: str = A) -> dict[str, Use]:
-    seen = {gpu: reading(0, 0, gpu)} if by_pid is None else {gpu: _reading(gpu, by_pid)}
-    return users.find({key: Use(cpu_seconds=1.0) for key in keys}, seen, GPUS)
+def found(users: GpuUsers, keys: list[str], by_pid: dict[int, float], **own: bool) -> dict[str, Use]:
+    return users.find({key: Use(cpu_seconds=1.0, **own) for key in keys}, {A: _reading(A, by_pid)}, GPUS)
 
 
 def _reading(gpu, by_pid):
@@ -65,25 +64,34 @@ def test_the_nearest_known_mark_counts(processes):
     assert found(users, ["/1-outer", "/2-inner"], {11: 1.0})["/1-outer"].gpu_weights == {}
 
 
-def test_a_process_without_a_mark_belongs_to_the_only_consumer_of_the_process_that_it_descends_from(processes):
+def test_a_process_without_a_mark_belongs_to_the_only_consumer_that_is_work_of_the_process_it_descends_from(processes):
     processes.start(7)
     processes.start(70, 7)
-    users = GpuUsers(processes.root)
-    assert found(users, ["7-5-ab/1-block"], {7: 1.0, 70: 2.0})["7-5-ab/1-block"].gpu_weights == {A: 3.0}
-    assert all(not use.gpu_weights for use in found(users, ["7-5-ab/1-x", "7-5-ab/2-y"], {7: 1.0}).values())
+    users, seen, block = GpuUsers(processes.root), {7: 1.0, 70: 2.0}, "7-5-ab/1-block"
+    assert found(users, [block], seen, is_own_process=True)[block].gpu_weights == {A: 3.0}
+    two = found(users, ["7-5-ab/1-x", "7-5-ab/2-y"], seen, is_own_process=True)
+    assert all(not use.gpu_weights for use in two.values())
 
 
-def test_a_process_without_a_mark_is_nobodys_where_the_only_consumer_marks_its_own(processes):
+def test_a_block_that_has_started_a_program_still_has_what_its_own_process_does(processes):
     processes.start(7)
-    processes.start(70, 7)
     processes.start(71, 7, GREEN_HOLD_ID="x")
-    assert found(GpuUsers(processes.root), ["7-5-ab/1-x"], {70: 1.0})["7-5-ab/1-x"].gpu_weights == {}
+    seen, users = {7: 1.0, 71: 2.0}, GpuUsers(processes.root)
+    assert found(users, ["7-5-ab/1-x"], seen, is_own_process=True)["7-5-ab/1-x"].gpu_weights == {A: 3.0}
 
 
-def test_a_process_of_a_foreign_meter_is_nobodys(processes):
+def test_a_child_with_the_mark_of_a_block_that_has_ended_belongs_to_the_one_that_pays_now(processes):
     processes.start(7)
-    processes.start(70, 7, GREEN_HOLD_ID="of another ledger")
-    assert found(GpuUsers(processes.root), ["7-5-ab/1-x"], {70: 1.0})["7-5-ab/1-x"].gpu_weights == {}
+    processes.start(70, 7, GREEN_HOLD_ID="ended")
+    users = GpuUsers(processes.root)
+    assert found(users, ["7-5-ab/2-now"], {70: 1.0}, is_own_process=True)["7-5-ab/2-now"].gpu_weights == {A: 1.0}
+
+
+def test_a_process_that_descends_only_from_the_meter_of_a_job_is_nobodys(processes):
+    processes.start(7)
+    processes.start(70, 7)
+    processes.start(71, 7, GREEN_HOLD_ID="of another ledger")
+    assert found(GpuUsers(processes.root), ["7-5-ab/1-x"], {7: 1.0, 70: 1.0, 71: 1.0})["7-5-ab/1-x"].gpu_weights == {}
 
 
 def test_a_process_that_has_ended_is_still_known_but_its_number_is_not_inherited(processes):
@@ -141,6 +149,7 @@ def test_a_reservation_is_read_from_the_environment(environment, expected):
     assert reserved_gpus(environment, GPUS) == expected
 
 
-def test_the_meters_own_process_stands_for_a_consumer_that_shares_nothing(processes, monkeypatch):
+def test_the_meters_own_process_stands_for_a_consumer_that_shares_nothing(processes):
     processes.start(os.getpid())
-    assert found(GpuUsers(processes.root), ["/1-a"], {os.getpid(): 1.0})["/1-a"].gpu_weights == {A: 1.0}
+    users = GpuUsers(processes.root)
+    assert found(users, ["/1-a"], {os.getpid(): 1.0}, is_own_process=True)["/1-a"].gpu_weights == {A: 1.0}

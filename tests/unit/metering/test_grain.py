@@ -68,3 +68,10 @@ def test_a_counter_of_the_hardware_is_left_as_it_is():
         model = Model(which, says_idle=says_idle)
         part = model.window(0.01, ticks=0, used_seconds=0.02)
         assert (part.energy.microjoules, part.hidden_microjoules) == (model.counter, 0)
+
+
+def test_a_gpus_load_model_is_not_raised_by_the_time_of_the_cpus():
+    model = Model()
+    part = model.window(1.0, ticks=0, used_seconds=0.0)
+    tracks = {MODEL.name: model.track}
+    assert with_clocks(tracks, {Domain.GPU: [part]}, 100.0, HOST) == (tracks, {Domain.GPU: [part]})

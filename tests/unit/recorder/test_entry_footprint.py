@@ -74,6 +74,15 @@ def test_a_job_that_has_the_node_alone_has_all_of_it_while_it_runs_also_with_gpu
     assert entry(with_gpu, alone).embodied_micrograms_co2e == 7_200_000
 
 
+def test_a_job_that_has_certainly_used_no_gpu_of_its_host_has_its_part_by_its_cores():
+    unused = replace(
+        USAGE, energy={Domain.CPU: KWH, Domain.GPU: replace(KWH, microjoules=0, low_microjoules=0, high_microjoules=0)}
+    )
+    assert entry(unused).embodied_micrograms_co2e == entry().embodied_micrograms_co2e
+    perhaps = replace(USAGE, energy={Domain.CPU: KWH, Domain.GPU: replace(KWH, microjoules=0, low_microjoules=0)})
+    assert entry(perhaps).embodied_micrograms_co2e is None
+
+
 @pytest.mark.parametrize(
     ("usage", "book"),
     [
