@@ -259,5 +259,5 @@ def test_what_is_no_name_is_told_before_anything_is_recorded(folder, name):
 
 
 def test_an_energy_without_unit_is_told_with_an_example(folder):
-    with pytest.raises(TypeError, match="write e.g. energy='5 Wh'"):
+    with pytest.raises(TypeError, match=r"write e\.g\. energy='5 Wh'"):
         mlflow_green.meter("train", energy=5)
