@@ -15,7 +15,7 @@ from mlflow_green.errors import UnsupportedHost
 from mlflow_green.recorder.late_hold import promised_hold
 from mlflow_green.recorder.placement import VARIABLE, PlacedStep, Placement
 from mlflow_green.recorder.spool_session import SpoolSession, node_folder, read_node_sessions
-from mlflow_green.records import Action, Decision, Outcome, Site, Step, StepSpec, Unit
+from mlflow_green.records import Action, Decision, Domain, Outcome, Site, Step, StepSpec, Unit
 from mlflow_green.units import microjoules
 from tests.testkit.ledger_samples import OWNER, request
 from tests.testkit.waiting import comes_true
@@ -41,7 +41,7 @@ def sent(name: str) -> PlacedStep:
 class Job:
     """A job of two steps, as the main process places it."""
 
-    def __init__(self, folder: Path, *, enforces: bool) -> None:
+    def __init__(self, folder: Path, *, enforces: bool, steps: tuple[str, ...] = ("train", "test")) -> None:
         self.said: list[str] = []
         self.placement = Placement(
             placement_id="p",
@@ -53,7 +53,7 @@ class Job:
             spool_dir=str(folder / "spool"),
             acts=enforces,
             enforces=enforces,
-            steps=(sent("train"), sent("test")),
+            steps=tuple(map(sent, steps)),
         )
         self.folder = node_folder(folder / "spool", "p")
         self.folder.mkdir(parents=True)
@@ -119,6 +119,22 @@ def test_a_job_finds_what_was_granted_and_leaves_its_last_words(job) -> None:
     assert outcomes == {"hold-train": Outcome.SUCCEEDED, "hold-test": Outcome.FAILED}
     assert written.ended
     assert job.said == []
+
+
+@pytest.mark.parametrize(("steps", "pays"), [(("train",), True), (("train", "test"), False)])
+def test_the_memory_of_the_process_itself_is_that_of_a_job_of_one_step(tmp_path, monkeypatch, steps, pays) -> None:
+    """Snakemake runs a ``run:`` directive of such a job in this process, which carries no mark in /proc."""
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    session = Job(tmp_path, enforces=False, steps=steps).opened()
+    ticket = session.ticket(Step(workflow_run="run1", name="train"), StepSpec())
+    session.begin(ticket)
+    try:
+        assert comes_true(lambda: ticket.usage is not None and Domain.DRAM in ticket.usage.energy, 20)
+        assert (ticket.usage.energy[Domain.DRAM].microjoules > 0) is pays
+    finally:
+        session.end(ticket)
+        session.tell(ticket, Outcome.SUCCEEDED)
+        session.close(interrupted=False)
 
 
 @pytest.mark.parametrize("variable", [{}, {"MLFLOW_GREEN_DISABLE": "1"}])
