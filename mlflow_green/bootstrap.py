@@ -217,9 +217,16 @@ def open_ledger(settings: Settings, clock: Clock) -> SqlLedger:
 
 def open_reader(settings: Settings, say: Callable[[str], None] = lambda _text: None) -> SqlLedger:
     """The ledger, after what dead meters left in their spools has been posted and their holds closed."""
-    clock = SystemClock()
+    return _open_recovered(settings, SystemClock(), say)
+
+
+def _open_recovered(settings: Settings, clock: Clock, say: Callable[[str], None]) -> SqlLedger:
     ledger = open_ledger(settings, clock)
-    recover_into(ledger, settings, clock, say)
+    try:
+        recover_into(ledger, settings, clock, say)
+    except BaseException:
+        ledger.close()
+        raise
     return ledger
 
 
@@ -434,9 +441,11 @@ class Meter(NamedTuple):
 
 
 def open_meter(
-    settings: Settings, policy: Policy | None, clock: Clock, project: str, *, may_lead: bool = True
+    settings: Settings, policy: Policy | None, clock: Clock, project: str | None = None, *, may_lead: bool = True
 ) -> Meter:
     """The sampler of this process. One that may not lead has no budget to keep.
+
+    Where no ``project`` is named the policy's pays, and without a policy the folder's.
 
     Raises:
         UnsupportedHost: there is a hard budget, and nothing here can be metered or estimated.
@@ -448,7 +457,8 @@ def open_meter(
         opened.callback(sampler.close)  # one that is left open leads on, and never ticks
         if may_lead and is_hard(policy):
             _check_meter(sampler)
-        book = _book(sampler, project, user_name(), site)
+        payer = project or (policy.project if policy else _project_of(settings))
+        book = _book(sampler, payer, user_name(), site)
         meter = Meter(sampler, book, this_process(platform.node(), settings.spool_dir))
         opened.pop_all()
         return meter
@@ -493,10 +503,9 @@ def _open(
 
     clock, workflow_run = SystemClock(), uuid.uuid4().hex
     with ExitStack() as opened:
-        ledger = open_ledger(settings, clock)
+        ledger = _open_recovered(settings, clock, say)
         opened.callback(ledger.close)
-        recover_into(ledger, settings, clock, say)
-        meter = open_meter(settings, policy, clock, policy.project)
+        meter = open_meter(settings, policy, clock)
         opened.callback(meter.sampler.close)
         spool = open_spool(settings.spool_dir, meter)
         opened.callback(spool.close)
@@ -698,7 +707,7 @@ def _open_alone(
     settings: Settings,
     policy: Policy | None,
     clock: Clock,
-    project: str,
+    project: str | None,
     say: Callable[[str], None],
     *,
     are_blocks: bool = False,
@@ -742,15 +751,13 @@ def open_process_meter(
     ledger: SqlLedger | None = None
     with ExitStack() as opened:
         if enforces:
-            ledger = open_ledger(settings, clock)
+            ledger = _open_recovered(settings, clock, say)
             opened.callback(ledger.close)
-            recover_into(ledger, settings, clock, say)
-        named = project or (policy.project if policy else _project_of(settings))
         spool: SpoolWriter | None = None
         if is_view:
-            meter = open_meter(settings, policy, clock, named, may_lead=False)
+            meter = open_meter(settings, policy, clock, project, may_lead=False)
         else:
-            meter, spool = _open_alone(settings, policy, clock, named, say, are_blocks=True)
+            meter, spool = _open_alone(settings, policy, clock, project, say, are_blocks=True)
         opened.callback(meter.sampler.close)
         made = _process_meter(policy, ledger, meter, spool, workflow_run, clock, say, is_view=is_view)
         opened.pop_all()  # from here on all of it is the meter's to close
@@ -834,14 +841,12 @@ def run_command(
     if energy is not None:
         spec = dataclasses.replace(spec, energy_microjoules=parse_energy_microjoules(energy))
     ticket = Ticket(step=Step(workflow_run=workflow_run, name=name), spec=spec)
-    named = project or (policy.project if policy else _project_of(settings))
     ledger: SqlLedger | None = None
     with ExitStack() as opened:
         if enforces:
-            ledger = open_ledger(settings, clock)
+            ledger = _open_recovered(settings, clock, say)
             opened.callback(ledger.close)
-            recover_into(ledger, settings, clock, say)
-        meter, spool = _open_alone(settings, policy, clock, named, say)
+        meter, spool = _open_alone(settings, policy, clock, project, say)
         opened.callback(meter.sampler.close)
         books = _open_books(policy, ledger, meter, workflow_run, clock, say)
         handover = open_handover(settings, meter.sampler)

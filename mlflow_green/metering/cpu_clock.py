@@ -25,6 +25,7 @@ from pathlib import Path, PurePosixPath
 from resource import struct_rusage
 from typing import Any, Protocol
 
+from mlflow_green.metering.marks import MARK, environment_entries, marked
 from mlflow_green.records import CpuClockName
 from mlflow_green.sensors.proc_stat import PROC_ROOT
 from mlflow_green.units import NANOSECONDS_PER_SECOND
@@ -70,7 +71,7 @@ def start_process(clock: CpuClock, *args: Any, **kwargs: Any) -> subprocess.Pope
     if not isinstance(clock, ProcessTreeClock):
         return subprocess.Popen(*args, **kwargs)
     metered = metered_popen(lambda pid, used: clock.add_finished(pid, used.ru_utime + used.ru_stime))
-    clock.marked_by((kwargs.get("env") or {}).get("GREEN_HOLD_ID"))
+    clock.marked_by((kwargs.get("env") or {}).get(MARK))
     process = metered(*args, **kwargs)
     clock.add_root(process.pid)
     return process
@@ -336,7 +337,7 @@ class ProcessTreeClock:
     def marked_by(self, hold_id: str | None) -> None:
         """Watch also every process that has ``GREEN_HOLD_ID=hold_id`` in its environment from its start."""
         with self._lock:
-            self._mark = f"GREEN_HOLD_ID={hold_id}".encode() if hold_id else None
+            self._mark = marked(hold_id) if hold_id else None
 
     def add_root(self, pid: int) -> None:
         """Watch ``pid`` and its descendants; its CPU time since its own start counts."""
@@ -393,9 +394,8 @@ class ProcessTreeClock:
         began_seconds = time.thread_time()
         listed = {int(name) for name in os.listdir(self._proc_root) if name.isdigit()}  # noqa: PTH208 - names only
         for pid in listed - self._unmarked - self._watched.keys() - {os.getpid()}:
-            with contextlib.suppress(OSError):  # it is gone, or another user's
-                if self._mark in (self._proc_root / str(pid) / "environ").read_bytes().split(b"\0"):
-                    yield pid
+            if self._mark in environment_entries(pid, self._proc_root):
+                yield pid
         self._unmarked = listed & (self._unmarked | self._listed)
         self._listed = listed
         self._next_scan_seconds = time.monotonic() + (time.thread_time() - began_seconds) / _SCAN_CPU_RATIO

@@ -13,11 +13,12 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from mlflow_green.metering.marks import MARK, environment_entries
 from mlflow_green.metering.node import Use
+from mlflow_green.metering.shared_state import hold_of, process_of
 from mlflow_green.metering.supervise import parent_pid, start_ticks
 from mlflow_green.records import Device, Domain, Reading
 
-MARK = "GREEN_HOLD_ID"
 # Looking into every process takes some milliseconds, so between new consumers it is done at every tenth look only.
 SCAN_LOOKS = 10
 _GENERATIONS_MAX = 64
@@ -79,7 +80,7 @@ class GpuUsers:
         return _Lineage(started_ticks=started_ticks, pids=tuple(pids), marks=tuple(mark for mark in marks if mark))
 
     def _consumer_of(self, lineage: _Lineage, consumers: Mapping[str, Use]) -> str | None:
-        ids = {_id_of(key): key for key in consumers}
+        ids = {hold_of(key): key for key in consumers}
         for mark in lineage.marks:
             if mark in ids:
                 return ids[mark]
@@ -100,7 +101,7 @@ class GpuUsers:
         if all(key in self._reserved for key in keys) and self._looks % SCAN_LOOKS:
             return
         found: dict[str, list[frozenset[str] | None]] = {}
-        ids = {_id_of(key): key for key in keys}
+        ids = {hold_of(key): key for key in keys}
         try:
             names = os.listdir(self._proc_root)  # noqa: PTH208 - names only, no Path for each process
         except OSError:
@@ -146,21 +147,13 @@ def _union(parts: Iterable[frozenset[str] | None]) -> frozenset[str] | None:
     return frozenset().union(*known) if known else None
 
 
-def _id_of(key: str) -> str:
-    return key.partition("/")[2].partition("-")[2]
-
-
 def _pid_of(key: str) -> int:
     """The process that joined the consumer; this one where the sampler shares nothing."""
-    pid = key.partition("/")[0].partition("-")[0]
+    pid = process_of(key).partition("-")[0]
     return int(pid) if pid.isdigit() else os.getpid()
 
 
 def _environment(pid: int, proc_root: Path) -> dict[str, str]:
     """The process's environment as it was at its start; empty where it may not be seen, or the process is gone."""
-    try:
-        data = (proc_root / str(pid) / "environ").read_bytes()
-    except OSError:
-        return {}
-    pairs = (entry.partition("=") for entry in data.decode(errors="replace").split("\0"))
+    pairs = (entry.decode(errors="replace").partition("=") for entry in environment_entries(pid, proc_root))
     return {name: value for name, is_set, value in pairs if is_set}

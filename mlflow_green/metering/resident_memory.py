@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mlflow_green.errors import SensorUnavailable
+from mlflow_green.metering.marks import environment_entries, marked
 from mlflow_green.sensors.memory_model import read_memory_bytes
 from mlflow_green.sensors.proc_stat import PROC_ROOT
 
 LOOK_SECONDS = 2.0
 LOOKED_AT_ONCE = 64  # with more processes the looks are rarer: one costs 20 us a process, so 0.1 % of a CPU
-_MARK = b"GREEN_HOLD_ID="
 _STAT_PARENT, _STAT_START, _STAT_RESIDENT_PAGES = 1, 19, 21  # fields of /proc/PID/stat, counted from the state
 _GENERATIONS_MAX = 64
 
@@ -118,12 +118,9 @@ class ResidentMemory:
 
     def _hold_id(self, pid: str) -> str:
         """What the process is marked with; empty where it is not, or where it may not be looked at."""
-        try:
-            environment = (self._proc_root / pid / "environ").read_bytes()
-        except OSError:
-            return ""
-        marks = (each for each in environment.split(b"\0") if each.startswith(_MARK))
-        return next(marks, b"").removeprefix(_MARK).decode(errors="replace")
+        any_mark = marked("")
+        marks = (each for each in environment_entries(pid, self._proc_root) if each.startswith(any_mark))
+        return next(marks, b"").removeprefix(any_mark).decode(errors="replace")
 
     def _stat(self, pid: str) -> list[bytes] | None:
         try:

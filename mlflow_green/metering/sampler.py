@@ -21,7 +21,16 @@ from mlflow_green.metering.cpu_clock import CpuClock
 from mlflow_green.metering.gpu_users import GpuUsers
 from mlflow_green.metering.node import Moment, Node, Use, begun, close_windows, taken_over, without
 from mlflow_green.metering.resident_memory import ResidentMemory
-from mlflow_green.metering.shared_state import Account, LeaderState, Presence, SharedFolder, opened
+from mlflow_green.metering.shared_state import (
+    Account,
+    LeaderState,
+    Presence,
+    SharedFolder,
+    hold_of,
+    key_of,
+    opened,
+    process_of,
+)
 from mlflow_green.records import Device, Domain, Method, NodeWindow, Reading, Tick, Usage
 from mlflow_green.sensors.proc_stat import PROC_ROOT, HostCpu, read_host_cpu
 from mlflow_green.sensors.sensor import ModelSensor, Sensor
@@ -174,7 +183,7 @@ class Sampler:
             self._joined += 1  # a name that joins again is another consumer
             self._consumers[consumer_id] = _Consumer(
                 consumer_id=consumer_id,
-                key=f"{self._process}/{self._joined}-{consumer_id}",
+                key=key_of(self._process, self._joined, consumer_id),
                 cpu_clock=cpu_clock,
                 joined_seconds=self._clock.monotonic_seconds(),
                 start_cpu_seconds=cpu_seconds,
@@ -332,7 +341,7 @@ class Sampler:
             if missing:
                 self.notes.append(f"this meter goes on without {missing}, which it cannot read: missing from now on")
             if self._shared is not None:
-                self._shared.fallen |= {*map(_process_of, self._accounts), state.leader} - {self._process}
+                self._shared.fallen |= {*map(process_of, self._accounts), state.leader} - {self._process}
         self._node = node
         if any(device.name not in node.tracks for device in self._devices):
             self._node = begun(node, self._devices, self._read_sensors(), self._now())
@@ -370,7 +379,7 @@ class Sampler:
             shared.remove_state()  # before the look: who reports later than it finds no state, and takes the lock
             if shared.has_followers() and self._published is not None:
                 accounts = self._published.accounts.items()
-                others = {key: account for key, account in accounts if _process_of(key) != self._process}
+                others = {key: account for key, account in accounts if process_of(key) != self._process}
                 windows = self._repeated  # of the leader before; the caller has those of this one
                 shared.publish(replace(self._published, accounts=others, windows=windows))
         shared.close()
@@ -411,10 +420,10 @@ class Sampler:
         silent = {
             key: account
             for key, account in self._accounts.items()
-            if key not in present and self._is_awaited(_process_of(key), reports, now.monotonic_seconds)
+            if key not in present and self._is_awaited(process_of(key), reports, now.monotonic_seconds)
         }
         self._accounts = {**silent, **accounts}
-        awaited = {_process_of(key) for key in silent}
+        awaited = {process_of(key) for key in silent}
         self._died_seconds = {name: died for name, died in self._died_seconds.items() if name in awaited}
         windows = (*self._repeated, *(each.window for each in closed)) if self.coordinated else ()
         self._repeated = ()
@@ -435,11 +444,11 @@ class Sampler:
         """What has been charged to the consumers of other processes, also of those that died just now."""
         found: dict[str, Usage] = {}
         for key, account in self._accounts.items():
-            process = _process_of(key)
+            process = process_of(key)
             if process != self._process:
                 clock = present[key].cpu_clock if key in present else None
                 until_seconds = self._died_seconds.get(process, now_seconds)
-                found[_hold_of(key)] = account.usage(clock, until_seconds)
+                found[hold_of(key)] = account.usage(clock, until_seconds)
         return found or None
 
     def _meet_new_devices(self, readings: Mapping[str, Reading], now: Moment) -> None:
@@ -497,16 +506,16 @@ class Sampler:
 
         One that has left keeps what it had.
         """
-        resident = memory.look(self._clock.monotonic_seconds(), {_hold_of(each.key) for each in consumers})
+        resident = memory.look(self._clock.monotonic_seconds(), {hold_of(each.key) for each in consumers})
         payers = [each for each in consumers if not each.is_view]
-        own = [each for each in payers if each.is_own_process and _process_of(each.key) == self._process]
+        own = [each for each in payers if each.is_own_process and process_of(each.key) == self._process]
         own = [each for each in own if each.left_seconds is None] or own
         for consumer in consumers:
-            found = resident.by_hold.get(_hold_of(consumer.key))
-            if consumer.is_view and _process_of(consumer.key) == self._process:
+            found = resident.by_hold.get(hold_of(consumer.key))
+            if consumer.is_view and process_of(consumer.key) == self._process:
                 found = sum(resident.here.values())
             elif [consumer] == own:
-                marked = {_hold_of(each.key) for each in payers}
+                marked = {hold_of(each.key) for each in payers}
                 found = (found or 0) + sum(held for mark, held in resident.here.items() if mark not in marked)
             if consumer.left_seconds is None or consumer.resident_bytes is None:
                 consumer.resident_bytes = found
@@ -593,15 +602,6 @@ class Sampler:
         """The leader's state; the one seen before while there is none that is ours."""
         state = self._shared.state() if self._shared else None
         return state if state is not None and state.node.sampler_id == self.sampler_id else before
-
-
-def _process_of(key: str) -> str:
-    return key.partition("/")[0]
-
-
-def _hold_of(key: str) -> str:
-    """The name by which the consumer joined, which its processes carry."""
-    return key.partition("/")[2].partition("-")[2]
 
 
 def _has_answered(seen: LeaderState, leaving: Iterable[str]) -> bool:

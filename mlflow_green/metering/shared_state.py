@@ -110,11 +110,26 @@ def opened(presence: Presence) -> Account:
     )
 
 
+def key_of(process: str, number: int, consumer_id: str) -> str:
+    """The key of the consumer that joined as the ``number``-th of the process of this name."""
+    return f"{process}/{number}-{consumer_id}"
+
+
+def process_of(key: str) -> str:
+    """The name of the process that joined the consumer."""
+    return key.partition("/")[0]
+
+
+def hold_of(key: str) -> str:
+    """The name by which the consumer joined, which its processes carry."""
+    return key.partition("/")[2].partition("-")[2]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeaderState:
     """All that another process needs to go on as the leader: the node, all accounts, the last tick's windows.
 
-    ``leader`` is the name of the process that wrote it; keys of accounts are ``PROCESS/CONSUMER``.
+    ``leader`` is the name of the process that wrote it; ``key_of`` makes the keys of accounts.
     """
 
     leader: str

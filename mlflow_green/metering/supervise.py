@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from mlflow_green.clock import boot_id
+from mlflow_green.metering.marks import environment_entries, marked
 from mlflow_green.records import Owner
 
 PROC = Path("/proc")
@@ -77,7 +78,7 @@ def step_processes(hold_id: str, proc_root: Path = PROC) -> frozenset[int]:
 
 def processes_of_steps(hold_ids: Collection[str], proc_root: Path = PROC) -> Mapping[str, frozenset[int]]:
     """``step_processes`` of several steps, at one look at every process."""
-    markers = {f"GREEN_HOLD_ID={hold_id}".encode(): hold_id for hold_id in hold_ids}
+    markers = {marked(hold_id): hold_id for hold_id in hold_ids}
     children: dict[int, list[int]] = {}
     parents: dict[int, int] = {}
     found: dict[str, list[int]] = {hold_id: [] for hold_id in hold_ids}
@@ -90,9 +91,8 @@ def processes_of_steps(hold_ids: Collection[str], proc_root: Path = PROC) -> Map
             continue
         parents[pid] = int(fields[_STAT_PARENT])
         children.setdefault(parents[pid], []).append(pid)
-        with contextlib.suppress(OSError):  # another user's process does not show it
-            for marker in markers.keys() & (proc_root / name / "environ").read_bytes().split(b"\0"):
-                found[markers[marker]].append(pid)
+        for marker in markers.keys() & environment_entries(pid, proc_root):
+            found[markers[marker]].append(pid)
     lineage = _lineage(os.getpid(), parents)
     return {hold_id: frozenset(_tree(roots, children) - lineage) for hold_id, roots in found.items()}
 
