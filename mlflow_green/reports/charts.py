@@ -266,9 +266,10 @@ def _x_ticks(frame: _Frame, ticks: Sequence[tuple[float, str]], x: Callable[[flo
     for value, text in ticks:
         half = len(text) * CHARACTER_WIDTH / 2
         parts.append(f'<path class="grid" d="M{x(value):.1f},{_TOP} V{frame.bottom}"/>')
-        if x(value) - half >= free_from:
-            parts.append(_label(x(value), frame.bottom + 18, text, "tick middle"))
-            free_from = x(value) + half + 8
+        middle = min(x(value), frame.right - half)  # the last one keeps its last letters
+        if middle - half >= free_from:
+            parts.append(_label(middle, frame.bottom + 18, text, "tick middle"))
+            free_from = middle + half + 8
     return parts
 
 
