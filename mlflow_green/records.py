@@ -386,6 +386,20 @@ class AlertRule:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Rollover:
+    """What a period inherits from the one before, ``previous_period``.
+
+    ``unused_ratio`` of what was left is added to the limit, at most ``cap_ratio`` of the limit; with
+    ``carries_overspend`` what was spent beyond the limit is taken off. Both ratios are in [0, 1].
+    """
+
+    previous_period: str
+    unused_ratio: float
+    cap_ratio: float
+    carries_overspend: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Term:
     """One budget that a step falls under, in one unit and period: the name of a ledger bucket.
 
@@ -401,6 +415,7 @@ class Term:
     limit: int
     mode: Mode
     alerts: tuple[AlertRule, ...] = ()
+    rollover: Rollover | None = None
 
     @property
     def key(self) -> tuple[str, str, str, str]:
@@ -409,11 +424,22 @@ class Term:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Balance:
-    """What is spent and held under a term, both >= 0, in the unit's integer scale."""
+    """What is spent and held under a term, both >= 0, in the unit's integer scale.
+
+    ``extra`` is what grants, overrides and rollovers add to the term's limit now, or take off where it is negative.
+    ``pending``, >= 0, is what running steps have asked for and did not get yet: no new hold may take it.
+    """
 
     term: Term
     spent: int
     held: int
+    extra: int = 0
+    pending: int = 0
+
+    @property
+    def limit(self) -> int:
+        """The limit that counts now, >= 0."""
+        return max(0, self.term.limit + self.extra)
 
     @property
     def committed(self) -> int:
@@ -421,8 +447,8 @@ class Balance:
 
     @property
     def available(self) -> int:
-        """What is left to hold; negative when facts have overrun the limit."""
-        return self.term.limit - self.committed
+        """What is left for a new hold; negative when facts have overrun the limit."""
+        return self.limit - self.committed - self.pending
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
