@@ -54,9 +54,10 @@ def place(url: URL) -> str:
     """The database as messages call it: without the password, and without the options that may hold one."""
     if not is_postgres(url):
         return str(url.database)
-    host = url.host or url.query.get("host") or url.query.get("service") or ""
-    known = url.set(password=None, query={}, drivername="postgresql")
-    return known.set(host=host if isinstance(host, str) else host[0]).render_as_string()
+    hosts = url.host or url.query.get("host") or url.query.get("service") or ""
+    host = hosts if isinstance(hosts, str) else ",".join(hosts)
+    known = URL.create("postgresql", username=url.username, host=host, port=url.port, database=url.database)
+    return known.render_as_string()
 
 
 def with_password(url: URL) -> URL:

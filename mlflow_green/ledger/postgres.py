@@ -48,6 +48,7 @@ _STEPS_BY_STATE = {
 _STEPS_BY_SIGN = {
     "password": "set PGPASSWORD, add a line to ~/.pgpass, or write env:NAME as the password in MLFLOW_GREEN_LEDGER",
     "does not exist": "make it with 'createdb' or 'createuser' on the server, or correct MLFLOW_GREEN_LEDGER",
+    "connect privilege": "have the database's owner GRANT CONNECT ON DATABASE to this role",
     "pg_hba": "the server takes no connection of this user from here; have its pg_hba.conf changed",
     "too many": "the server has no connection left; raise its max_connections, or use a pooler",
     "remaining connection slots": "the server has no connection left; raise its max_connections, or use a pooler",
@@ -103,25 +104,25 @@ class PostgresStore(Store):
             yield
         except IntegrityError as error:
             raise LedgerError(
-                f"the ledger {self.place} refused a row as impossible: {self._cause(error)}; nothing was written"
+                f"the ledger {self.place} refused a row as impossible: {_cause(error)}; nothing was written"
             ) from error
         except DataError as error:
             raise LedgerError(
-                f"the ledger {self.place} cannot keep a value: {self._cause(error)}; amounts are at most 2**63 - 1, and"
+                f"the ledger {self.place} cannot keep a value: {_cause(error)}; amounts are at most 2**63 - 1, and"
                 " texts have no NUL character; nothing was written"
             ) from error
         except DBAPIError as error:
             raise self._unavailable(doing, error) from error
 
     def _unavailable(self, doing: str, error: DBAPIError) -> LedgerError:
-        cause, state = self._cause(error), getattr(error.orig, "sqlstate", None)
+        cause, state = _cause(error), getattr(error.orig, "sqlstate", None)
         if state == "54000":
             return LedgerError(
                 f"the ledger {self.place} cannot keep a name of more than about 2,700 bytes: {cause}; nothing was"
                 " written; shorten the step's wildcards"
             )
         if state == "42501":
-            return LedgerUnavailable(f"cannot {doing} the ledger {self.place}: {cause}; {self._rights(doing)}")
+            return LedgerUnavailable(f"cannot {doing} the ledger {self.place}: {cause}; {self._rights(doing, cause)}")
         step = _STEPS_BY_STATE.get(state or "")
         if step is None:
             step = next((step for sign, step in _STEPS_BY_SIGN.items() if sign in cause.lower()), _ANY_STEP)
@@ -130,20 +131,24 @@ class PostgresStore(Store):
             written = "whether it was written is not known; saying it again is safe"
         return LedgerUnavailable(f"cannot {doing} the ledger {self.place}: {cause}; {written}; {step}")
 
-    def _rights(self, doing: str) -> str:
+    def _rights(self, doing: str, cause: str) -> str:
         role = self._url.username or "THIS_ROLE"
-        if doing != "write":
-            return f"have its owner run: GRANT SELECT ON ALL TABLES IN SCHEMA public TO {role}"
-        tables = "GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public"
-        return (
-            f"nothing was written; have its owner run: {tables} TO {role};"
-            f" GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO {role}"
-        )
+        if "for schema" in cause:
+            grant = f"GRANT USAGE, CREATE ON SCHEMA public TO {role}"
+        elif doing == "write":
+            grant = (
+                f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {role};"
+                f" GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO {role}"
+            )
+        else:
+            grant = f"GRANT SELECT ON ALL TABLES IN SCHEMA public TO {role}"
+        return f"nothing was written; have the owner of the tables run: {grant}"
 
-    def _cause(self, error: DBAPIError) -> str:
-        """What the server or libpq said, in one line and without the password."""
-        said = " ".join(str(error.orig).split())
-        return said.replace(self._url.password, "***") if self._url.password else said
+
+def _cause(error: DBAPIError) -> str:
+    """What the server said, in one line, or else what libpq said."""
+    diagnosis = getattr(error.orig, "diag", None)
+    return " ".join(str(getattr(diagnosis, "message_primary", None) or error.orig).split())
 
 
 def postgres_engine(url: URL) -> Engine:

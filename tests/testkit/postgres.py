@@ -6,10 +6,12 @@ import os
 import pwd
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
@@ -144,3 +146,52 @@ def _as_ordinary_user() -> list[str]:
     """The server stops with whoever started it, even after kill -9."""
     user = ["--reuid=postgres", "--regid=postgres", "--clear-groups"] if os.geteuid() == 0 else []
     return ["setpriv", "--pdeathsig=INT", *user, "--"]
+
+
+class CutAtCommit:
+    """The way to a server, which breaks at each COMMIT while ``cuts`` says so: ``before`` it arrives, or ``after``."""
+
+    def __init__(self, server: PostgresServer, folder: Path) -> None:
+        self.cuts: str | None = None
+        self._server = server
+        self._folder = folder
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(str(folder / ".s.PGSQL.5432"))
+        self._listener.listen()
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def url_of(self, url: str) -> str:
+        return url.replace(str(self._server.folder), str(self._folder))
+
+    def close(self) -> None:
+        self._listener.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            server = socket.socket(socket.AF_UNIX)
+            server.connect(str(self._server.folder / ".s.PGSQL.5432"))
+            threading.Thread(target=self._forward, args=(client, server), daemon=True).start()
+            threading.Thread(target=self._answer, args=(server, client), daemon=True).start()
+
+    def _forward(self, client: socket.socket, server: socket.socket) -> None:
+        with suppress(OSError):
+            while data := client.recv(65536):
+                cuts = self.cuts if b"COMMIT\0" in data else None
+                if cuts:
+                    client.shutdown(socket.SHUT_RDWR)
+                if cuts != "before":
+                    server.sendall(data)
+                if cuts:
+                    break
+        with suppress(OSError):
+            server.shutdown(socket.SHUT_WR)
+
+    def _answer(self, server: socket.socket, client: socket.socket) -> None:
+        with suppress(OSError):
+            while data := server.recv(65536):
+                client.sendall(data)
+            client.shutdown(socket.SHUT_RDWR)
