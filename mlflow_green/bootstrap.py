@@ -284,12 +284,13 @@ def sync(settings: Settings) -> int:
     try:
         if ledger.count("mlflow"):
             policy = load_policy_for(settings)
-            arguments = ["--ledger-url", settings.ledger_url, "--mountinfo", str(settings.mountinfo_path), "--once"]
+            arguments = ["--mountinfo", str(settings.mountinfo_path), "--once"]
             arguments += ["--workflow-run", "", "--project", policy.project, "--name", policy.project]
             subprocess.run(
                 [sys.executable, "-P", "-m", "mlflow_green.tracking.sink", *arguments, "--jobs", policy.tracking.jobs],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
+                env={**os.environ, "MLFLOW_GREEN_LEDGER": settings.ledger_url},
                 check=False,
             )
         return ledger.count("mlflow")
@@ -573,10 +574,10 @@ def _start_tracking(
 
     workflow_run = str(workflow["workflow_run"])
     ledger.put("mlflow", f"workflow:{workflow_run}:start", {"workflow": {**workflow, "status": "running"}})
-    arguments = ["--ledger-url", settings.ledger_url, "--mountinfo", str(settings.mountinfo_path)]
+    arguments = ["--mountinfo", str(settings.mountinfo_path)]
     arguments += ["--workflow-run", workflow_run, "--project", policy.project]
     arguments += ["--jobs", policy.tracking.jobs, "--name", str(workflow["name"])]
-    return TrackingChild(arguments, wake=wake, say=say)
+    return TrackingChild(settings.ledger_url, arguments, wake=wake, say=say)
 
 
 # --- a node of a batch system -----------------------------------------------------------------------

@@ -41,7 +41,7 @@ class Settings:
     disabled: bool
     policy_path: Path | None
     state_dir: Path
-    ledger_url: str
+    ledger_url: str = field(repr=False)  # it may hold a password
     powercap_root: Path = Path("/sys/class/powercap")
     mountinfo_path: Path = Path("/proc/self/mountinfo")
     bmc: BmcSettings = field(default_factory=BmcSettings)

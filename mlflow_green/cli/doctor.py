@@ -304,9 +304,12 @@ def _overhead_of(site: SiteDocument) -> str:
 def _ledger(place: Place, settings: Settings, findings: Findings) -> None:
     folder = _existing(settings.state_dir)
     writable, free_bytes = os.access(folder, os.W_OK), shutil.disk_usage(folder).free
-    lines = findings.sections["Ledger"] = [settings.ledger_url]
+    from mlflow_green.ledger.address import shown
+
+    url = shown(settings.ledger_url)
+    lines = findings.sections["Ledger"] = [url]
     told = findings.data["ledger"] = {
-        "url": settings.ledger_url,
+        "url": url,
         "spool": str(settings.spool_dir),
         "writable": writable,
         "free_bytes": free_bytes,

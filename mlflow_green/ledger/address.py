@@ -15,7 +15,7 @@ from mlflow_green.settings import secret
 _ADVICE = (
     "write MLFLOW_GREEN_LEDGER=sqlite:////absolute/path/ledger.db, or postgresql://USER@HOST/DATABASE for a team's"
 )
-_PASSWORD = re.compile(r":[^:/@]*@")
+_PASSWORD = re.compile(r"(?<=//)([^:/@]*):.*@")
 
 
 def parsed_url(url: str) -> URL:
@@ -27,8 +27,7 @@ def parsed_url(url: str) -> URL:
     try:
         return make_url(url)
     except (ArgumentError, ValueError):
-        told = _PASSWORD.sub(":***@", url)
-        raise LedgerUnavailable(f"{told!r} is not the URL of a ledger; {_ADVICE}") from None
+        raise LedgerUnavailable(f"{_without_password(url)!r} is not the URL of a ledger; {_ADVICE}") from None
 
 
 def is_postgres(url: URL) -> bool:
@@ -50,6 +49,15 @@ def ledger_path(url: str) -> Path:
     return Path(parsed.database)
 
 
+def shown(url: str) -> str:
+    """The URL as people may see it."""
+    try:
+        parsed = parsed_url(url)
+    except LedgerUnavailable:
+        return _without_password(url)
+    return place(parsed) if is_postgres(parsed) else url
+
+
 def place(url: URL) -> str:
     """The database as messages call it: without the password, and without the options that may hold one."""
     if not is_postgres(url):
@@ -58,6 +66,11 @@ def place(url: URL) -> str:
     host = hosts if isinstance(hosts, str) else ",".join(hosts)
     known = URL.create("postgresql", username=url.username, host=host, port=url.port, database=url.database)
     return known.render_as_string()
+
+
+def _without_password(url: str) -> str:
+    """Even where it is no URL, and the password was not escaped."""
+    return _PASSWORD.sub(r"\1:***@", url)
 
 
 def with_password(url: URL) -> URL:

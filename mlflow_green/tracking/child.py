@@ -19,7 +19,9 @@ class TrackingChild:
     its standard input, upon which it writes what is due and exits.
     """
 
-    def __init__(self, arguments: Sequence[str], *, wake: Callable[[], None], say: Callable[[str], None]) -> None:
+    def __init__(
+        self, ledger_url: str, arguments: Sequence[str], *, wake: Callable[[], None], say: Callable[[str], None]
+    ) -> None:
         self._say = say
         self._wake = wake
         self._give_up_at = time.monotonic() + READY_SECONDS_MAX
@@ -32,7 +34,8 @@ class TrackingChild:
             stdout=subprocess.PIPE,
             text=True,
             start_new_session=True,
-            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            # A URL may hold a password, and everybody on this machine may read a command line.
+            env={**os.environ, "MLFLOW_GREEN_LEDGER": ledger_url, "PYTHONUNBUFFERED": "1"},
         )
         self._listener = threading.Thread(target=self._listen, name="green-tracking", daemon=True)
         self._listener.start()

@@ -1,12 +1,13 @@
 """The child process that writes MLflow: it reads the ledger's outbox, so that no job ever waits for MLflow.
 
-    python -m mlflow_green.tracking.sink --ledger-url URL --mountinfo PATH --workflow-run ID --project P
+    python -m mlflow_green.tracking.sink --mountinfo PATH --workflow-run ID --project P
         --jobs all|notable|none --name NAME [--once]
 
-It says ``ready`` (or ``failed: REASON``) on stdout when the MLflow store can be used, works until its stdin ends, then
-delivers what is pending, also what waits for another try, and says ``drained`` or ``left N``. With ``--once`` it
-delivers everything of all workflows and exits: 0 when nothing is left, 1 otherwise. Failures of MLflow are warnings on
-stderr, at most one a minute; what was not written stays in the outbox.
+``MLFLOW_GREEN_LEDGER`` in its environment is the ledger's URL. It says ``ready`` (or ``failed: REASON``) on stdout when
+the MLflow store can be used, works until its stdin ends, then delivers what is pending, also what waits for another
+try, and says ``drained`` or ``left N``. With ``--once`` it delivers everything of all workflows and exits: 0 when
+nothing is left, 1 otherwise. Failures of MLflow are warnings on stderr, at most one a minute; what was not written
+stays in the outbox.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     clock = SystemClock()
     try:
-        ledger = open_ledger(options.ledger_url, mountinfo_path=options.mountinfo, clock=clock)
+        ledger = open_ledger(os.environ["MLFLOW_GREEN_LEDGER"], mountinfo_path=options.mountinfo, clock=clock)
     except LedgerError as error:
         _say(answers, f"failed: {_first_line(error)}")
         return 1
@@ -136,7 +137,6 @@ def _first_line(error: BaseException) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="mlflow_green.tracking.sink")
-    parser.add_argument("--ledger-url", required=True)
     parser.add_argument("--mountinfo", type=Path, default=Path("/proc/self/mountinfo"))
     parser.add_argument("--workflow-run", required=True)
     parser.add_argument("--project", required=True)

@@ -16,6 +16,7 @@ import pytest
 from mlflow_green.clock import SystemClock
 from mlflow_green.errors import LedgerError, LedgerUnavailable
 from mlflow_green.ledger.verify import verify
+from mlflow_green.recorder.recovery import recover
 from mlflow_green.records import Batch, Fact
 from tests.testkit.ledger_samples import NOON, OWNER, admit_what_fits, open_url, request, settle, term, window
 from tests.testkit.postgres import PASSWORD, CutAtCommit, postgres_server
@@ -318,3 +319,14 @@ def test_rows_are_dated_by_the_clock_of_the_server(url):
     (row,) = ledger.journal()
     assert before <= row.at <= datetime.now(UTC)
     ledger.close()
+
+
+def test_only_the_host_of_a_dead_owner_closes_its_holds(ledger, tmp_path):
+    held = hold(ledger)
+    said = []
+    assert not ledger.excludes_other_hosts
+    assert recover(ledger, tmp_path, host="another", clock=SystemClock(), say=said.append) == 0
+    assert ledger.open_holds() == (held,)
+    assert recover(ledger, tmp_path, host=OWNER.host, clock=SystemClock(), say=said.append) == 1
+    assert ledger.open_holds() == ()
+    assert ledger.balances()[0].spent == 5

@@ -36,7 +36,7 @@ def start_sink(ledger_url, tmp_path, clean_environ):
     started = []
 
     def start(*more, **environ):
-        command = [sys.executable, "-m", "mlflow_green.tracking.sink", "--ledger-url", ledger_url]
+        command = [sys.executable, "-m", "mlflow_green.tracking.sink"]
         command += ["--workflow-run", "w1", "--project", "demo", "--name", "my workflow", *more]
         sink = subprocess.Popen(
             command,
@@ -45,7 +45,7 @@ def start_sink(ledger_url, tmp_path, clean_environ):
             stderr=subprocess.PIPE,
             text=True,
             cwd=tmp_path,
-            env=clean_environ | environ,
+            env=clean_environ | {"MLFLOW_GREEN_LEDGER": ledger_url} | environ,
         )
         started.append(sink)
         return sink
