@@ -110,7 +110,7 @@ def _unknown_step(step: str, decisions: Iterable[DecisionRow]) -> str:
 
 @click.group()
 def ledger() -> None:
-    """Check and export the ledger."""
+    """Check, export and upgrade the ledger."""
 
 
 @ledger.command()
@@ -130,6 +130,38 @@ def verify(place: Place, as_json: bool) -> None:
             click.echo(finding)
         click.echo(f"{len(findings)} findings" if findings else f"The books close: {entries} entries, no findings.")
     sys.exit(exit_codes.FOUND if findings else exit_codes.OK)
+
+
+@ledger.command()
+@click.option("--check", "only_look", is_flag=True, help="Change nothing; exit status 1 if it is of an older version.")
+@json_option
+@click.pass_obj
+def migrate(place: Place, only_look: bool, as_json: bool) -> None:
+    """Bring the ledger's tables to this version; a new PostgreSQL ledger gets its tables."""
+    from mlflow_green.cli.doors import has_history
+    from mlflow_green.ledger.address import shown
+    from mlflow_green.ledger.schema import SCHEMA_VERSION
+
+    settings = place.settings()
+    if not has_history(settings):
+        click.echo(NO_HISTORY)
+        return
+    done, name = place.doors.migrate(settings, only_look=only_look), shown(settings.ledger_url)
+    is_current = not only_look or done.before == SCHEMA_VERSION
+    if as_json:
+        copy = str(done.copy) if done.copy else None
+        print_json({"before": done.before, "version": SCHEMA_VERSION, "current": is_current, "copy": copy})
+    elif not is_current:
+        what = "has no tables yet" if done.before is None else f"is of schema {done.before}"
+        click.echo(f"{name} {what}, and this version uses {SCHEMA_VERSION}; run 'mlflow-green ledger migrate'.")
+    elif done.before == SCHEMA_VERSION:
+        click.echo(f"{name} is of schema {SCHEMA_VERSION}, the one that this version uses.")
+    elif done.before is None:
+        click.echo(f"{name} has its tables now, of schema {SCHEMA_VERSION}.")
+    else:
+        kept = f"; the file as it was is {done.copy}" if done.copy else ""
+        click.echo(f"{name} was brought from schema {done.before} to {SCHEMA_VERSION}{kept}.")
+    sys.exit(exit_codes.OK if is_current else exit_codes.FOUND)
 
 
 @ledger.command()

@@ -18,6 +18,7 @@ from mlflow_green.settings import Settings, load_settings
 
 if TYPE_CHECKING:
     from mlflow_green.bootstrap import Ran
+    from mlflow_green.ledger.migrations import Migration
     from mlflow_green.ledger.whereabouts import Whereabouts
     from mlflow_green.metering.calibration import Comparison
     from mlflow_green.policy.document import Policy
@@ -112,6 +113,17 @@ class Doors:
         from mlflow_green.bootstrap import verify_books
 
         return verify_books(settings, books)
+
+    def migrate(self, settings: Settings, *, only_look: bool) -> Migration:
+        """Bring the ledger's tables to this version, or only see of which version they are."""
+        from mlflow_green.ledger.migrations import Migration, migrate
+        from mlflow_green.ledger.sql import open_store
+
+        store = open_store(settings.ledger_url, mountinfo_path=settings.mountinfo_path)
+        try:
+            return Migration(before=store.version()) if only_look else migrate(store)
+        finally:
+            store.close()
 
     def run_command(
         self, settings: Settings, argv: Sequence[str], *, project: str | None, step: str | None, energy: str | None

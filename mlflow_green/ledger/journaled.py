@@ -92,6 +92,12 @@ class JournaledStore(SqliteStore):
         super().close()
         self._journal.close()
 
+    def _upgrade(self, version: int) -> None:
+        raise LedgerUnavailable(
+            f"the cache {self.path} is in use by an older mlflow-green (schema {version}); end its processes on this"
+            " host, and try again: the cache is made anew"
+        )
+
     def _create_in(self, connection: Connection) -> None:
         super()._create_in(connection)
         self._journal.create_in(connection)

@@ -14,6 +14,7 @@ from sqlalchemy.pool import NullPool
 
 from mlflow_green.clock import Clock, SystemClock
 from mlflow_green.errors import LedgerError, LedgerUnavailable
+from mlflow_green.ledger import schema
 from mlflow_green.ledger.address import place, with_password
 from mlflow_green.ledger.store import Store
 
@@ -53,6 +54,7 @@ _STEPS_BY_SIGN = {
     "too many": "the server has no connection left; raise its max_connections, or use a pooler",
     "remaining connection slots": "the server has no connection left; raise its max_connections, or use a pooler",
 }
+_CLASSES_OF_CONNECTING = {"08", "28", "3D", "53", "57"}
 _ANY_STEP = "see whether the server runs and can be reached from here ('pg_isready'), then try again"
 
 
@@ -89,6 +91,12 @@ class PostgresStore(Store):
                 raise
         return connection.begin()  # the server was restarted since the last transaction
 
+    def _upgrade(self, version: int) -> None:
+        raise LedgerUnavailable(
+            f"the ledger {self.place} is of an older mlflow-green (schema {version}, this one needs"
+            f" {schema.SCHEMA_VERSION}); have the owner of its tables run 'mlflow-green ledger migrate'"
+        )
+
     def _check(self, meta: RowMapping) -> None:
         """There is nothing to check: every host may use it."""
 
@@ -123,13 +131,10 @@ class PostgresStore(Store):
             )
         if state == "42501":
             return LedgerUnavailable(f"cannot {doing} the ledger {self.place}: {cause}; {self._rights(doing, cause)}")
-        step = _STEPS_BY_STATE.get(state or "")
-        if step is None:
-            step = next((step for sign, step in _STEPS_BY_SIGN.items() if sign in cause.lower()), _ANY_STEP)
         written = "nothing was written"
         if self._commits and doing == "write":
             written = "whether it was written is not known; saying it again is safe"
-        return LedgerUnavailable(f"cannot {doing} the ledger {self.place}: {cause}; {written}; {step}")
+        return LedgerUnavailable(f"cannot {doing} the ledger {self.place}: {cause}; {written}; {_step(cause, state)}")
 
     def _rights(self, doing: str, cause: str) -> str:
         role = self._url.username or "THIS_ROLE"
@@ -149,6 +154,14 @@ def _cause(error: DBAPIError) -> str:
     """What the server said, in one line, or else what libpq said."""
     diagnosis = getattr(error.orig, "diag", None)
     return " ".join(str(getattr(diagnosis, "message_primary", None) or error.orig).split())
+
+
+def _step(cause: str, state: str | None) -> str:
+    if state in _STEPS_BY_STATE:
+        return _STEPS_BY_STATE[state]
+    if state is not None and state[:2] not in _CLASSES_OF_CONNECTING:
+        return "the server's log says more"
+    return next((step for sign, step in _STEPS_BY_SIGN.items() if sign in cause.lower()), _ANY_STEP)
 
 
 def postgres_engine(url: URL) -> Engine:

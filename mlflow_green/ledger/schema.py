@@ -273,6 +273,16 @@ for _verb in ("UPDATE", "DELETE"):
         ).execute_if(dialect="sqlite"),
     )
 
+REVISION_TABLE = "ledger_revision"
+revision = Table(REVISION_TABLE, MetaData(), Column("version_num", String(32), primary_key=True))
+"""Where Alembic notes how far the migrations have run. It is Alembic's, so it is not one of the ledger's tables."""
+
+
+def revision_of(version: int) -> str:
+    """The name of the migration that leads to a version."""
+    return f"{version:04}"
+
+
 _ONLY_GROWS = """
 CREATE OR REPLACE FUNCTION journal_only_grows() RETURNS trigger LANGUAGE plpgsql AS
 $$BEGIN RAISE EXCEPTION 'the journal only grows: correct it with a new row'; END$$;

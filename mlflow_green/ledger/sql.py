@@ -107,14 +107,7 @@ def open_ledger(
     Raises:
         LedgerUnavailable: it cannot be used, or another host uses the file; the message says why and what to do.
     """
-    hostname, boot = hostname or socket.gethostname(), boot or boot_id()
-    parsed = parsed_url(url)
-    if is_postgres(parsed):
-        from mlflow_green.ledger.postgres import PostgresStore
-
-        store: Store = PostgresStore(parsed)
-    else:
-        store = _open_file(ledger_path(url), mountinfo_path, cache_dir, hostname=hostname, boot=boot)
+    store = open_store(url, mountinfo_path=mountinfo_path, hostname=hostname, boot=boot, cache_dir=cache_dir)
     try:
         store.prepare()
     except BaseException:
@@ -123,7 +116,21 @@ def open_ledger(
     return SqlLedger(store, clock)
 
 
-def _open_file(path: Path, mountinfo_path: Path, cache_dir: Path | None, *, hostname: str, boot: str) -> Store:
+def open_store(
+    url: str,
+    *,
+    mountinfo_path: Path,
+    hostname: str | None = None,
+    boot: str | None = None,
+    cache_dir: Path | None = None,
+) -> Store:
+    """What keeps the ledger's tables, without looking at them; the arguments are those of ``open_ledger``."""
+    parsed = parsed_url(url)
+    if is_postgres(parsed):
+        from mlflow_green.ledger.postgres import PostgresStore
+
+        return PostgresStore(parsed)
+    path, hostname, boot = ledger_path(url), hostname or socket.gethostname(), boot or boot_id()
     with explained(path, "open"), ExitStack() as undo:
         refuse_network_file_system(path, mountinfo_path)
         folder = journal_folder(path, mountinfo_path)

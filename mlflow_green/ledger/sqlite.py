@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import sqlite3
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from pathlib import Path
 
 from sqlalchemy import Connection, Engine, RowMapping, create_engine, event, update
@@ -22,6 +25,7 @@ from mlflow_green.ledger.store import Store
 BUSY_TIMEOUT_SECONDS = 60
 GATE_TIMEOUT_SECONDS = 10
 GATE_POLL_SECONDS = 0.001
+UPGRADE_TIMEOUT_SECONDS = 600
 
 Version = tuple[int, int, int]
 
@@ -62,6 +66,40 @@ class SqliteStore(Store):
     def close(self) -> None:
         super().close()
         self._lock.close()
+
+    def keep_copy(self, version: int) -> Path:
+        copy = self.path.with_name(f"{self.path.name}.v{version}")
+        scratch = copy.with_name(copy.name + ".tmp")
+        scratch.unlink(missing_ok=True)
+        with closing(sqlite3.connect(self.path)) as source, closing(sqlite3.connect(scratch)) as target:
+            source.backup(target)
+        with scratch.open("rb") as file:
+            os.fsync(file.fileno())
+        shutil.copymode(self.path, scratch)
+        scratch.replace(copy)
+        return copy
+
+    def _upgrade(self, version: int) -> None:
+        """In a process of its own: this one may be Snakemake's, which never imports Alembic."""
+        try:
+            child = subprocess.run(
+                [sys.executable, "-P", "-m", "mlflow_green.ledger.migrations"],
+                env={**os.environ, "MLFLOW_GREEN_LEDGER": f"sqlite:///{self.path.absolute()}"},
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=UPGRADE_TIMEOUT_SECONDS,
+                check=False,
+            )
+            problem = (child.stderr.strip().splitlines() or ["it was killed"])[-1] if child.returncode else ""
+        except subprocess.TimeoutExpired:
+            problem = f"it took more than {UPGRADE_TIMEOUT_SECONDS} s"
+        if problem:
+            raise LedgerUnavailable(
+                f"the ledger {self.path} is of an older mlflow-green (schema {version}), and it could not be brought to"
+                f" schema {schema.SCHEMA_VERSION}: {problem}. The file is as it was; with the right to write it, run"
+                " 'mlflow-green ledger migrate'"
+            )
 
     def _explained(self, doing: str) -> AbstractContextManager[None]:
         return explained(self.path, doing)

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import datetime
+from pathlib import Path
 
 from sqlalchemy import Connection, Engine, RootTransaction, RowMapping, inspect, select
 
@@ -31,18 +32,41 @@ class Store(ABC):
         self._connection = engine.connect()
 
     def prepare(self) -> None:
-        """Create the tables in an empty database; refuse one of another version or of another program."""
-        if not self._has_tables():
+        """Create the tables in an empty database; bring those of an older version to this one.
+
+        Raises:
+            LedgerUnavailable: as ``version`` does, or it is not for this process to bring them there.
+        """
+        version = self.version()
+        if version is None:
             self._create()
+            version = self.version()
+        if version is not None and version < schema.SCHEMA_VERSION:
+            self._upgrade(version)
+
+    def version(self) -> int | None:
+        """The version of the tables, ``None`` where there are none.
+
+        Raises:
+            LedgerUnavailable: they are of a newer version, of another program, or of another host.
+        """
         with self.reading() as connection:
+            if not self._has_tables_in(connection):
+                return None
             found = connection.execute(select(schema.meta)).mappings().one()
-        if found["schema_version"] > schema.SCHEMA_VERSION:
+        version: int = found["schema_version"]
+        if version > schema.SCHEMA_VERSION:
             raise LedgerUnavailable(
-                f"the ledger {self.place} was written by a newer mlflow-green (its schema is"
-                f" {found['schema_version']}, this one knows {schema.SCHEMA_VERSION});"
-                " run 'pip install --upgrade mlflow-green', or set MLFLOW_GREEN_LEDGER to another ledger"
+                f"the ledger {self.place} was written by a newer mlflow-green (its schema is {version}, this one knows"
+                f" {schema.SCHEMA_VERSION}); run 'pip install --upgrade mlflow-green', or set MLFLOW_GREEN_LEDGER to"
+                " another ledger"
             )
         self._check(found)
+        return version
+
+    def keep_copy(self, version: int) -> Path | None:  # noqa: ARG002 - a server has backups of its own
+        """Keep what there is of ``version`` before it is changed, inside ``writing``; where it is kept, if at all."""
+        return None
 
     def reading(self) -> AbstractContextManager[Connection]:
         """A transaction in which everything that is read belongs together; inside another one, that one."""
@@ -81,6 +105,10 @@ class Store(ABC):
         """What to say when the database has another program's ``tables``."""
 
     @abstractmethod
+    def _upgrade(self, version: int) -> None:
+        """Bring tables of an older ``version`` to this one."""
+
+    @abstractmethod
     def _check(self, meta: RowMapping) -> None:
         """Raise ``LedgerUnavailable`` if this process must not use these tables."""
 
@@ -117,10 +145,6 @@ class Store(ABC):
             if raw is not None:
                 raw.rollback()
 
-    def _has_tables(self) -> bool:
-        with self.reading() as connection:
-            return self._has_tables_in(connection)
-
     def _has_tables_in(self, connection: Connection) -> bool:
         names = set(inspect(connection).get_table_names())
         if names and not names >= {schema.meta.name, schema.journal.name}:
@@ -134,4 +158,6 @@ class Store(ABC):
 
     def _create_in(self, connection: Connection) -> None:
         schema.metadata.create_all(connection, checkfirst=False)
+        schema.revision.create(connection)
+        connection.execute(schema.revision.insert(), {"version_num": schema.revision_of(schema.SCHEMA_VERSION)})
         connection.execute(schema.meta.insert(), self._new_meta())
