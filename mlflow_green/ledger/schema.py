@@ -65,6 +65,7 @@ accounts = Table(
     metadata,
     Column("account", String, primary_key=True),
     Column("opened_at", UtcTime, nullable=False),
+    Column("parent", String),
 )
 
 buckets = Table(
@@ -98,10 +99,13 @@ holds = Table(
     Column("tier", String),
     Column("decision", String(16), nullable=False),
     Column("would_decision", String(16), nullable=False),
+    Column("policy_sha256", String(64), nullable=False, server_default=""),
     Column("amounts", JSON, nullable=False),
     Column("terms", JSON, nullable=False),
     Column("owner", JSON, nullable=False),
     Column("opened_at", UtcTime, nullable=False),
+    Column("epoch", Integer, nullable=False, server_default="1"),
+    Column("wanted", JSON, nullable=False, server_default="{}"),
     Index("holds_by_state", "state"),
 )
 
