@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Collection, Mapping
 from datetime import tzinfo
+from decimal import Decimal
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +22,9 @@ from mlflow_green.policy.values import (
     Limit,
     Name,
     Names,
+    Part,
     Price,
+    QuietHours,
     Ratio,
     Seconds,
     Secret,
@@ -35,6 +38,7 @@ from mlflow_green.policy.values import (
     organisation_of,
     price_of,
     quantity,
+    quiet_hours_of,
     tiers_of,
     timezone_of,
     tracking_of,
@@ -42,7 +46,12 @@ from mlflow_green.policy.values import (
     zone,
 )
 from mlflow_green.records import EmbodiedShare, Mode, StepSpec, Tier
-from mlflow_green.units import parse_carbon_micrograms, parse_energy_microjoules, parse_years_seconds
+from mlflow_green.units import (
+    parse_carbon_micrograms,
+    parse_energy_microjoules,
+    parse_power_watts,
+    parse_years_seconds,
+)
 
 GRACE_SECONDS = 30
 ONE_DAY = 86_400
@@ -157,10 +166,23 @@ class Rule(_Model):
 class Override(_Model):
     """Who may raise the limit, how far, for how long."""
 
-    approvers: tuple[Annotated[str, AfterValidator(approver_of)], ...] = Field(min_length=1)
+    approvers: Annotated[
+        tuple[Annotated[str, AfterValidator(approver_of)], ...], BeforeValidator(as_list), Field(min_length=1)
+    ]
     max_extra: Ratio
     expires_seconds: Annotated[Seconds, Field(alias="expires")] = THREE_DAYS
     reason: Literal["required", "optional"] = "required"
+
+
+class RolloverDocument(_Model):
+    """What a period inherits from the one before: a part of what was left, and what was spent beyond the limit.
+
+    ``unused`` is a part of what was left, ``None`` for nothing of it; ``cap`` bounds it, as a part of the limit.
+    """
+
+    unused: Part | None = None
+    cap: Part = Decimal(1)
+    overspend: Literal["carry", "forgive"] = "carry"
 
 
 class Budget(_Model):
@@ -180,8 +202,15 @@ class Budget(_Model):
     overrun: Literal["halt", "finish"] = "halt"
     enforce: Literal["low", "point", "high"] = "low"
     max_wait_seconds: Annotated[Seconds, Field(alias="max_wait")] = ONE_DAY
+    ledger_down: Literal["admit", "wait", "refuse"] | None = None
+    rollover: RolloverDocument | None = None
     rules: tuple[Rule, ...] = ()
     override: Override | None = None
+
+    @property
+    def without_ledger(self) -> Literal["admit", "wait", "refuse"]:
+        """What happens to a step while the ledger cannot be reached: what the policy says, else closed if hard."""
+        return self.ledger_down or ("refuse" if self.mode is Mode.HARD else "admit")
 
     def rules_that(self, verb: Verb) -> tuple[Rule, ...]:
         return tuple(rule for rule in self.rules if rule.do == verb)
@@ -221,6 +250,24 @@ class StepDocument(_Model):
         )
 
 
+class TierDocument(_Model):
+    """What a job that was granted this tier is told: its environment, and the power that it promises to stay below."""
+
+    note: Name | None = None
+    env: dict[str, str] = {}
+    power_cap_watts: Annotated[
+        int | None,
+        BeforeValidator(quantity(parse_power_watts, "250 W")),
+        AfterValidator(above_nothing),
+        Field(alias="power_cap"),
+    ] = None
+
+    @property
+    def environment(self) -> dict[str, str]:
+        cap = {} if self.power_cap_watts is None else {"GREEN_POWER_CAP_WATTS": str(self.power_cap_watts)}
+        return {**self.env, **cap}
+
+
 class Channel(_Model):
     """Where messages go. Checked here, used by the alerts."""
 
@@ -229,6 +276,7 @@ class Channel(_Model):
     email: Names = ()
     apprise: Annotated[tuple[Secret, ...], BeforeValidator(as_list)] = ()
     quiet_seconds: Annotated[Seconds, Field(alias="quiet")] = 3_600
+    quiet_hours: Annotated[QuietHours | None, BeforeValidator(quiet_hours_of)] = None
     digest_seconds: Annotated[Seconds | None, Field(alias="digest")] = None
 
 
@@ -242,6 +290,7 @@ class Policy(_Model):
     tracking: Annotated[Tracking, BeforeValidator(tracking_of)] = Tracking()
     budgets: tuple[Budget, ...] = ()
     step_documents: Annotated[dict[str, StepDocument], Field(alias="steps")] = {}
+    tiers: dict[str, TierDocument] = {}
     channels: dict[str, Channel] = {}
     _sha256: str = PrivateAttr("")
 
@@ -261,6 +310,16 @@ class Policy(_Model):
     def steps(self) -> dict[str, StepSpec]:
         """What is declared under ``steps:``, by rule name."""
         return {name: document.spec for name, document in self.step_documents.items()}
+
+    @cached_property
+    def tier_environments(self) -> dict[str, dict[str, str]]:
+        """The environment of a job that was granted a tier, by the tier's name."""
+        return {name: tier.environment for name, tier in self.tiers.items()}
+
+    def power_watts_max(self, tier: str | None, node_watts_max: float) -> float:
+        """The most that a step draws as this tier: what the node can, or what the tier promises if that is less."""
+        promised = self.tiers[tier].power_cap_watts if tier in self.tiers else None
+        return node_watts_max if promised is None else min(node_watts_max, float(promised))
 
     def budget(self, name: str) -> Budget:
         """The budget of that name; ``KeyError`` where this policy has none."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from datetime import UTC, tzinfo
+from datetime import UTC, datetime, time, timedelta, tzinfo
 from decimal import Decimal, DecimalException
 from typing import Annotated, Any
 from zoneinfo import ZoneInfo, available_timezones
@@ -27,6 +27,7 @@ from mlflow_green.units import (
 )
 
 INTENSITY_UNITS = ("g/kWh", "gCO2e/kWh")
+TIER_NAME = re.compile("[A-Za-z0-9_.-]+")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +45,29 @@ class Price:
 
     per_kwh: float
     currency: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuietHours:
+    """A part of every day, by the clock on the wall, in which no message is sent; ``ends_at`` may be the next day's."""
+
+    starts_at: time
+    ends_at: time
+
+    def end_after(self, moment: datetime, zone: tzinfo) -> datetime | None:
+        """When the quiet that ``moment``, an aware time, falls in is over, in UTC; ``None`` outside of it."""
+        here = moment.astimezone(zone)
+        now = here.time()
+        if self.starts_at < self.ends_at:
+            if not self.starts_at <= now < self.ends_at:
+                return None
+            day = here.date()
+        else:
+            if self.ends_at <= now < self.starts_at:
+                return None
+            day = here.date() + timedelta(days=now >= self.starts_at)
+        # An hour that the clocks repeat ends in the repetition that the moment is in.
+        return datetime.combine(day, self.ends_at.replace(fold=here.fold), tzinfo=zone).astimezone(UTC)
 
 
 def wrong(message: str, suggestion: str | None = None) -> PydanticCustomError:
@@ -132,11 +156,31 @@ def _tier(text: str, example: str) -> Tier:
         ratio = float(ratio_text)
     except ValueError:
         ratio = -1.0
-    if not re.fullmatch(r"[A-Za-z0-9_.-]+", name) or not colon:
+    if not TIER_NAME.fullmatch(name) or not colon:
         raise wrong(f"tier {text!r} is not 'name:ratio'; {example}")
     if not 0 < ratio <= 1:
         raise wrong(f"the energy ratio of tier {name!r} is {ratio_text!r}, not a number in (0, 1]; {example}")
     return Tier(name=name, energy_ratio=ratio)
+
+
+def quiet_hours_of(value: object) -> QuietHours:
+    """``"22:00-07:00"``, by the clock of the policy's time zone."""
+    if value is None:
+        raise wrong("has no value")
+    found = re.fullmatch(r"(\d?\d:\d\d)\s*-\s*(\d?\d:\d\d)", str(value))
+    try:
+        starts_at, ends_at = (time.fromisoformat(text.zfill(5)) for text in found.groups()) if found else (None, None)
+    except ValueError:
+        starts_at = ends_at = None
+    if starts_at is None or ends_at is None or starts_at == ends_at:
+        raise wrong(f"{value!r} are no quiet hours; write when they begin and end each day, e.g. '22:00-07:00'")
+    return QuietHours(starts_at=starts_at, ends_at=ends_at)
+
+
+def at_most_all(value: Decimal) -> Decimal:
+    if value > 1:
+        raise wrong(f"{100 * value:f}% is more than all of it; write at most '100%'")
+    return value
 
 
 def intensity_of(text: str) -> float:
@@ -247,6 +291,7 @@ def approver_of(value: str) -> str:
 Name = Annotated[str, Field(min_length=1)]
 Names = Annotated[tuple[Name, ...], BeforeValidator(as_list), Field(min_length=1)]
 Ratio = Annotated[Decimal, BeforeValidator(percent)]
+Part = Annotated[Decimal, BeforeValidator(percent), AfterValidator(at_most_all)]
 Seconds = Annotated[int, BeforeValidator(quantity(parse_seconds, "30s"))]
 Secret = Annotated[str, AfterValidator(secret_of)]
 AtLeastOne = Annotated[float, Field(ge=1, le=10, strict=True, allow_inf_nan=False)]
