@@ -66,7 +66,8 @@ def _duplicate_names(data: Data) -> Iterator[Problem]:
         if not isinstance(name, str):
             continue
         if name in seen:
-            message = f"budget {name!r} is here twice (the first is budgets.{seen[name]}); names must differ"
+            first = f"the first is budgets.{seen[name]}"
+            message = f"budget {name!r} is here twice ({first}); names must differ, e.g. '{name}-2'"
             yield Problem(path=(*path, "name"), message=message)
         seen.setdefault(name, int(path[-1]))
 
@@ -138,7 +139,8 @@ def _channels(path: KeyPath, rule: Data, channels: tuple[str, ...]) -> Iterator[
     value = rule.get("to", [])
     for index, name in enumerate(value if isinstance(value, list) else [value]):
         if isinstance(name, str) and name not in channels:
-            known = f"known channels: {', '.join(channels)}" if channels else "there is no 'channels:' section"
+            none = f"there is no 'channels:' section; add e.g. 'channels: {{{name}: {{email: you@example.org}}}}'"
+            known = f"known channels: {', '.join(channels)}" if channels else none
             message = f"unknown channel {name!r}; {known}"
             yield Problem(path=(*path, "to", index), message=message, suggestion=close_name(name, channels))
 

@@ -20,10 +20,25 @@ _MISSING_HINTS = {
     "project": "; write 'project: NAME'",
     "limit": "; write e.g. 'limit: [5 kWh]'",
     "at": "; write e.g. 'at: 80%'",
+    "approvers": "; write e.g. 'approvers: [user:ana]'",
+    "max_extra": "; write e.g. 'max_extra: 20%'",
+    "metric": "; write e.g. 'metric: mape'",
     "carbon": "; write e.g. 'carbon: 1300 kgCO2e'",
     "lifetime": "; write e.g. 'lifetime: 5 years'",
     "source": "; say where the number comes from, e.g. 'source: data sheet of the maker, 2024'",
 }
+
+
+_MAPPINGS = {
+    "site": "{country: FRA}",
+    "embodied": "{carbon: 1300 kgCO2e, lifetime: 5 years, source: data sheet}",
+    "scope": "{project: NAME}",
+    "rollover": "{unused: 25%, cap: 50%}",
+    "override": '{approvers: "user:ana", max_extra: 20%}',
+    "quality": "{metric: mape, goal: min}",
+    "env": '{EPOCHS: "5"}',
+}
+"""What a mapping looks like, by its key."""
 
 
 def problem_of(details: ErrorDetails, document: type[BaseModel], prefix: KeyPath = ()) -> Problem:
@@ -39,7 +54,7 @@ def problem_of(details: ErrorDetails, document: type[BaseModel], prefix: KeyPath
         return Problem(path=path, message=context["message"], suggestion=context["suggestion"])
     if kind in {"literal_error", "enum"}:
         return _not_allowed(path, value, re.findall(r"'([^']*)'", str(context["expected"])))
-    return Problem(path=path, message=_type_message(kind, value, details["msg"]))
+    return Problem(path=path, message=_type_message(kind, value, path, details["msg"]))
 
 
 def _known_keys(document: type[BaseModel], path: KeyPath) -> tuple[str, ...]:
@@ -95,12 +110,16 @@ def _missing_hint(document: type[BaseModel], path: KeyPath) -> str:
     return _MISSING_HINTS.get(str(path[-1]), "")
 
 
-def _type_message(kind: str, value: object, message: str) -> str:
+def _type_message(kind: str, value: object, path: KeyPath, message: str) -> str:
     if value is None:
         return "has no value"
-    wanted = _KINDS.get(kind.removesuffix("_type"))
-    if wanted == "text":
-        return f"{value!r} must be text; put it in quotes"
+    wanted, key = _KINDS.get(kind.removesuffix("_type")), path[-1] if path else ""
+    if wanted == "text" and isinstance(value, bool | int | float):
+        return f'{value!r} must be text; put it in quotes: "{str(value).lower()}"'
+    if wanted == "a list":
+        return f"{value!r} must be a list; put it in [ ]"
+    if wanted == "a mapping" and key in _MAPPINGS:
+        return f"{value!r} must be a mapping; write e.g. '{key}: {_MAPPINGS[str(key)]}'"
     if wanted:
         return f"{value!r} must be {wanted}"
     return f"{value!r} is wrong: {message[0].lower()}{message[1:]}"

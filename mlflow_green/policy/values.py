@@ -179,7 +179,7 @@ def quiet_hours_of(value: object) -> QuietHours:
 
 def at_most_all(value: Decimal) -> Decimal:
     if value > 1:
-        raise wrong(f"{100 * value:f}% is more than all of it; write at most '100%'")
+        raise wrong(f"{(100 * value).normalize():f}% is more than all of it; write at most '100%'")
     return value
 
 
@@ -284,7 +284,8 @@ def organisation_of(value: str) -> str:
 def approver_of(value: str) -> str:
     kind, colon, name = value.partition(":")
     if kind not in {"user", "group"} or not colon or not name:
-        raise wrong(f"{value!r} is not an approver; write e.g. 'user:ana' or 'group:leads'")
+        meant = None if colon else f"user:{value}"
+        raise wrong(f"{value!r} is not an approver; write e.g. 'user:ana' or 'group:leads'", meant)
     return value
 
 
