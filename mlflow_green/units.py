@@ -225,6 +225,12 @@ def format_count(count: float | None) -> str:
     return f"{count:.0f}"
 
 
+def format_bytes(size_bytes: int) -> str:
+    """A size as people read it, three significant digits: ``"1.20 GB"``, ``"512 B"``."""
+    text = format_count(size_bytes)
+    return f"{text}B" if text[-1].isalpha() else f"{text} B"
+
+
 def _format(amount: int | None, factors: dict[str, int], ladder: tuple[str, ...]) -> str:
     if amount is None:
         return "-"

@@ -15,6 +15,7 @@ from mlflow_green.policy.enforce import grace_seconds, halt_due, leashes, overru
 from mlflow_green.policy.forecast import ToAmounts, estimate
 from mlflow_green.policy.leash import Interval, Leash
 from mlflow_green.policy.terms import reserve_for, terms, without_ledger
+from mlflow_green.recorder.input_size import input_bytes
 from mlflow_green.recorder.recorder import SAMPLING_PERIOD_SECONDS, Verdict
 from mlflow_green.recorder.ticket import Book, Ticket, bare_request
 from mlflow_green.records import (
@@ -83,6 +84,7 @@ class Planner:
     def request(self, ticket: Ticket, ledger: Ledger, now: datetime) -> HoldRequest:
         """The question about a step that wants to start."""
         step, bare = ticket.step, self.bare_request(ticket, now)
+        size = input_bytes(ticket.input_paths) if bare.terms else None
         estimates = estimate(
             self._past(step.name, ledger) if bare.terms else (),  # without a budget nobody asks what it needs
             step.name,
@@ -90,8 +92,11 @@ class Planner:
             ticket.spec,
             quantile=reserve_for(self._policy, bare.terms).value,
             to_amounts=self._amounts,
+            input_bytes=size,
         )
-        return dataclasses.replace(bare, estimates=estimates, waiting_since=ticket.waiting_since, group=ticket.group)
+        return dataclasses.replace(
+            bare, estimates=estimates, waiting_since=ticket.waiting_since, group=ticket.group, input_bytes=size
+        )
 
     def bare_request(self, ticket: Ticket, now: datetime) -> HoldRequest:
         return bare_request(ticket, self._book, self.terms(now), now)
