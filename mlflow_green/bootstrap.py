@@ -421,6 +421,9 @@ def open_session(
         if is_hard(rules):
             text = f"{error}. A hard budget cannot be kept without it, so nothing was started"
             raise type(error)(text) if isinstance(error, GreenError) else LedgerUnavailable(text) from error
+        if isinstance(error, LedgerUnavailable) and any(each.without_ledger != "admit" for each in rules.budgets):
+            text = f"{error}. 'ledger_down' in green.yaml lets no step start without it, so nothing was started"
+            raise LedgerUnavailable(text) from error
         if not isinstance(error, GreenError | OSError):
             _log.exception("mlflow-green met an unexpected error")
         say(f"{error}. Jobs run as usual, but nothing is metered in this run")

@@ -91,7 +91,7 @@ def _of_tier(
         tier=name,
         amounts=to_amounts(need.energy_microjoules),
         source=need.source,
-        basis=f"{need.basis}, scaled by input size" if law and completed and need.basis != DECLARED else need.basis,
+        basis=f"{need.basis}, scaled by input size" if law and need.basis != DECLARED else need.basis,
         low_microjoules=next_use.low if next_use else None,
         high_microjoules=next_use.high if next_use else None,
         level_ratio=float(next_use.level) if next_use else None,

@@ -15,6 +15,7 @@ from mlflow_green.recorder.planner import Planner
 from mlflow_green.recorder.ticket import Book, Ticket
 from mlflow_green.records import (
     Action,
+    Balance,
     Batch,
     CpuClockName,
     Domain,
@@ -26,6 +27,7 @@ from mlflow_green.records import (
     Site,
     Step,
     StepSpec,
+    Tier,
     Unit,
     Usage,
 )
@@ -87,6 +89,27 @@ def test_a_halt_rule_looks_at_the_carbon_of_the_hours_in_which_the_step_ran():
     site = Site(intensity=Intensity(g_per_kwh=100.0, g_per_kwh_high=150.0, source="test", series=hours))
     assert judged(19, site=site).halt_reason is None
     assert "carbon spent to 1.00 kgCO2e" in judged(20, site=site).halt_reason
+
+
+def test_a_step_that_nothing_is_known_about_holds_a_minute_of_its_tiers_power_cap() -> None:
+    text = b"""
+version: 1
+project: x
+tiers: {eco: {power_cap: 20 W}}
+budgets: [{name: b, limit: 1 kWh, period: total, mode: hard}]
+"""
+    book = Book(project="x", user="ana", host="h", site=Site(), sampler_id=None, power_watts_max=100.0)
+    planner = Planner(parse_policy(text), book, "w")
+
+    def held(tier: str) -> int:
+        spec = StepSpec(tiers=(Tier(name=tier, energy_ratio=1.0),))
+        asks = planner.request(
+            Ticket(step=Step(workflow_run="w", name="train"), spec=spec), MemoryLedger(SystemClock()), NOW
+        )
+        balances = [Balance(term=each, spent=0, held=0) for each in asks.terms]
+        return planner.choose(asks, balances).amounts[Unit.ENERGY]
+
+    assert (held("full"), held("eco")) == (60 * 100_000_000, 60 * 20_000_000)
 
 
 def test_a_request_knows_the_size_of_its_input_and_the_estimate_is_scaled_by_it(tmp_path) -> None:
