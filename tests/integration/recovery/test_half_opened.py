@@ -78,5 +78,5 @@ def test_a_workflow_starts_without_a_ledger_under_a_soft_budget_only_if_its_poli
         assert start() is None
         assert "nothing is metered in this run" in said[-1]
     else:
-        with pytest.raises(LedgerUnavailable, match="'ledger_down' in green.yaml lets no step start without it"):
+        with pytest.raises(LedgerUnavailable, match=r"'ledger_down' in green\.yaml lets no step start without it"):
             start()
