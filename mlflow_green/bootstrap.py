@@ -422,6 +422,9 @@ def open_session(
         if is_hard(rules):
             text = f"{error}. A hard budget cannot be kept without it, so nothing was started"
             raise type(error)(text) if isinstance(error, GreenError) else LedgerUnavailable(text) from error
+        if isinstance(error, LedgerUnavailable) and any(each.without_ledger != "admit" for each in rules.budgets):
+            text = f"{error}. 'ledger_down' in green.yaml lets no step start without it, so nothing was started"
+            raise LedgerUnavailable(text) from error
         if not isinstance(error, GreenError | OSError):
             _log.exception("mlflow-green met an unexpected error")
         say(f"{error}. Jobs run as usual, but nothing is metered in this run")
@@ -867,11 +870,12 @@ def run_command(
         grace_seconds=books.planner.grace_seconds if books.planner and enforces else None,
     )
     acts = books.planner is not None and books.planner.acts
+    tiers = policy.tier_environments if policy else {}
     code = command.run_command(
         recorder,
         ticket,
         argv,
-        environment=lambda ticket: job_environment(ticket, workflow_run, acts=acts),
+        environment=lambda ticket: job_environment(ticket, workflow_run, acts=acts, tier_environments=tiers),
         answered=books.answered,
         say=say,
     )

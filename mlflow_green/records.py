@@ -355,25 +355,36 @@ class Step:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PastUse:
-    """What an earlier execution used; ``censored`` if it was halted before its end."""
+    """What an earlier execution used; ``censored`` if it was halted before its end.
+
+    ``input_bytes``, >= 0, is the size of its input files, ``None`` where that is not known.
+    """
 
     step: str
     wildcards: str
     tier: str | None
     energy_microjoules: int
     censored: bool
+    input_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
     """What a tier is expected to need; ``amounts`` is ``None`` when nothing is known.
 
-    ``source`` says in words where it comes from, e.g. ``"maximum of 3 runs of train[model=mlp] x 1.3"``.
+    ``source`` says in words where it comes from, e.g. ``"maximum of 3 runs of train[model=mlp] x 1.3"``, ``basis``
+    which of a few kinds that is, e.g. ``"maximum x 1.3"``. ``amounts`` are what is held. What the next run uses lies
+    between ``low_microjoules`` and ``high_microjoules`` in ``level_ratio`` of all cases, in (0, 1); ``None`` where the
+    history says nothing about that, and a high end of ``None`` where it has none.
     """
 
     tier: str | None
     amounts: Mapping[Unit, int] | None
     source: str
+    basis: str = ""
+    low_microjoules: int | None = None
+    high_microjoules: int | None = None
+    level_ratio: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -457,7 +468,8 @@ class HoldRequest:
 
     Requests of one ``group`` (the members of a pipe) are all admitted or none is. ``hold_id`` is the id that a hold
     gets, for a step that was metered under it already; ``None`` leaves it to the ledger. ``walltime_seconds`` is the
-    longest that a step may run which cannot ask for more while it does; ``None`` for one that can.
+    longest that a step may run which cannot ask for more while it does; ``None`` for one that can. ``input_bytes`` is
+    the size of its input files, ``None`` where that is not known.
     """
 
     step: Step
@@ -471,6 +483,7 @@ class HoldRequest:
     group: str | None = None
     hold_id: str | None = None
     walltime_seconds: float | None = None
+    input_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -480,7 +493,7 @@ class Decision:
     ``action`` is what happens: ADMIT, DOWNGRADE, WAIT or REFUSE. ``would`` is what would have happened
     had every budget been hard. ``amounts`` is what an admitted step holds; it is empty for a step
     without budgets. For the other answers ``budget``, ``unit``, ``needed`` and ``available`` name
-    what did not fit.
+    what did not fit. What begins with ``estimate_`` is that of the tier's ``Estimate``.
     """
 
     action: Action
@@ -489,6 +502,10 @@ class Decision:
     amounts: Mapping[Unit, int]
     reason: str
     estimate_source: str = ""
+    estimate_basis: str = ""
+    estimate_low_microjoules: int | None = None
+    estimate_high_microjoules: int | None = None
+    estimate_level_ratio: float | None = None
     policy_sha256: str = ""
     budget: str | None = None
     unit: Unit | None = None

@@ -47,6 +47,7 @@ ENERGY_MICROJOULES = {
     "MWh": 1_000 * MICROJOULES_PER_KWH,
     "GWh": 1_000_000 * MICROJOULES_PER_KWH,
 }
+POWER_WATTS = {"W": 1, "kW": 1_000}
 CARBON_MICROGRAMS = {
     "mgCO2e": 1_000,
     "gCO2e": MICROGRAMS_PER_GRAM,
@@ -93,6 +94,11 @@ def parse_money_micro_units(text: str) -> tuple[int, str]:
 def parse_seconds(text: str) -> int:
     """A duration such as ``"30s"``, ``"5 min"`` or ``"24h"`` in whole seconds, at least 0."""
     return _parse(text, SECONDS, "time")
+
+
+def parse_power_watts(text: str) -> int:
+    """A power such as ``"250 W"`` in whole watts, at least 0."""
+    return _parse(text, POWER_WATTS, "power")
 
 
 def _parse(text: str, factors: dict[str, int], kind: str) -> int:
@@ -217,6 +223,12 @@ def format_count(count: float | None) -> str:
         if abs(count) >= factor:
             return f"{three_digits(count / factor)} {prefix}"
     return f"{count:.0f}"
+
+
+def format_bytes(size_bytes: int) -> str:
+    """A size as people read it, three significant digits: ``"1.20 GB"``, ``"512 B"``."""
+    text = format_count(size_bytes)
+    return f"{text}B" if text[-1].isalpha() else f"{text} B"
 
 
 def _format(amount: int | None, factors: dict[str, int], ladder: tuple[str, ...]) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from mlflow_green.errors import GreenError
 from mlflow_green.records import Action, StepSpec
 from snakemake_plugin import compat
-from snakemake_plugin.job_identity import JobKey, declared, key_of, step_of
+from snakemake_plugin.job_identity import JobKey, declared, input_paths, key_of, step_of
 
 if TYPE_CHECKING:
     from mlflow_green.bootstrap import NodeSession, Session, Ticket
@@ -152,6 +152,7 @@ class Admission:
         before = self.ticket(job)
         attempt = before.step.attempt + 1 if before else job.attempt
         ticket = self._session.ticket(step_of(job, self._session.workflow_run, attempt), self._spec(job), group)
+        ticket.input_paths = input_paths(job)
         if not self._runs_here(job):
             ticket.can_ask_for_more = False
             ticket.walltime_seconds = compat.wall_time_seconds(job)

@@ -65,3 +65,8 @@ def metrics_output(job: Any) -> str | None:
     """The path of the output named ``metrics``, relative to the working directory."""
     path = job.output.get("metrics") if hasattr(job.output, "get") else None
     return str(path) if isinstance(path, str) else None
+
+
+def input_paths(job: Any) -> tuple[str, ...]:
+    """The paths of its input, relative to the working directory. No file is looked at."""
+    return tuple(map(str, job.input))

@@ -36,13 +36,15 @@ STORE_NAMES = ("mlflow.db", "mlruns")  # where MLflow writes when it is told not
 @click.pass_obj
 def report(place: Place, html_path: Path | None, workflow_run: str | None, as_json: bool) -> None:
     """Show jobs and budgets, and write the HTML report."""
-    from mlflow_green.reports.export import balance_to_json, entry_to_json
+    from mlflow_green.reports.export import balance_to_json, entry_to_json, reliability_to_json
     from mlflow_green.reports.html import write_report
+    from mlflow_green.reports.reliability import reliabilities
 
     settings = place.settings()
     with opened(place, settings) as books:
         if books is None:
-            print_json({"entries": [], "balances": [], "html": None}) if as_json else click.echo(NO_HISTORY)
+            nothing: dict[str, list[object] | None] = {"entries": [], "balances": [], "estimates": [], "html": None}
+            print_json(nothing) if as_json else click.echo(NO_HISTORY)
             return
         if workflow_run == LAST:
             workflow_run = _latest_run(books.entries())
@@ -50,9 +52,15 @@ def report(place: Place, html_path: Path | None, workflow_run: str | None, as_js
         write_report(books, path, now=datetime.now(UTC), workflow_run=workflow_run, goals=_goals(place, settings))
         if as_json:
             facts = books.facts()
-            entries = [entry_to_json(entry, facts) for entry in books.entries(workflow_run=workflow_run)]
-            balances = [balance_to_json(balance) for balance in books.balances()]
-            print_json({"entries": entries, "balances": balances, "html": str(path)})
+            found = books.entries(workflow_run=workflow_run)
+            print_json(
+                {
+                    "entries": [entry_to_json(entry, facts) for entry in found],
+                    "balances": [balance_to_json(balance) for balance in books.balances()],
+                    "estimates": [reliability_to_json(each) for each in reliabilities(books.decisions(), found)],
+                    "html": str(path),
+                }
+            )
             return
         _show(books, workflow_run)
     click.echo(f"Report: {path}")
@@ -75,7 +83,8 @@ def _goals(place: Place, settings: Settings) -> Mapping[str, Goal]:
 
 
 def _show(books: Books, workflow_run: str | None) -> None:
-    from mlflow_green.reports.tables import balance_table, jobs_table, rules_table
+    from mlflow_green.reports.reliability import reliabilities
+    from mlflow_green.reports.tables import balance_table, jobs_table, reliability_table, rules_table
 
     entries = sorted(books.entries(workflow_run=workflow_run), key=lambda entry: entry.started_at)
     balances = books.balances()
@@ -87,6 +96,10 @@ def _show(books: Books, workflow_run: str | None) -> None:
     out.print()
     if balances:
         out.print(balance_table(balances, width=out.width))
+        out.print()
+    estimates = reliabilities(books.decisions(), entries)
+    if estimates:
+        out.print(reliability_table(estimates, width=out.width))
         out.print()
 
 

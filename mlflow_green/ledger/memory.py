@@ -15,6 +15,7 @@ from mlflow_green.ledger.ledger import Choose
 from mlflow_green.ledger.pending import with_pending
 from mlflow_green.ledger.posting import (
     HISTORY_LENGTH_MAX,
+    INPUT_BYTES_FACT,
     BookedHold,
     BucketChange,
     Effects,
@@ -106,8 +107,13 @@ class MemoryLedger:
         return tuple(booked.hold for booked in self._holds.values() if booked.state is HoldState.HELD)
 
     def history(self, project: str, step: str) -> tuple[PastUse, ...]:
-        uses = (past_use(entry) for entry in self._entries.values() if (entry.project, entry.step) == (project, step))
+        own = (entry for entry in self._entries.values() if (entry.project, entry.step) == (project, step))
+        uses = (past_use(entry, self._input_bytes(entry.hold_id)) for entry in own)
         return tuple(use for use in uses if use is not None)[-HISTORY_LENGTH_MAX:]
+
+    def _input_bytes(self, hold_id: str | None) -> int | None:
+        told = self._facts.get(hold_id or "", {}).get(INPUT_BYTES_FACT)
+        return None if told is None else int(told)
 
     def posted_sequences(self, sampler_id: str) -> dict[Domain, tuple[tuple[int, int], ...]]:
         ranges: defaultdict[Domain, list[tuple[int, int]]] = defaultdict(list)

@@ -46,6 +46,7 @@ TermKey = tuple[str, str, str, str]
 WindowKey = tuple[str, str, int]
 
 HISTORY_LENGTH_MAX = 200
+INPUT_BYTES_FACT = "input/bytes"
 
 
 class HoldState(StrEnum):
@@ -162,7 +163,7 @@ def post(batch: Batch, standing: Standing, choose: Choose, *, now: datetime, new
         answers=answers,
         top_ups=top_ups,
         windows=_new_windows(batch.windows, standing.window_keys),
-        facts=batch.facts,
+        facts=(*batch.facts, *_sizes(batch.requests, answers)),
         adopted=adopted,
     )
 
@@ -646,7 +647,13 @@ def over_limit_text(term: Term) -> str:
     )
 
 
-def past_use(entry: Entry) -> PastUse | None:
+def _sizes(requests: Sequence[HoldRequest], answers: Sequence[Answer]) -> Iterable[Fact]:
+    for request, answer in zip(requests, answers, strict=True):
+        if answer.hold is not None and request.input_bytes is not None:
+            yield Fact(hold_id=answer.hold.hold_id, name=INPUT_BYTES_FACT, value=request.input_bytes)
+
+
+def past_use(entry: Entry, input_bytes: int | None = None) -> PastUse | None:
     """What an entry teaches the next estimate; ``None`` when it was neither finished nor halted, or not metered."""
     total = entry.total
     if total is None or entry.outcome not in {Outcome.SUCCEEDED, Outcome.HALTED}:
@@ -657,6 +664,7 @@ def past_use(entry: Entry) -> PastUse | None:
         tier=entry.tier,
         energy_microjoules=total.microjoules,
         censored=entry.outcome is Outcome.HALTED,
+        input_bytes=input_bytes,
     )
 
 

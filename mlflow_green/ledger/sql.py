@@ -15,7 +15,7 @@ from datetime import datetime
 from pathlib import Path
 from uuid import uuid4
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, and_, func, select
 
 from mlflow_green.clock import Clock, boot_id
 from mlflow_green.ledger import rows, schema
@@ -28,6 +28,7 @@ from mlflow_green.ledger.ledger import Choose
 from mlflow_green.ledger.pending import with_pending
 from mlflow_green.ledger.posting import (
     HISTORY_LENGTH_MAX,
+    INPUT_BYTES_FACT,
     BookedHold,
     HoldState,
     Message,
@@ -64,6 +65,13 @@ _HISTORY = (
         schema.entries.c.tier,
         schema.entries.c.energy_total_microjoules,
         schema.entries.c.outcome,
+        schema.facts.c.value,
+    )
+    .join_from(
+        schema.entries,
+        schema.facts,
+        and_(schema.facts.c.hold_id == schema.entries.c.hold_id, schema.facts.c.name == INPUT_BYTES_FACT),
+        isouter=True,
     )
     .where(
         schema.entries.c.outcome.in_([Outcome.SUCCEEDED.value, Outcome.HALTED.value]),
@@ -229,8 +237,9 @@ class SqlLedger:
                 tier=tier,
                 energy_microjoules=energy_microjoules,
                 censored=outcome == Outcome.HALTED.value,
+                input_bytes=input_bytes,
             )
-            for name, wildcards, tier, energy_microjoules, outcome in reversed(newest_first)
+            for name, wildcards, tier, energy_microjoules, outcome, input_bytes in reversed(newest_first)
         )
 
     def posted_sequences(self, sampler_id: str) -> dict[Domain, tuple[tuple[int, int], ...]]:

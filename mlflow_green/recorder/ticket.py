@@ -53,6 +53,7 @@ class Ticket:
     step: Step
     spec: StepSpec
     group: str | None = None
+    input_paths: tuple[str, ...] = ()
     is_view: bool = False
     is_own_process: bool = False
     ticket_id: str = field(default_factory=lambda: uuid.uuid4().hex)

@@ -9,7 +9,7 @@ from rich.text import Text
 from mlflow_green import units
 from mlflow_green.records import DecisionRow, Entry
 from mlflow_green.reports.tables import balance_table
-from mlflow_green.reports.wording import energy_text
+from mlflow_green.reports.wording import energy_text, next_use_text
 
 _INDENT = 2
 _SHA_DIGITS = 12
@@ -28,6 +28,9 @@ def explain_decision(console: Console, row: DecisionRow, entry: Entry | None) ->
         lines.append(("tier", decision.tier))
     if decision.estimate_source:
         lines.append(("estimate", decision.estimate_source))
+    next_use = next_use_text(decision)
+    if next_use:
+        lines.append(("expected", f"{next_use}, by the order of earlier runs"))
     if decision.amounts:
         lines.append(
             ("holds", ", ".join(units.format_amount(unit, amount) for unit, amount in decision.amounts.items()))

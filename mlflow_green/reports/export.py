@@ -11,6 +11,7 @@ from typing import Any
 
 from mlflow_green import units
 from mlflow_green.records import Balance, DecisionRow, Domain, Entry, NodeWindow
+from mlflow_green.reports.reliability import Reliability
 from mlflow_green.reports.wording import Facts, facts_of
 
 JsonObject = dict[str, Any]
@@ -116,12 +117,29 @@ def decision_to_json(row: DecisionRow) -> JsonObject:
         "amounts": _amounts(decision.amounts),
         "reason": decision.reason,
         "estimate_source": decision.estimate_source,
+        "estimate_basis": decision.estimate_basis,
+        "estimate_low_microjoules": decision.estimate_low_microjoules,
+        "estimate_high_microjoules": decision.estimate_high_microjoules,
+        "estimate_level_ratio": decision.estimate_level_ratio,
         "policy_sha256": decision.policy_sha256,
         "budget": decision.budget,
         "unit": decision.unit.value if decision.unit else None,
         "needed": decision.needed,
         "available": decision.available,
         "balances": [balance_to_json(balance) for balance in row.balances],
+    }
+
+
+def reliability_to_json(found: Reliability) -> JsonObject:
+    """How often a kind of estimate held; ratios are in [0, 1], the interval is one of 95 %."""
+    return {
+        "basis": found.basis,
+        "steps": found.steps,
+        "kept": found.kept,
+        "kept_ratio": found.kept_ratio,
+        "low_ratio": found.low_ratio,
+        "high_ratio": found.high_ratio,
+        "promised_ratio": found.promised_ratio,
     }
 
 

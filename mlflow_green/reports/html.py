@@ -28,6 +28,7 @@ from mlflow_green.records import (
 )
 from mlflow_green.reports.charts import Level, budget_chart, front_indices, pareto_chart
 from mlflow_green.reports.pareto import Goal
+from mlflow_green.reports.reliability import reliabilities
 from mlflow_green.reports.totals import (
     Variant,
     carbon_micrograms,
@@ -130,6 +131,7 @@ def render_report(
         pareto=_pareto(entries, facts, goals or {}),
         without_result=_without_result(entries),
         answers=_answers(source.decisions(), entries, workflow_run),
+        reliabilities=_reliability_rows(source.decisions(), entries),
         jobs=_job_rows(entries),
         jobs_left_out=max(len(entries) - ROWS_MAX, 0),
         methods=_methods(entries),
@@ -370,6 +372,19 @@ def _answers(decisions: Iterable[DecisionRow], entries: Sequence[Entry], workflo
         "left_out": max(len(listed) - ROWS_MAX, 0),
         "summary": ", ".join(f"{count} {answer}" for answer, count in counts.items()),
     }
+
+
+def _reliability_rows(decisions: Iterable[DecisionRow], entries: Sequence[Entry]) -> list[dict[str, Any]]:
+    return [
+        {
+            "basis": found.basis,
+            "steps": found.steps,
+            "kept": f"{found.kept_ratio:.0%}",
+            "interval": f"[{found.low_ratio:.0%}, {found.high_ratio:.0%}]",
+            "promised": MISSING if found.promised_ratio is None else f"{found.promised_ratio:.0%}",
+        }
+        for found in reliabilities(decisions, entries)
+    ]
 
 
 def _job_rows(entries: Sequence[Entry]) -> list[dict[str, Any]]:

@@ -19,6 +19,7 @@ from rich.text import Text
 
 from mlflow_green import units
 from mlflow_green.records import Action, Balance, Energy, Entry, Mode, NodeWindow, Outcome, Unit, total_energy
+from mlflow_green.reports.reliability import Reliability
 from mlflow_green.reports.totals import (
     RuleTotal,
     carbon_micrograms,
@@ -233,6 +234,21 @@ def balance_bar(balance: Balance, width: int) -> Text:
     over = used > 1 and balance.term.mode is not Mode.OBSERVE
     style = "red" if over else "yellow" if used >= _NEARLY_USED_RATIO else "green"
     return _bar(((balance.spent / limit, style), (balance.held / limit, "cyan")), width, rest="░")
+
+
+# --- per kind of estimate ------------------------------------------------------------------------------
+
+
+def reliability_table(found: Sequence[Reliability], *, width: int = 120) -> Table:
+    """One line a kind of estimate: how often a step stayed within what was held for it, and what was promised."""
+    columns: list[_Column[Reliability]] = [
+        _Column(title="Held by", cell=lambda r: r.basis),
+        _Column(title="Steps", cell=lambda r: str(r.steps), right=True),
+        _Column(title="Stayed within", cell=lambda r: _percent(r.kept_ratio), right=True),
+        _Column(title="95 % interval", cell=lambda r: Text(f"[{r.low_ratio:.0%}, {r.high_ratio:.0%}]", "dim"), rank=1),
+        _Column(title="Promised", cell=lambda r: _percent(r.promised_ratio), right=True, rank=2),
+    ]
+    return _table(columns, found, width=width)
 
 
 # --- shared -----------------------------------------------------------------------------------------

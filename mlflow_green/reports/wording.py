@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from mlflow_green import units
-from mlflow_green.records import Energy, Entry, Method, Outcome
+from mlflow_green.records import Decision, Energy, Entry, Method, Outcome
 
 Facts = Mapping[str, Mapping[str, float | str]]
 """Hold id to fact name to value, as ``LedgerReader.facts`` tells them."""
@@ -29,6 +29,17 @@ def interval_text(energy: Energy | None) -> str:
 def energy_text(energy: Energy | None) -> str:
     """``"4.20 mWh [1.40, 12.6] est."``."""
     return MISSING if energy is None else f"{units.format_energy(energy.microjoules)} {interval_text(energy)}"
+
+
+def next_use_text(decision: Decision) -> str | None:
+    """``"1.20 Wh to 2.00 Wh in 90 % of cases"``: where the use was expected to lie; ``None`` where nothing was said."""
+    low, level_ratio = decision.estimate_low_microjoules, decision.estimate_level_ratio
+    if low is None or level_ratio is None:
+        return None
+    high = decision.estimate_high_microjoules
+    ends = "at least {}, no upper end is known," if high is None else "{} to {}"
+    amounts = (units.format_energy(end) for end in (low, high) if end is not None)
+    return f"{ends.format(*amounts)} in {level_ratio:.0%} of cases".replace("%", " %")
 
 
 def carbon_text(carbon_micrograms: int | None) -> str:

@@ -521,6 +521,15 @@ def test_history_knows_finished_and_halted_steps_of_the_project(ledger):
     assert ledger.history("demo", "nothing") == ()
 
 
+def test_history_knows_how_large_the_input_of_a_step_was_where_it_was_told(ledger):
+    sized, unknown = ask(
+        ledger, request("train", 5, MONTH, input_bytes=3 * 10**12), request("train", 5, MONTH, attempt=2)
+    )
+    close(ledger, settle(sized.hold, 5), settle(unknown.hold, 6))
+    assert [use.input_bytes for use in ledger.history("demo", "train")] == [3 * 10**12, None]
+    assert ledger.facts() == {sized.hold.hold_id: {"input/bytes": 3 * 10**12}}
+
+
 def test_history_is_of_metered_energy_and_leaves_out_what_was_not_metered(ledger):
     one, two = ask(ledger, request("train", 10, MONTH), request("train", 10, MONTH, attempt=2))
     close(ledger, settle(one.hold, 5, energy_charged_microjoules=9), settle(two.hold, 7, energy={}))

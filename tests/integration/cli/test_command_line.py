@@ -160,7 +160,7 @@ def test_before_anything_was_metered_a_command_says_how_to_begin_and_makes_no_fi
     [
         (["balance"], {"balances": []}),
         (["ledger", "verify"], {"ok": True, "entries": 0, "findings": []}),
-        (["report"], {"entries": [], "balances": [], "html": None}),
+        (["report"], {"entries": [], "balances": [], "estimates": [], "html": None}),
         (["sync"], {"left": 0}),
     ],
 )

@@ -9,6 +9,7 @@ import pytest
 
 from mlflow_green.bootstrap import open_process_meter, open_sampler, open_session
 from mlflow_green.clock import SystemClock
+from mlflow_green.errors import LedgerUnavailable
 from mlflow_green.settings import load_settings
 
 
@@ -61,3 +62,21 @@ def test_a_command_whose_readings_are_kept_nowhere_does_not_lead(no_spool):
         assert process.stdout.readline() == "started\n"
         assert not another_leads(no_spool)
         process.communicate("\n", timeout=30)
+
+
+@pytest.mark.parametrize(("answer", "starts"), [("admit", True), ("wait", False), ("refuse", False)])
+def test_a_workflow_starts_without_a_ledger_under_a_soft_budget_only_if_its_policy_admits_that(folder, answer, starts):
+    said: list[str] = []
+    (folder / ".green" / "ledger.db").mkdir(parents=True)
+    budget = f"{{name: a, limit: 1 kWh, period: day, mode: soft, ledger_down: {answer}}}"
+    (folder / "green.yaml").write_text(f"version: 1\nproject: demo\nbudgets: [{budget}]\n")
+
+    def start():
+        return open_session(name="wf", policy=None, host_problem=None, wake=lambda: None, say=said.append)
+
+    if starts:
+        assert start() is None
+        assert "nothing is metered in this run" in said[-1]
+    else:
+        with pytest.raises(LedgerUnavailable, match=r"'ledger_down' in green\.yaml lets no step start without it"):
+            start()

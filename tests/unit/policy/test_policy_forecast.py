@@ -89,6 +89,60 @@ def test_other_units_come_from_the_place():
     assert found[0].amounts == {Unit.CARBON: 260}
 
 
+def test_a_halted_run_among_many_counts_as_one_of_unknown_need():
+    past = [use(energy) for energy in range(101, 121)]
+    assert need(past)[0] == 119
+    halted = [use(50, censored=True)] * 4
+    assert need([*past, *halted]) == (119, "p95 of 20 runs of train[m=a] and 4 that were halted")
+    late = [use(110, censored=True)] * 6
+    assert need([*past, *late], quantile="p50") == (165, "largest halted run of train[m=a] x 1.5")
+    cheap = [use(70, censored=True)] * 18
+    assert need([*past, *cheap], quantile="p50")[0] == 110, "those halted below every other say nothing of the middle"
+
+
+def test_an_estimate_says_of_which_kind_it_is():
+    twenty = [use(energy) for energy in range(101, 121)]
+    cases = {
+        "maximum x 1.3": ([use(1)], NOTHING, "p95"),
+        "p95": (twenty, NOTHING, "p95"),
+        "p50": (twenty, NOTHING, "p50"),
+        "maximum": (twenty, NOTHING, "max"),
+        "declared": ([], parse_step_spec({"energy": "5 J"}), "p95"),
+        "halted x 1.5": ([use(1, censored=True)], NOTHING, "p95"),
+        "": ([], NOTHING, "p95"),
+    }
+    for basis, (past, spec, quantile) in cases.items():
+        (found,) = estimate(past, "train", "m=a", spec, quantile=quantile)
+        assert found.basis == basis
+
+
+def test_an_estimate_has_the_range_of_the_next_run_with_how_often_that_holds():
+    (few,) = estimate([use(100), use(200), use(300)], "train", "m=a", NOTHING, quantile="p95")
+    assert (few.low_microjoules, few.high_microjoules, few.level_ratio) == (100, 300, 0.5)
+    (many,) = estimate([use(energy) for energy in range(1, 20)], "train", "m=a", NOTHING, quantile="p95")
+    assert (many.low_microjoules, many.high_microjoules, many.level_ratio) == (1, 19, 0.9)
+    (open_end,) = estimate([use(100), use(200, censored=True)], "train", "m=a", NOTHING, quantile="p95")
+    assert (open_end.low_microjoules, open_end.high_microjoules) == (100, None)
+    for past in ([], [use(100)]):
+        (nothing,) = estimate(past, "train", "m=a", DECLARED, quantile="p95")[:1]
+        assert (nothing.low_microjoules, nothing.high_microjoules, nothing.level_ratio) == (None, None, None)
+    full, half, _tiny = estimate([use(100, tier="full"), use(300, tier="full")], "train", "m=a", TIERS, quantile="p95")
+    assert (half.low_microjoules, half.high_microjoules) == (full.low_microjoules // 2, full.high_microjoules // 2)
+
+
+USES = st.lists(st.tuples(st.integers(0, 10**15), st.booleans()), min_size=1, max_size=60)
+
+
+@given(USES)
+def test_an_estimate_is_a_whole_number_never_negative_and_grows_with_the_quantile(uses):
+    past = [use(energy, censored=censored) for energy, censored in uses]
+    needs = [need(past, quantile=quantile)[0] for quantile in ("p50", "p95", "max")]
+    known = [each for each in needs if each is not None]
+    assert known == sorted(known)
+    assert all(isinstance(each, int) and each >= 0 for each in known)
+    assert known or all(energy == 0 for energy, _censored in uses)
+
+
 @given(st.lists(st.integers(1, 10**15), min_size=1, max_size=40), st.integers(1, 10**15), st.sampled_from(["p50", "p95", "max", "declared"]))  # fmt: skip
 def test_retries_of_a_halted_step_always_ask_for_half_as_much_again(energies, halted, quantile):
     past = [use(energy) for energy in energies] + [use(halted, censored=True)]
