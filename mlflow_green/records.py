@@ -734,7 +734,8 @@ class PlannedStep:
 
     ``after`` are the positions, in its workload, of the jobs whose outputs it needs. ``resources`` is what it takes of
     the workload's while it runs; for a group, whose members start together, that stands at its first member.
-    ``input_bytes`` is the size of those inputs that are there now. ``walltime_seconds`` as in ``HoldRequest``.
+    ``input_bytes`` is the size of those inputs that are there now. A step that a batch system runs cannot ask for more
+    while it does; ``walltime_seconds`` is then the longest that it may run, where that is known.
     """
 
     step: Step
@@ -744,6 +745,7 @@ class PlannedStep:
     group: str | None = None
     priority: int = 0
     input_bytes: int = 0
+    can_ask_for_more: bool = True
     walltime_seconds: float | None = None
 
 

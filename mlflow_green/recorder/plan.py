@@ -233,8 +233,7 @@ def jobs_of(workload: Workload) -> dict[Part, Job]:
 
 def _ticket(planned: PlannedStep) -> Ticket:
     ticket = Ticket(step=planned.step, spec=planned.spec, group=planned.group)
-    if planned.walltime_seconds is not None:
-        ticket.can_ask_for_more, ticket.walltime_seconds = False, planned.walltime_seconds
+    ticket.can_ask_for_more, ticket.walltime_seconds = planned.can_ask_for_more, planned.walltime_seconds
     return ticket
 
 
