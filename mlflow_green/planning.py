@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from mlflow_green.policy.document import Policy
     from mlflow_green.recorder.plan import Plan
 
+_NO_JOBS_STATUS = 3
+_SQLITE = "sqlite:///"
 WORKLOAD_FILE = "MLFLOW_GREEN_WORKLOAD_FILE"
 """Where a dry run leaves its jobs for ``policy plan``, which started it, instead of printing a plan itself."""
 
@@ -38,7 +40,7 @@ def plan_workload(settings: Settings, workload: Workload) -> Plan:
 
     policy, now = bootstrap.load_policy_for(settings), SystemClock().now()
     book = bootstrap.book_without_meter(settings, policy, now)
-    if not settings.has_ledger:
+    if not has_ledger(settings):
         return plan(workload, policy, book, None, now=now)
     ledger = bootstrap.open_ledger(settings, SystemClock())
     try:
@@ -46,6 +48,16 @@ def plan_workload(settings: Settings, workload: Workload) -> Plan:
             return plan(workload, policy, book, ledger, now=now, entries=ledger.entries())
     finally:
         ledger.close()
+
+
+def has_ledger(settings: Settings) -> bool:
+    """Whether there is a ledger that can be opened without making one."""
+    from mlflow_green.ledger.filesystem import journal_path
+
+    if not settings.ledger_url.startswith(_SQLITE):
+        return True
+    path = Path(settings.ledger_url.removeprefix(_SQLITE))
+    return path.exists() or journal_path(path).exists()
 
 
 # --- a dry run of Snakemake -------------------------------------------------------------------------
@@ -109,6 +121,6 @@ def snakemake_workload(
         if done.returncode:
             raise DryRunFailed(done.stderr.strip() or done.stdout.strip(), status=done.returncode)
         if not file.exists():
-            warning = next((line for line in done.stderr.splitlines() if "mlflow-green" in line), "")
-            raise DryRunFailed(warning or "it listed no jobs; is MLFLOW_GREEN_DISABLE set?", status=0)
-        return cast(Workload, from_json(Workload, json.loads(file.read_text(encoding="utf-8"))))
+            lines = [line for line in done.stderr.splitlines() if "mlflow-green" in line]
+            raise DryRunFailed(lines[0] if lines else "is MLFLOW_GREEN_DISABLE set?", status=_NO_JOBS_STATUS)
+        return cast("Workload", from_json(Workload, json.loads(file.read_text(encoding="utf-8"))))

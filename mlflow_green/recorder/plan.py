@@ -65,6 +65,7 @@ class PlannedAnswer:
     ``behind``, which it needs, is refused or halted. ``estimate`` is what it holds, ``expected`` what it uses, as the
     tier that was decided; ``None`` where nothing is known. ``is_delayed``: it waits for a budget while the machine has
     room for it. ``refused_at``: only other runs could make room; if they do not, it is refused then.
+    ``decided_at``: when, in the plan's own time, it starts or is refused.
     """
 
     step: Step
@@ -74,7 +75,7 @@ class PlannedAnswer:
     expected: Expected | None = None
     is_delayed: bool = False
     refused_at: datetime | None = None
-    starts_at: datetime | None = None
+    decided_at: datetime | None = None
     halt_reason: str | None = None
     behind: str | None = None
 
@@ -337,7 +338,7 @@ def _answer(part: Part, job: Job, script: _Workflow, others: frozenset[object]) 
         expected=script.expected(part),
         is_delayed=job.delayed_since is not None and job.started_at is not None and job.started_at > job.delayed_since,
         refused_at=job.ended_at if hopes else None,
-        starts_at=job.started_at,
+        decided_at=job.started_at or job.ended_at,
         halt_reason=ticket.halt_reason,
     )
 
