@@ -55,8 +55,8 @@ def print_plan(console: Console, plan: Plan) -> None:
         console.print(planned_balance_table(plan.balances, width=console.width))
     if plan.overshoot_microjoules is not None:
         console.print(
-            f"At most {units.format_energy(plan.overshoot_microjoules)} beyond that if a step has to be halted: all that "
-            f"this machine can draw in {plan.overshoot_seconds:g} s (sampling period + grace)."
+            f"If a step has to be halted, at most {units.format_energy(plan.overshoot_microjoules)} more: all that this "
+            f"machine can draw in {plan.overshoot_seconds:g} s (sampling period + grace)."
         )
     for note in plan.notes:
         console.print(note)
@@ -108,6 +108,7 @@ def plan_table(answers: Sequence[PlannedAnswer], *, width: int = 120) -> Table:
 
 
 def _lines(answers: Sequence[PlannedAnswer]) -> list[_Line]:
+    answers = sorted(answers, key=lambda answer: (answer.decided_at is None, answer.decided_at))
     if len(answers) <= _ROWS_MAX:
         return [_Line(answers=(answer,)) for answer in answers]
     alike: dict[object, list[PlannedAnswer]] = {}
@@ -119,7 +120,7 @@ def _lines(answers: Sequence[PlannedAnswer]) -> list[_Line]:
 def _answer(answer: PlannedAnswer) -> Text:
     action = answer.action
     if action is None:
-        return Text(f"not reached: {answer.behind} is not done" if answer.behind else "not reached", "dim")
+        return Text(f"not reached, behind {answer.behind}" if answer.behind else "not reached", "dim")
     text = _WORDS[action]
     if action is Action.DOWNGRADE and answer.decision is not None:
         text = f"downgraded to {answer.decision.tier}"
@@ -190,9 +191,8 @@ def _reason(answer: PlannedAnswer) -> str:
     if answer.halt_reason:
         return answer.halt_reason
     if answer.refused_at is not None and answer.first is not None:
-        return (
-            f"{answer.first.reason}; unless other runs settle, it is refused at {answer.refused_at:%Y-%m-%d %H:%M} UTC"
-        )
+        until = f"{answer.refused_at:%Y-%m-%d %H:%M} UTC"
+        return f"{answer.first.reason}; unless other runs settle, it is refused at {until}"
     if answer.action in {Action.REFUSE, Action.DOWNGRADE} and answer.decision is not None:
         return answer.decision.reason
     return answer.first.reason if answer.is_delayed and answer.first is not None else ""
