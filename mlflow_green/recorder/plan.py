@@ -42,6 +42,7 @@ from mlflow_green.records import (
 from mlflow_green.units import microjoules
 
 UNKNOWN_DURATION_SECONDS = 1.0
+_DURATION_SECONDS_MIN = 0.001
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -249,19 +250,19 @@ class _Workflow:
         self._durations: defaultdict[tuple[str | None, ...], list[float]] = defaultdict(list)
         for entry in entries:
             if entry.outcome is Outcome.SUCCEEDED and entry.project == book.project:
-                self._durations[entry.step, entry.wildcards, entry.tier].append(entry.duration_seconds)
-                self._durations[entry.step, entry.tier].append(entry.duration_seconds)
+                for key in _duration_keys(entry.step, entry.wildcards, entry.tier):
+                    self._durations[key].append(entry.duration_seconds)
 
     def request(self, ticket: Ticket, now: datetime) -> HoldRequest:
         return self._planner.request(ticket, self._ledger, now)
 
     def duration_seconds(self, part: Part) -> float:
-        step, tier = part.ticket.step, _tier(part)
-        known = self._durations.get((step.name, step.wildcards, tier)) or self._durations.get((step.name, tier))
-        if not known:
-            self.guessed_durations += 1
-            return UNKNOWN_DURATION_SECONDS
-        return max(median(known), UNKNOWN_DURATION_SECONDS / 1000)
+        step = part.ticket.step
+        for key in _duration_keys(step.name, step.wildcards, _tier(part)):
+            if key in self._durations:
+                return max(median(self._durations[key]), _DURATION_SECONDS_MIN)
+        self.guessed_durations += 1
+        return UNKNOWN_DURATION_SECONDS
 
     def expected(self, part: Part) -> Expected | None:
         """What it uses as the tier that was decided; ``None`` where nothing is known."""
@@ -314,6 +315,11 @@ class _Workflow:
 
     def top_ups(self, part: Part) -> tuple[()]:  # noqa: ARG002 - what is used exactly as expected asks for no more
         return ()
+
+
+def _duration_keys(step: str, wildcards: str, tier: str | None) -> tuple[tuple[str | None, ...], ...]:
+    """The runs whose duration is expected of a step, the nearest first."""
+    return (step, wildcards, tier), (step, tier), (step,)
 
 
 def _tier(part: Part) -> str | None:

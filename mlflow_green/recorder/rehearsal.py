@@ -254,8 +254,8 @@ class Rehearsal:
         ticket, hold = part.ticket, part.ticket.hold
         assert hold is not None
         assert ticket.began_at is not None
-        ticket.usage = self._script.usage(part)
         ticket.duration_seconds = (now - ticket.began_at).total_seconds()
+        ticket.usage = self._script.usage(part)
         if self._planner.enforces:
             ticket.halt_reason = self._planner.judge(ticket, self._ledger.balances(hold.terms)).halt_reason
         ticket.outcome = Outcome.HALTED if ticket.halt_reason else Outcome.SUCCEEDED
