@@ -130,7 +130,7 @@ def _workload(dice, rules, specs) -> Workload:
                 priority=dice.choice((0, 0, 0, 5)),
             )
         )
-        if dice.random() < 0.1 and index and not after:  # a pipe: this step starts together with the one before
+        if dice.random() < 0.3 and index and not after:  # a pipe: this step starts together with the one before
             before = steps[-2]
             if before.group is None and before.priority == steps[-1].priority:
                 group = f"g{index}"
