@@ -468,6 +468,26 @@ def open_meter(
         return meter
 
 
+def book_without_meter(settings: Settings, policy: Policy, now: datetime) -> Book:
+    """What a run here would have for a book, for one that measures nothing: no file is made.
+
+    Raises:
+        UnsupportedHost: there is a hard budget, and nothing here can be metered or estimated.
+        IntensityUnknown: the site's file of intensities cannot be read any more.
+    """
+    from mlflow_green.metering.sampler import Sampler
+
+    sampler = Sampler(
+        detect(settings).sensors, clock=SystemClock(), host=host_name(), boot_id=boot_id(), lock_path=None
+    )
+    try:
+        if is_hard(policy):
+            _check_meter(sampler)
+        return _book(sampler, policy.project, user_name(), site_of(policy, settings, now))
+    finally:
+        sampler.close()
+
+
 def _book(sampler: Sampler, project: str, user: str, site: Site) -> Book:
     return Book(
         project=project,

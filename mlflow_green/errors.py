@@ -14,6 +14,7 @@
     * BudgetExceeded            a budget refused a step
     * StepHalted                a running step was ended because its grant was used up
     * UnsupportedHost           this Snakemake, executor or platform is outside the known range
+    * DryRunFailed              Snakemake could not list the jobs of a workflow
 """
 
 from __future__ import annotations
@@ -86,3 +87,13 @@ class StepHalted(GreenError):
 
 class UnsupportedHost(GreenError):
     """The host program is outside the range that was tested; the message names the range."""
+
+
+class DryRunFailed(GreenError):
+    """Snakemake could not list the jobs of a workflow; ``status`` is its exit status, not 0."""
+
+    def __init__(self, said: str, *, status: int) -> None:
+        super().__init__(
+            f"{said}\nSnakemake could not list the jobs, so there is no plan; try 'snakemake -n' with the same options"
+        )
+        self.status = status

@@ -765,3 +765,44 @@ class OutboxRow:
     kind: str
     payload: Mapping[str, object]
     tries: int = 0
+
+
+# --- plans ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedStep:
+    """A job that a workflow would run, without running it.
+
+    ``after`` are the positions, in its workload, of the jobs whose outputs it needs. ``resources`` is what it takes of
+    the workload's while it runs; for a group, whose members start together, that stands at its first member.
+    ``input_bytes`` is the size of those inputs that are there now. A step that a batch system runs cannot ask for more
+    while it does; ``walltime_seconds`` is then the longest that it may run, where that is known.
+    """
+
+    step: Step
+    spec: StepSpec
+    after: tuple[int, ...] = ()
+    resources: Mapping[str, int]
+    group: str | None = None
+    priority: int = 0
+    input_bytes: int = 0
+    can_ask_for_more: bool = True
+    walltime_seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workload:
+    """All jobs of a workflow that are still to run, in the order in which its host program numbers them.
+
+    ``resources`` is what there is at once, e.g. ``_cores``; one that it does not name is not limited. The host program
+    asks for up to ``look_ahead`` jobs before they can start, and for no more while ``waiting_max`` wait.
+    ``notes`` are sentences about what is not known before it runs.
+    """
+
+    steps: tuple[PlannedStep, ...]
+    resources: Mapping[str, int]
+    look_ahead: int = 0
+    waiting_max: int = 64
+    keeps_going: bool = True
+    notes: tuple[str, ...] = ()

@@ -145,12 +145,8 @@ class Session(_Steps):
         return not self._planner.tight
 
     def spec(self, rule: str, declared: Mapping[str, object] | None) -> StepSpec:
-        """What is declared about a rule, in its ``green`` parameter or under ``steps:``. Raises ``PolicyError``."""
-        from mlflow_green.policy.document import parse_step_spec
-
-        if declared is not None:
-            return parse_step_spec(declared, where=f"rule {rule}, params: green")
-        return self._policy.steps.get(rule, StepSpec())
+        """As ``step_spec``."""
+        return step_spec(self._policy, rule, declared)
 
     def ticket(self, step: Step, spec: StepSpec, group: str | None = None) -> Ticket:
         return Ticket(step=step, spec=spec, group=group)
@@ -336,6 +332,15 @@ class NodeSession(_Steps):
         """Write the last words; there is nothing to print."""
         self._recorder.close(CLOSE_SECONDS)
         return ""
+
+
+def step_spec(policy: Policy, rule: str, declared: Mapping[str, object] | None) -> StepSpec:
+    """What is declared about a rule, in its ``green`` parameter or under ``steps:``. Raises ``PolicyError``."""
+    from mlflow_green.policy.document import parse_step_spec
+
+    if declared is not None:
+        return parse_step_spec(declared, where=f"rule {rule}, params: green")
+    return policy.steps.get(rule, StepSpec())
 
 
 def inside_metered_step(environ: Mapping[str, str]) -> bool:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import gc
 import importlib
+import logging
 import re
 import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -67,6 +69,31 @@ class SnakemakeInternals:
 
     def __init__(self, dag: Any) -> None:
         self.workflow = dag.workflow
+
+    # --- a dry run ----------------------------------------------------------------------------------
+
+    @property
+    def jobs_to_run(self) -> list[Any]:
+        """The single jobs that a run would start, in Snakemake's numbering."""
+        dag = self.workflow.dag
+        return sorted((job for job in dag.jobs if dag.needrun(job)), key=lambda job: job.jobid)
+
+    def needed_by(self, job: Any) -> Sequence[Any]:
+        """The jobs whose outputs this one needs, also those that have run."""
+        return tuple(self.workflow.dag.dependencies[job])
+
+    def group_of(self, job: Any) -> Any | None:
+        """The group that the job is started with, if any."""
+        return self.workflow.dag.get_job_group(job)
+
+    @property
+    def resources(self) -> dict[str, int]:
+        """What the workflow may use at once."""
+        return whole(self.scheduler.global_resources)
+
+    def would_run_here(self, job: Any) -> bool:
+        """Whether this process would run the job itself; in a dry run no batch system is told of."""
+        return bool(self.workflow.global_resources["_nodes"].value is None or job.is_local)
 
     # --- before the first job ---------------------------------------------------------------------
 
@@ -205,6 +232,25 @@ class SnakemakeInternals:
         with self.scheduler._lock:  # noqa: SLF001
             self.scheduler._handle_error(job, postprocess_job=False)  # noqa: SLF001
         self.wake()
+
+
+def after_dry_run(tell: Callable[[SnakemakeInternals, logging.Logger], None]) -> None:
+    """Call ``tell`` when a dry run of this process has ended well: Snakemake gives it its own scheduler, not ours."""
+    module = importlib.import_module("snakemake.workflow")
+    original = module.Workflow.execute
+
+    def execute(workflow: Any, *args: Any, **kwargs: Any) -> Any:
+        result = original(workflow, *args, **kwargs)
+        if workflow.dryrun and workflow.exec_mode == ExecMode.DEFAULT:
+            tell(SnakemakeInternals(workflow.dag), module.logger)
+        return result
+
+    module.Workflow.execute = execute
+
+
+def whole(amounts: Mapping[str, Any]) -> dict[str, int]:
+    """Those of the resources that are numbers and limited; before its inputs are there, one may be a text."""
+    return {name: amount for name, amount in amounts.items() if isinstance(amount, int) and amount < sys.maxsize}
 
 
 def members(job: Any) -> Sequence[Any]:

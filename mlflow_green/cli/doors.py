@@ -22,11 +22,10 @@ if TYPE_CHECKING:
     from mlflow_green.ledger.whereabouts import Whereabouts
     from mlflow_green.metering.calibration import Comparison
     from mlflow_green.policy.document import Policy
+    from mlflow_green.recorder.plan import Plan
     from mlflow_green.records import Balance, CpuClockName, Site
     from mlflow_green.sensors.detect import Detection
     from mlflow_green.sensors.node_meter import NodeMeter
-
-_SQLITE = "sqlite:///"
 
 
 class Books(verify.Books, Outbox, Protocol):
@@ -129,6 +128,12 @@ class Doors:
 
         return run_command(settings, argv, project=project, step=step, energy=energy)
 
+    def plan(self, settings: Settings, arguments: Sequence[str], *, cwd: Path, environ: Mapping[str, str]) -> Plan:
+        """What the jobs of ``snakemake ARGUMENTS`` would be answered now. Writes nothing."""
+        from mlflow_green.planning import plan_workload, snakemake_workload
+
+        return plan_workload(settings, snakemake_workload(settings, arguments, cwd=cwd, environ=environ))
+
     def sync(self, settings: Settings) -> int:
         """Write to MLflow what was not written; how many rows are left."""
         from mlflow_green.bootstrap import sync
@@ -152,10 +157,6 @@ class Place:
 
 def has_history(settings: Settings) -> bool:
     """Whether there is anything to read: a ledger, its journal, or meters' files that wait to be posted."""
-    if not settings.ledger_url.startswith(_SQLITE):
-        return True
-    from mlflow_green.ledger.filesystem import journal_path
+    from mlflow_green.planning import has_ledger
 
-    spooled = settings.spool_dir.is_dir() and any(settings.spool_dir.iterdir())
-    path = Path(settings.ledger_url.removeprefix(_SQLITE))
-    return spooled or path.exists() or journal_path(path).exists()
+    return has_ledger(settings) or (settings.spool_dir.is_dir() and any(settings.spool_dir.iterdir()))

@@ -1,16 +1,27 @@
 """What the exit status of ``mlflow-green`` means; documented in ``docs/reference/cli.md``.
 
-``run`` exits with the status of the command that it ran; 76 and 77 are ours there too.
+``run`` exits with the status of the command that it ran; 76 and 77 are ours there too. Of a plan or a replay, 2 says
+that some steps are downgraded or wait, 3 that some are refused or halted.
 """
 
 from __future__ import annotations
 
-from mlflow_green.errors import BudgetExceeded, GreenError, PolicyError, QuantityError, SettingsError, StepHalted
+from mlflow_green.errors import (
+    BudgetExceeded,
+    DryRunFailed,
+    GreenError,
+    PolicyError,
+    QuantityError,
+    SettingsError,
+    StepHalted,
+)
 
 OK = 0
 FOUND = 1
 USAGE = 2
 ENVIRONMENT = 3
+SOME_LESS = 2
+SOME_REFUSED = 3
 HALTED = 76
 REFUSED = 77
 
@@ -24,5 +35,7 @@ _BY_ERROR: tuple[tuple[type[GreenError], int], ...] = (
 
 
 def exit_code(error: GreenError) -> int:
-    """The exit status for an error: 1 a wrong policy, 2 a wrong argument, 76, 77, else 3."""
+    """The exit status for an error: 1 a wrong policy, 2 a wrong argument, 76, 77, Snakemake's own, else 3."""
+    if isinstance(error, DryRunFailed):
+        return error.status
     return next((code for kind, code in _BY_ERROR if isinstance(error, kind)), ENVIRONMENT)

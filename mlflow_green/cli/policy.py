@@ -1,4 +1,4 @@
-"""Commands about the policy file: ``init`` writes one, ``policy check`` reads one."""
+"""Commands about the policy file: ``init`` writes one, ``policy`` checks one and says what it would answer."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ import click
 
 from mlflow_green.cli import exit_codes
 from mlflow_green.cli.doors import Place
-from mlflow_green.cli.output import json_option, print_json
+from mlflow_green.cli.output import console, json_option, print_json
 from mlflow_green.errors import PolicyError, SettingsError
+from mlflow_green.records import Action
 from mlflow_green.settings import POLICY_NAME
 
 if TYPE_CHECKING:
     from mlflow_green.policy.document import Policy
+    from mlflow_green.recorder.plan import Plan
 
 _PLAIN = re.compile(r"^[A-Za-z][A-Za-z0-9_.-]*$")
 _YAML_WORDS = {"null", "true", "false", "yes", "no", "on", "off", "y", "n"}
@@ -84,7 +86,7 @@ def _quoted(place: str) -> str:
 
 @click.group()
 def policy() -> None:
-    """Check the policy file."""
+    """Check the policy file, and see what it would answer before anything runs."""
 
 
 @policy.command()
@@ -119,6 +121,34 @@ def check(place: Place, file: Path | None, as_json: bool) -> None:
             click.echo(problem)
         click.echo(_verdict(settings.policy_path, len(problems), checked))
     sys.exit(exit_codes.FOUND if problems else exit_codes.OK)
+
+
+@policy.command(context_settings={"ignore_unknown_options": True})
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="[-- SNAKEMAKE OPTIONS]")
+@json_option
+@click.pass_obj
+def plan(place: Place, arguments: tuple[str, ...], as_json: bool) -> None:
+    """What each step of this workflow would be answered now, and what that leaves of each budget.
+
+    Runs and writes nothing. What stands after -- goes to Snakemake: policy plan -- -s other.smk -c8 target. Exit
+    status 0: all steps are admitted, 2: some are downgraded or wait, 3: some are refused or halted.
+    """
+    from mlflow_green.reports.plans import plan_to_json, print_plan
+
+    planned = place.doors.plan(place.settings(), arguments, cwd=place.cwd, environ=place.environ)
+    if as_json:
+        print_json(plan_to_json(planned))
+    else:
+        print_plan(console(), planned)
+    sys.exit(_plan_status(planned))
+
+
+def _plan_status(planned: Plan) -> int:
+    if planned.count(Action.REFUSE) or planned.count(Action.HALT):
+        return exit_codes.SOME_REFUSED
+    if planned.count(Action.DOWNGRADE) or any(answer.waits for answer in planned.answers):
+        return exit_codes.SOME_LESS
+    return exit_codes.OK
 
 
 def _verdict(path: Path, problems: int, checked: Policy | None) -> str:

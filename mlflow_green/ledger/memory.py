@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -60,10 +60,11 @@ class _Letter:
 class MemoryLedger:
     """``Ledger``, ``LedgerReader`` and ``Outbox`` in memory. Not thread-safe; nothing survives the process."""
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, balances: Iterable[Balance] = ()) -> None:
+        """``balances`` are those that it starts from: what happened before is in them only."""
         self._clock = clock
         self._generation = 0
-        self._balances: dict[TermKey, Balance] = {}
+        self._balances: dict[TermKey, Balance] = {balance.term.key: balance for balance in balances}
         self._holds: dict[str, BookedHold] = {}
         self._journal: list[JournalRow] = []
         self._entries: dict[str, Entry] = {}

@@ -14,7 +14,7 @@ from mlflow_green.policy.document import Policy, Verb
 from mlflow_green.policy.enforce import grace_seconds, halt_due, leashes, overrun_text, top_up_need
 from mlflow_green.policy.forecast import ToAmounts, estimate
 from mlflow_green.policy.leash import Interval, Leash
-from mlflow_green.policy.terms import reserve_for, terms, without_ledger
+from mlflow_green.policy.terms import period_end, reserve_for, terms, without_ledger
 from mlflow_green.recorder.input_size import input_bytes
 from mlflow_green.recorder.recorder import SAMPLING_PERIOD_SECONDS, Verdict
 from mlflow_green.recorder.ticket import Book, Ticket, bare_request
@@ -121,6 +121,18 @@ class Planner:
             power_watts_max=self._policy.power_watts_max(tier, self._book.power_watts_max),
             to_amounts=self._amounts,
         )
+
+    def next_look(self, waiting_since: datetime, now: datetime) -> datetime | None:
+        """When the answer to a step that waits may change next although nothing is settled; ``None`` if it cannot."""
+        patiences = {budget.max_wait_seconds for budget in self._policy.budgets}
+        patiences |= {
+            rule.for_seconds for b in self._policy.budgets for rule in b.rules if rule.for_seconds is not None
+        }
+        moments = [waiting_since + timedelta(seconds=patience) for patience in patiences]
+        if now >= max(moments, default=now):
+            return None  # nobody is that patient
+        ends = (period_end(budget.period, now, self._policy.zone) for budget in self._policy.budgets)
+        return min(moment for moment in (*moments, *ends) if moment is not None and moment > now)
 
     def without_ledger(self, waiting_since: datetime | None, now: datetime) -> Action:
         """The answer to a step, waiting since then, while the ledger cannot be reached: ADMIT, WAIT or REFUSE."""

@@ -1,0 +1,126 @@
+"""Plans of a workflow, wired: what ``policy plan`` and a dry run of Snakemake call. Nothing is written."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from mlflow_green import bootstrap
+from mlflow_green.clock import SystemClock
+from mlflow_green.errors import DryRunFailed
+from mlflow_green.records import StepSpec, Workload
+from mlflow_green.session import inside_metered_step, step_spec
+from mlflow_green.settings import Settings, load_settings
+from mlflow_green.spool import from_json, to_json
+
+if TYPE_CHECKING:
+    from mlflow_green.policy.document import Policy
+    from mlflow_green.recorder.plan import Plan
+
+_NO_JOBS_STATUS = 3
+_SQLITE = "sqlite:///"
+WORKLOAD_FILE = "MLFLOW_GREEN_WORKLOAD_FILE"
+"""Where a dry run leaves its jobs for ``policy plan``, which started it, instead of printing a plan itself."""
+
+
+def plan_workload(settings: Settings, workload: Workload) -> Plan:
+    """What this workload would be answered now.
+
+    Raises:
+        GreenError: the policy is wrong, the ledger cannot be read, or a hard budget could not be kept here.
+    """
+    from mlflow_green.recorder.plan import plan
+
+    policy, now = bootstrap.load_policy_for(settings), SystemClock().now()
+    book = bootstrap.book_without_meter(settings, policy, now)
+    if not has_ledger(settings):
+        return plan(workload, policy, book, None, now=now)
+    ledger = bootstrap.open_ledger(settings, SystemClock())
+    try:
+        with ledger.snapshot():
+            return plan(workload, policy, book, ledger, now=now, entries=ledger.entries())
+    finally:
+        ledger.close()
+
+
+def has_ledger(settings: Settings) -> bool:
+    """Whether there is a ledger that can be opened without making one."""
+    from mlflow_green.ledger.filesystem import journal_path
+
+    if not settings.ledger_url.startswith(_SQLITE):
+        return True
+    path = Path(settings.ledger_url.removeprefix(_SQLITE))
+    return path.exists() or journal_path(path).exists()
+
+
+# --- a dry run of Snakemake -------------------------------------------------------------------------
+
+
+class DryRun:
+    """One dry run: says what rules declare, and is told all the jobs in the end."""
+
+    def __init__(self, settings: Settings, policy: Policy, workload_file: Path | None) -> None:
+        self._settings = settings
+        self._policy = policy
+        self._workload_file = workload_file
+        self.workflow_run = uuid.uuid4().hex
+
+    def spec(self, rule: str, declared: Mapping[str, object] | None) -> StepSpec:
+        """What is declared about a rule. Raises ``PolicyError``."""
+        return step_spec(self._policy, rule, declared)
+
+    def told(self, workload: Workload) -> str:
+        """The plan as text for the host program's log; empty where there is nothing to say."""
+        if self._workload_file is not None:
+            self._workload_file.write_text(json.dumps(to_json(workload)), encoding="utf-8")
+            return ""
+        if not workload.steps:
+            return ""
+        from mlflow_green.reports.plans import plan_text
+
+        return plan_text(plan_workload(self._settings, workload))
+
+
+def open_dry_run(policy: str | None, environ: Mapping[str, str] = os.environ) -> DryRun | None:
+    """What a dry run in the working directory tells its jobs; ``None`` where a run would not be metered either.
+
+    Raises:
+        GreenError: the policy is wrong.
+    """
+    settings = load_settings(Path.cwd(), environ, policy_path=Path(policy) if policy else None)
+    if settings.disabled or inside_metered_step(environ):
+        return None
+    file = environ.get(WORKLOAD_FILE)
+    return DryRun(settings, bootstrap.load_policy_for(settings), Path(file) if file else None)
+
+
+def snakemake_workload(
+    settings: Settings, arguments: Sequence[str], *, cwd: Path, environ: Mapping[str, str] = os.environ
+) -> Workload:
+    """The jobs that ``snakemake ARGUMENTS`` would run in ``cwd``, by a dry run in a process of its own.
+
+    Raises:
+        DryRunFailed: Snakemake says what is wrong with the workflow.
+    """
+    with tempfile.TemporaryDirectory(prefix="mlflow-green-") as folder:
+        file = Path(folder) / "workload.json"
+        environ = {**environ, WORKLOAD_FILE: str(file), "MLFLOW_GREEN_LEDGER": settings.ledger_url}
+        if settings.policy_path is not None:
+            environ["MLFLOW_GREEN_POLICY"] = str(settings.policy_path)
+        command = [sys.executable, "-m", "snakemake", *arguments, "--dry-run", "--scheduler", "green"]
+        done = subprocess.run(
+            command, cwd=cwd, env=environ, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            raise DryRunFailed(done.stderr.strip() or done.stdout.strip(), status=done.returncode)
+        if not file.exists():
+            lines = [line for line in done.stderr.splitlines() if "mlflow-green" in line]
+            raise DryRunFailed(lines[0] if lines else "is MLFLOW_GREEN_DISABLE set?", status=_NO_JOBS_STATUS)
+        return cast("Workload", from_json(Workload, json.loads(file.read_text(encoding="utf-8"))))
