@@ -77,7 +77,7 @@ class Patience:
     give_up: float = GIVE_UP_SECONDS
 
     def pause(self, tries: int, asked_seconds: float | None, random: Random) -> float:
-        """Until the next try after ``tries`` failures: doubled each time, half of it by chance, or what was asked for."""
+        """Until the next try after ``tries`` failures: doubled each time, jittered, or what the other side asks for."""
         backoff = min(self.backoff * 2.0 ** min(tries, 62), self.backoff_max)
         return max(backoff * random.uniform(0.5, 1), min(asked_seconds or 0.0, self.backoff_max))
 

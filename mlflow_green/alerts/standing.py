@@ -35,7 +35,9 @@ class Standings:
         with books.snapshot():
             self._balances = {balance.term.key: balance for balance in books.balances()}
             self._journal = books.journal()
-            self._entries: dict[str | None, Entry] = {entry.hold_id: entry for entry in books.entries() if entry.hold_id}
+            self._entries: dict[str | None, Entry] = {
+                entry.hold_id: entry for entry in books.entries() if entry.hold_id
+            }
 
     def current(self, budget: Budget) -> tuple[Balance, ...]:
         """The buckets of a budget in its current period; none for a budget of each workflow, which has no forecast."""
