@@ -12,22 +12,24 @@ from mlflow_green.errors import ChannelFailed
 Resolve = Callable[..., list[tuple[Any, ...]]]
 
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")  # RFC 6052: an IPv4 address in the last 32 bits
-_AZURE_HOST = ipaddress.ip_address("168.63.129.16")  # Azure's host answers its virtual machines at this public address
+_NOT_PUBLIC = (
+    ipaddress.ip_network("192.0.0.0/24"),  # RFC 6890: protocols; Oracle's cloud answers its machines there
+    ipaddress.ip_network("168.63.129.16/32"),  # Azure's host answers its virtual machines at this public address
+)
 
 
 def is_public(address: str) -> bool:
     """Whether a host on the internet has it: not private, loopback, link-local, multicast, reserved or a cloud's own.
 
-    IPv4-mapped IPv6 addresses count as not public; of one that embeds an IPv4 address (6to4, NAT64) both count.
+    IPv4-mapped IPv6 addresses count as not public; of one that embeds an IPv4 address (6to4, NAT64) that one counts.
     """
     found = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(found, ipaddress.IPv6Address):
-        if found.ipv4_mapped is not None:
-            return False
-        inner = found.sixtofour or (ipaddress.IPv4Address(found.packed[-4:]) if found in _NAT64 else None)
-        if inner is not None and not is_public(str(inner)):
-            return False
-    return found.is_global and not found.is_multicast and not found.is_reserved and found != _AZURE_HOST
+        inner = ipaddress.IPv4Address(found.packed[-4:]) if found in _NAT64 else found.sixtofour
+        if inner is not None:
+            return is_public(str(inner))
+    is_listed = any(found in network for network in _NOT_PUBLIC)
+    return found.is_global and not found.is_multicast and not found.is_reserved and not is_listed
 
 
 def connect(
