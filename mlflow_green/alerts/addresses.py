@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from mlflow_green.alerts.apprise_door import AppriseCarrier
-from mlflow_green.alerts.carrier import Carrier, Letter
+from mlflow_green.alerts.carrier import TRY_SECONDS, Carrier, Letter
 from mlflow_green.alerts.mail import MailCarrier
 from mlflow_green.alerts.webhook import WebhookCarrier
 from mlflow_green.clock import Clock
@@ -41,12 +41,19 @@ class Carriers:
     """Opens the carrier of an address. Secrets are read from ``environ`` for each letter, and kept nowhere."""
 
     def __init__(
-        self, channels: Mapping[str, Channel], smtp: SmtpSettings, environ: Mapping[str, str], clock: Clock
+        self,
+        channels: Mapping[str, Channel],
+        smtp: SmtpSettings,
+        environ: Mapping[str, str],
+        clock: Clock,
+        *,
+        try_seconds: float = TRY_SECONDS,
     ) -> None:
         self._channels = channels
         self._smtp = smtp
         self._environ = environ
         self._clock = clock
+        self._try_seconds = try_seconds
 
     def carry(self, address: Address, letter: Letter) -> None:
         """Hand the letter over.
@@ -73,12 +80,13 @@ class Carriers:
     def _open(self, address: Address, channel: Channel) -> Carrier:
         kind, _, rest = address.route.partition(":")
         if kind == "email":
-            return MailCarrier(self._smtp, rest, self._environ)
+            return MailCarrier(self._smtp, rest, self._environ, try_seconds=self._try_seconds)
         if kind == "apprise":
             return AppriseCarrier(self._value(f"{_ENV}{rest}"))
         assert channel.webhook is not None
         key = None if channel.secret is None else self._value(channel.secret)
-        return WebhookCarrier(self._value(channel.webhook), key, allow=channel.allow, clock=self._clock)
+        url, seconds = self._value(channel.webhook), self._try_seconds
+        return WebhookCarrier(url, key, allow=channel.allow, clock=self._clock, try_seconds=seconds)
 
     def _value(self, text: str) -> str:
         """What the environment has under ``env:NAME``; any other text is what it is."""

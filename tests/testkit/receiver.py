@@ -6,7 +6,7 @@ import json
 import ssl
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -18,6 +18,7 @@ HANGS, CLOSES, DRIPS = "hangs", "closes", "drips"
 
 @dataclass(frozen=True)
 class Received:
+    path: str
     headers: dict[str, str]
     body: bytes
     at: float
@@ -33,7 +34,10 @@ class Received:
 
 
 class Receiver(ThreadingHTTPServer):
-    """``answers`` are given in turn, then 200. One with headers is a pair, e.g. ``(429, {"Retry-After": "7"})``."""
+    """``answers`` are given in turn, then 200. One with headers is a pair, e.g. ``(429, {"Retry-After": "7"})``.
+
+    ``on_request`` is called with the number of each request after it was read and before it is answered.
+    """
 
     daemon_threads = True
 
@@ -42,6 +46,7 @@ class Receiver(ThreadingHTTPServer):
         self.received: list[Received] = []
         self.answers = iter(answers)
         self.lock = threading.Lock()
+        self.on_request: Callable[[int], None] = lambda _count: None
         self.is_over = threading.Event()
         self.scheme = "http"
         if tls is not None:
@@ -68,11 +73,14 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["content-length"]))
+        if len(body) < int(self.headers["content-length"]):  # whoever sent it was killed
+            return
         with self.server.lock:
             told = next(self.server.answers, 200)
             answer, headers = told if isinstance(told, tuple) else (told, {})
             given = {name.lower(): value for name, value in self.headers.items()}
-            self.server.received.append(Received(given, body, time.time(), answer))
+            self.server.received.append(Received(self.path, given, body, time.time(), answer))
+        self.server.on_request(len(self.server.received))
         if answer == HANGS:
             self.server.is_over.wait(30)
         elif answer == DRIPS:
