@@ -20,7 +20,7 @@ from uuid import uuid4
 from mlflow_green.alerts.addresses import Address, addresses
 from mlflow_green.alerts.carrier import Letter
 from mlflow_green.alerts.message import Notice, bucket_of, is_urgent, write_message
-from mlflow_green.alerts.standing import Books, Standings
+from mlflow_green.alerts.standing import AlertBooks, Standings
 from mlflow_green.alerts.windows import opens_at
 from mlflow_green.clock import Clock
 from mlflow_green.errors import ChannelFailed
@@ -90,7 +90,7 @@ class Sender:
 
     def __init__(
         self,
-        books: Books,
+        books: AlertBooks,
         policy: Policy,
         post: Post,
         clock: Clock,

@@ -18,7 +18,7 @@ from mlflow_green.records import Balance, Entry, JournalRow, total_energy
 CONSUMERS_SHOWN = 3
 
 
-class Books(Ledger, LedgerReader, SharedOutbox, Protocol):
+class AlertBooks(Ledger, LedgerReader, SharedOutbox, Protocol):
     """A ledger as the sender of alerts sees it."""
 
     def snapshot(self) -> AbstractContextManager[None]:
@@ -29,7 +29,7 @@ class Books(Ledger, LedgerReader, SharedOutbox, Protocol):
 class Standings:
     """The books at one moment; what is costly is read once, and only when it is asked for."""
 
-    def __init__(self, books: Books, policy: Policy, now: datetime) -> None:
+    def __init__(self, books: AlertBooks, policy: Policy, now: datetime) -> None:
         self._policy = policy
         self._now = now
         with books.snapshot():

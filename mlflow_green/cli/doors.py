@@ -5,7 +5,7 @@ Tests give a command other doors: ``CliRunner.invoke(cli, [...], obj=Place(..., 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Protocol
 
 import click
 
-from mlflow_green.ledger.ledger import Ledger, LedgerReader, Outbox
+from mlflow_green.ledger.ledger import Ledger, LedgerReader, SharedOutbox
 from mlflow_green.settings import Settings, load_settings
 
 if TYPE_CHECKING:
+    from mlflow_green.alerts.addresses import Address
+    from mlflow_green.alerts.delivery import Sender
     from mlflow_green.bootstrap import Ran
     from mlflow_green.ledger.whereabouts import Whereabouts
     from mlflow_green.metering.calibration import Comparison
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 _SQLITE = "sqlite:///"
 
 
-class Books(Ledger, LedgerReader, Outbox, Protocol):
+class Books(Ledger, LedgerReader, SharedOutbox, Protocol):
     """A ledger as the commands see it."""
 
     def snapshot(self) -> AbstractContextManager[None]:
@@ -120,6 +122,20 @@ class Doors:
         from mlflow_green.bootstrap import run_command
 
         return run_command(settings, argv, project=project, step=step, energy=energy)
+
+    def open_alerts(self, settings: Settings, books: Books, environ: Mapping[str, str]) -> Sender:
+        """What sends the alerts of these books."""
+        from mlflow_green.bootstrap import open_alerts
+
+        return open_alerts(settings, books, environ)
+
+    def try_channel(
+        self, settings: Settings, name: str, environ: Mapping[str, str]
+    ) -> Iterator[tuple[Address, str | None]]:
+        """Send a test; each address and why it did not take it."""
+        from mlflow_green.bootstrap import try_channel
+
+        return try_channel(settings, name, environ)
 
     def sync(self, settings: Settings) -> int:
         """Write to MLflow what was not written; how many rows are left."""
