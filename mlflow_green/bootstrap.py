@@ -17,7 +17,7 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable, Collection, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import ExitStack
 from datetime import datetime
 from importlib import import_module
@@ -45,6 +45,9 @@ from mlflow_green.spool import SpoolWriter
 from mlflow_green.units import parse_energy_microjoules
 
 if TYPE_CHECKING:
+    from mlflow_green.alerts.addresses import Address
+    from mlflow_green.alerts.delivery import Sender
+    from mlflow_green.alerts.standing import AlertBooks
     from mlflow_green.ledger.sql import SqlLedger
     from mlflow_green.ledger.verify import Books
     from mlflow_green.metering.calibration import Comparison
@@ -296,6 +299,37 @@ def sync(settings: Settings) -> int:
         return ledger.count("mlflow")
     finally:
         ledger.close()
+
+
+def open_alerts(settings: Settings, books: AlertBooks, environ: Mapping[str, str] = os.environ) -> Sender:
+    """What sends the alerts of these books over the channels of the policy; the books stay the caller's to close.
+
+    Secrets are read from ``environ``.
+
+    Raises:
+        PolicyError: with every problem of the file.
+    """
+    from mlflow_green.alerts.addresses import Carriers
+    from mlflow_green.alerts.delivery import Sender
+
+    policy, clock = load_policy_for(settings), SystemClock()
+    return Sender(books, policy, Carriers(policy.channels, settings.smtp, environ, clock), clock)
+
+
+def try_channel(
+    settings: Settings, name: str, environ: Mapping[str, str] = os.environ
+) -> Iterator[tuple[Address, str | None]]:
+    """Send a test to each address of a channel of the policy; why it was not taken, ``None`` where it was.
+
+    Raises:
+        KeyError: the policy has no such channel.
+    """
+    from mlflow_green.alerts.addresses import Carriers
+    from mlflow_green.alerts.trial import try_channel as tried
+
+    policy, clock = load_policy_for(settings), SystemClock()
+    carriers = Carriers(policy.channels, settings.smtp, environ, clock)
+    return tried(carriers, name, policy.channels[name], clock.now())
 
 
 def user_name() -> str:

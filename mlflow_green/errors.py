@@ -13,6 +13,8 @@
         * HoldClosed            an idempotency key meets a hold that is already closed
     * BudgetExceeded            a budget refused a step
     * StepHalted                a running step was ended because its grant was used up
+    * ChannelFailed             a message could not be delivered
+    * SignatureWrong            a webhook was not sent by who knows the secret, or not just now
     * UnsupportedHost           this Snakemake, executor or platform is outside the known range
     * DryRunFailed              Snakemake could not list the jobs of a workflow
 """
@@ -83,6 +85,22 @@ class BudgetExceeded(GreenError):
 
 class StepHalted(GreenError):
     """A running step was ended; the message names what it used and what it had been granted."""
+
+
+class ChannelFailed(GreenError):
+    """A channel did not take a message; the text says why and holds no secret.
+
+    ``retry_after_seconds``, >= 0, is how long the other side asks us to wait. ``is_final``: trying again is of no use.
+    """
+
+    def __init__(self, message: str, *, retry_after_seconds: float | None = None, is_final: bool = False) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
+        self.is_final = is_final
+
+
+class SignatureWrong(GreenError):
+    """A webhook's signature does not fit; the message says why, and the receiver must not act on it."""
 
 
 class UnsupportedHost(GreenError):

@@ -757,14 +757,29 @@ class DecisionRow:
     balances: tuple[Balance, ...]
 
 
+class LetterState(StrEnum):
+    """What has become of a message: it waits, it is done with, or nobody will try it again."""
+
+    PENDING = "pending"
+    DELIVERED = "delivered"
+    DEAD = "dead"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutboxRow:
-    """A message that is still to be delivered: ``kind`` is ``mlflow`` or ``alert``."""
+    """A message that was promised: ``kind`` is ``mlflow``, ``alert``, or ``notice`` and ``letter`` made of alerts.
+
+    ``due_at`` is when it may be tried; of a message that is not pending any more, when that came about. ``error`` is
+    why the last try failed.
+    """
 
     outbox_id: int
     kind: str
     payload: Mapping[str, object]
     tries: int = 0
+    state: LetterState = LetterState.PENDING
+    due_at: datetime | None = None
+    error: str | None = None
 
 
 # --- plans ----------------------------------------------------------------------------------------

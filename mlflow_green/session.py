@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import uuid
 from collections import Counter
@@ -223,6 +224,7 @@ class Session(_Steps):
             if not interrupted:
                 self._ask_slurm()
             self._finish_tracking(interrupted=interrupted)
+            self._send_alerts()
             self._ledger.close()
         except LedgerUnavailable as error:
             self._say(str(error))
@@ -245,6 +247,27 @@ class Session(_Steps):
         jobs = [(entry, job_of[entry.hold_id or ""]) for entry in entries]
         facts = [fact for entry, job_id in jobs for fact in opinion(entry, said[job_id], steps[job_id])]
         self._ledger.commit(Batch(facts=tuple(facts)), admit_at_nothing)
+
+    def _send_alerts(self) -> None:
+        """Leave alerts to a process of its own, which this one does not wait for."""
+        path = self._settings.policy_path
+        if path is None or not self._policy.channels:
+            return
+        waiting = sum(self._ledger.count(kind) for kind in ("alert", "notice", "letter"))
+        if not waiting:
+            return
+        from mlflow_green.alerts.child import start_sender
+
+        try:
+            start_sender(path, self._settings.ledger_url)
+        except OSError as error:
+            self._say(f"alerts could not be sent ({error.strerror}); 'mlflow-green alerts send' tries again")
+            return
+        folder = shlex.quote(str(path.parent))
+        self._say(
+            f"{waiting} alerts wait; they are sent now, in the background. What a channel does not take, or must not"
+            f" get yet, a line in the crontab sends: */5 * * * * cd {folder} && mlflow-green alerts send"
+        )
 
     def _finish_tracking(self, *, interrupted: bool) -> None:
         if self._tracking is None:

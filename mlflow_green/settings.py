@@ -7,6 +7,7 @@ import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from mlflow_green.errors import SettingsError
 
@@ -29,6 +30,22 @@ class BmcSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SmtpSettings:
+    """The mail server of the alerts; ``host`` is ``None`` where none is set.
+
+    ``tls``: ``always`` encrypted, ``starttls`` from the greeting on, or ``none``. ``password`` says where the password
+    is kept, as for the BMC.
+    """
+
+    host: str | None = None
+    port: int = 587
+    tls: Literal["always", "starttls", "none"] = "starttls"
+    user: str | None = None
+    password: str | None = field(default=None, repr=False)
+    sender: str = "mlflow-green@localhost"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """What the composition root needs to know before it opens anything.
 
@@ -45,6 +62,7 @@ class Settings:
     powercap_root: Path = Path("/sys/class/powercap")
     mountinfo_path: Path = Path("/proc/self/mountinfo")
     bmc: BmcSettings = field(default_factory=BmcSettings)
+    smtp: SmtpSettings = field(default_factory=SmtpSettings)
     rapl_prefers_psys: bool = False
     memory_watts_per_gib: float | None = None
     sampler_process: bool = True
@@ -87,6 +105,7 @@ def load_settings(
             password=environ.get("MLFLOW_GREEN_BMC_PASSWORD") or None,
             certificate=_path(environ, "MLFLOW_GREEN_BMC_CERTIFICATE"),
         ),
+        smtp=_smtp(environ),
         rapl_prefers_psys=_rapl_zone(environ) == "psys",
         memory_watts_per_gib=_memory_watts_per_gib(environ),
         sampler_process=environ.get("MLFLOW_GREEN_SAMPLER_PROCESS", "").lower() not in {"0", "false", "no"},
@@ -129,6 +148,40 @@ def find_upward(start: Path, name: str) -> Path | None:
         if (folder / name).is_file():
             return folder / name
     return None
+
+
+def _smtp(environ: Mapping[str, str]) -> SmtpSettings:
+    """``MLFLOW_GREEN_SMTP``: ``smtp://HOST:PORT``, ``smtps://HOST:PORT``, or ``smtp://HOST:PORT?tls=none``."""
+    text = environ.get("MLFLOW_GREEN_SMTP")
+    if not text:
+        return SmtpSettings()
+    problem = SettingsError(  # what is wrong may be a password, so it is not repeated
+        "MLFLOW_GREEN_SMTP is not a mail server; write smtp://mail.example:587 or smtps://mail.example, and the"
+        " password as MLFLOW_GREEN_SMTP_PASSWORD=env:NAME"
+    )
+    from urllib.parse import urlsplit
+
+    try:
+        url = urlsplit(text)
+        port = url.port
+    except ValueError:
+        raise problem from None
+    has_form = url.scheme in {"smtp", "smtps"} and url.hostname and url.query in {"", "tls=none"}
+    if not has_form or "@" in url.netloc:
+        raise problem
+    tls: Literal["always", "starttls", "none"] = "starttls"
+    if url.scheme == "smtps":
+        tls = "always"
+    elif url.query or url.hostname in {"localhost", "127.0.0.1", "::1"}:
+        tls = "none"
+    return SmtpSettings(
+        host=url.hostname,
+        port=port or (465 if tls == "always" else 587),
+        tls=tls,
+        user=environ.get("MLFLOW_GREEN_SMTP_USER") or None,
+        password=environ.get("MLFLOW_GREEN_SMTP_PASSWORD") or None,
+        sender=environ.get("MLFLOW_GREEN_SMTP_FROM") or f"mlflow-green@{url.hostname}",
+    )
 
 
 def _rapl_zone(environ: Mapping[str, str]) -> str:

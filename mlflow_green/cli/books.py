@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 import click
 
 from mlflow_green.cli import exit_codes
+from mlflow_green.cli.alerts import dead_count
 from mlflow_green.cli.doors import Place
 from mlflow_green.cli.output import NO_HISTORY, console, json_option, opened, print_json, print_json_line
 from mlflow_green.records import Decision, DecisionRow, Entry, Step
@@ -26,6 +27,7 @@ def balance(place: Place, as_json: bool) -> None:
 
     with opened(place, place.settings()) as books:
         balances = books.balances() if books else ()
+        undeliverable = dead_count(books) if books else 0
     settings = place.settings()
     if settings.policy_path is not None:
         balances += place.doors.unused_balances(settings, balances)
@@ -38,6 +40,8 @@ def balance(place: Place, as_json: bool) -> None:
     else:
         out = console()
         out.print(balance_table(balances, width=out.width))
+    if undeliverable:
+        click.echo(f"{undeliverable} alerts could not be delivered; 'mlflow-green alerts list' shows why.", err=True)
 
 
 @click.command()

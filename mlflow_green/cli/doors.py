@@ -5,7 +5,7 @@ Tests give a command other doors: ``CliRunner.invoke(cli, [...], obj=Place(..., 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Protocol
 import click
 
 from mlflow_green.ledger import verify
-from mlflow_green.ledger.ledger import Outbox
+from mlflow_green.ledger.ledger import SharedOutbox
 from mlflow_green.settings import Settings, load_settings
 
 if TYPE_CHECKING:
+    from mlflow_green.alerts.addresses import Address
+    from mlflow_green.alerts.delivery import Sender
     from mlflow_green.bootstrap import Ran
     from mlflow_green.ledger.migrations import Migration
     from mlflow_green.ledger.whereabouts import Whereabouts
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
     from mlflow_green.sensors.node_meter import NodeMeter
 
 
-class Books(verify.Books, Outbox, Protocol):
+class Books(verify.Books, SharedOutbox, Protocol):
     """A ledger as the commands see it."""
 
 
@@ -133,6 +135,20 @@ class Doors:
         from mlflow_green.planning import plan_workload, snakemake_workload
 
         return plan_workload(settings, snakemake_workload(settings, arguments, cwd=cwd, environ=environ))
+
+    def open_alerts(self, settings: Settings, books: Books, environ: Mapping[str, str]) -> Sender:
+        """What sends the alerts of these books."""
+        from mlflow_green.bootstrap import open_alerts
+
+        return open_alerts(settings, books, environ)
+
+    def try_channel(
+        self, settings: Settings, name: str, environ: Mapping[str, str]
+    ) -> Iterator[tuple[Address, str | None]]:
+        """Send a test; each address and why it did not take it."""
+        from mlflow_green.bootstrap import try_channel
+
+        return try_channel(settings, name, environ)
 
     def sync(self, settings: Settings) -> int:
         """Write to MLflow what was not written; how many rows are left."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy import Connection, update
 
@@ -12,12 +13,16 @@ from mlflow_green.errors import LedgerError
 from mlflow_green.ledger import schema
 from mlflow_green.ledger.posting import Effects, Message, TermKey
 from mlflow_green.ledger.transaction import load_buckets, promise, row_key, write, write_facts
-from mlflow_green.records import Fact
+from mlflow_green.records import Fact, LetterState
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LetterChange:
-    """How a message of the outbox fared: delivered, or to be tried again at ``retry_at``."""
+    """How a message of the outbox fared.
+
+    ``retry_at`` alone: claimed until then. With ``error``: it failed, and is tried again then, or never without
+    ``retry_at``. Neither: it is delivered.
+    """
 
     outbox_id: int
     retry_at: datetime | None = None
@@ -26,18 +31,24 @@ class LetterChange:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """The rows of one transaction: the effects of a batch or an adjustment, or a change of the outbox."""
+    """The rows of one transaction: the effects of a batch or an adjustment, or a change of the outbox.
+
+    ``messages`` are promised in place of the rows ``replaced``.
+    """
 
     at: datetime
     effects: Effects | None = None
     message: Message | None = None
     letter: LetterChange | None = None
     facts: tuple[Fact, ...] = ()
+    replaced: tuple[int, ...] = ()
+    messages: tuple[Message, ...] = ()
 
     @property
     def writes(self) -> bool:
         """Whether there is anything to write."""
-        return bool(self.message or self.letter or self.facts or (self.effects and self.effects.writes))
+        changes = (self.message, self.letter, self.facts, self.replaced, self.messages)
+        return any(changes) or bool(self.effects and self.effects.writes)
 
 
 def apply(connection: Connection, change: Change, bucket_ids: Mapping[TermKey, int] | None = None) -> tuple[str, ...]:
@@ -57,18 +68,22 @@ def apply(connection: Connection, change: Change, bucket_ids: Mapping[TermKey, i
     if change.message is not None:
         promise(connection, [change.message], change.at)
     if change.letter is not None:
-        _change_letter(connection, change.letter)
+        _change_letter(connection, change.letter, change.at)
+    for outbox_id in change.replaced:
+        _change_letter(connection, LetterChange(outbox_id=outbox_id), change.at)
+    promise(connection, change.messages, change.at)
     write_facts(connection, change.facts)
     return told
 
 
-def _change_letter(connection: Connection, change: LetterChange) -> None:
+def _change_letter(connection: Connection, change: LetterChange, now: datetime) -> None:
     columns = schema.outbox.c
-    values = (
-        {columns.state: "delivered", columns.error: None}
-        if change.retry_at is None
-        else {columns.next_try: change.retry_at, columns.tries: columns.tries + 1, columns.error: change.error}
-    )
+    values: dict[Any, Any] = {columns.next_try: change.retry_at or now}
+    if change.error is not None:
+        values |= {columns.tries: columns.tries + 1, columns.error: change.error}
+    if change.retry_at is None:
+        state = LetterState.DELIVERED if change.error is None else LetterState.DEAD
+        values |= {columns.state: state.value, columns.error: change.error}
     changed = connection.execute(update(schema.outbox).where(columns.outbox_id == change.outbox_id).values(values))
     if changed.rowcount != 1:
         raise LedgerError(f"there is no message {change.outbox_id} in the outbox")

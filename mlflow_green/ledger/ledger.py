@@ -18,6 +18,7 @@ from mlflow_green.records import (
     Hold,
     HoldRequest,
     JournalRow,
+    LetterState,
     NodeWindow,
     OutboxRow,
     PastUse,
@@ -94,7 +95,9 @@ class Outbox(Protocol):
         """Mark as done and post what was learnt on the way, in one transaction."""
         ...
 
-    def failed(self, outbox_id: int, retry_at: datetime, error: str) -> None: ...
+    def failed(self, outbox_id: int, retry_at: datetime | None, error: str) -> None:
+        """Try it again at ``retry_at``; never again where that is ``None``."""
+        ...
 
     def put(self, kind: str, dedup: str, payload: Mapping[str, object]) -> None:
         """Promise a message; a second one with the same ``dedup`` changes nothing."""
@@ -102,4 +105,24 @@ class Outbox(Protocol):
 
     def count(self, kind: str) -> int:
         """How many rows are not delivered yet."""
+        ...
+
+
+class SharedOutbox(Outbox, Protocol):
+    """An outbox that several processes deliver: none sends what another is sending or has sent."""
+
+    def claim(self, outbox_id: int, now: datetime, until: datetime) -> bool:
+        """Take a row that is due: nobody else gets it before ``until``. ``False`` if it is not to be had."""
+        ...
+
+    def replace(self, outbox_ids: Sequence[int], kind: str, messages: Mapping[str, Mapping[str, object]]) -> bool:
+        """Promise ``messages`` (payloads by ``dedup``) in place of these rows, all in one transaction.
+
+        ``False``, and nothing is changed, if a row is not pending any more or a ``dedup`` is known: somebody was
+        faster.
+        """
+        ...
+
+    def rows(self, kind: str, *states: LetterState) -> tuple[OutboxRow, ...]:
+        """Every row of the kind that is in one of these states, oldest first."""
         ...

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
+from typing import Any
 from uuid import uuid4
 
 from mlflow_green.clock import Clock
@@ -40,21 +41,13 @@ from mlflow_green.records import (
     Fact,
     Hold,
     JournalRow,
+    LetterState,
     NodeWindow,
     OutboxRow,
     PastUse,
     Term,
     Unit,
 )
-
-
-@dataclass(slots=True, kw_only=True)
-class _Letter:
-    """One row of the outbox."""
-
-    row: OutboxRow
-    next_try: datetime
-    is_delivered: bool = False
 
 
 class MemoryLedger:
@@ -71,7 +64,7 @@ class MemoryLedger:
         self._windows: dict[WindowKey, NodeWindow] = {}
         self._facts: dict[str, dict[str, float | str]] = {}
         self._decisions: list[DecisionRow] = []
-        self._letters: dict[str, _Letter] = {}
+        self._letters: dict[str, OutboxRow] = {}
 
     # --- Ledger ----------------------------------------------------------------------------------
 
@@ -161,23 +154,45 @@ class MemoryLedger:
     # --- Outbox ----------------------------------------------------------------------------------
 
     def pending(self, kind: str, now: datetime, limit: int = 100) -> tuple[OutboxRow, ...]:
-        due = (letter.row for letter in self._undelivered(kind) if letter.next_try <= now)
+        due = (row for row in self.rows(kind, LetterState.PENDING) if row.due_at is None or row.due_at <= now)
         return tuple(due)[:limit]
 
     def delivered(self, outbox_id: int, facts: Sequence[Fact] = ()) -> None:
-        self._letter(outbox_id).is_delivered = True
+        self._change_letter(outbox_id, state=LetterState.DELIVERED, due_at=self._clock.now(), error=None)
         self._tell(facts)
 
-    def failed(self, outbox_id: int, retry_at: datetime, error: str) -> None:  # noqa: ARG002 - kept by the SQL ledger
-        letter = self._letter(outbox_id)
-        letter.row = replace(letter.row, tries=letter.row.tries + 1)
-        letter.next_try = retry_at
+    def failed(self, outbox_id: int, retry_at: datetime | None, error: str) -> None:
+        tries = self._letter(outbox_id)[1].tries + 1
+        if retry_at is None:
+            self._change_letter(outbox_id, state=LetterState.DEAD, due_at=self._clock.now(), tries=tries, error=error)
+        else:
+            self._change_letter(outbox_id, due_at=retry_at, tries=tries, error=error)
 
     def put(self, kind: str, dedup: str, payload: Mapping[str, object]) -> None:
         self._promise(Message(kind=kind, dedup=dedup, payload=payload))
 
     def count(self, kind: str) -> int:
-        return sum(1 for _ in self._undelivered(kind))
+        return len(self.rows(kind, LetterState.PENDING))
+
+    def claim(self, outbox_id: int, now: datetime, until: datetime) -> bool:
+        _, row = self._letter(outbox_id)
+        if row.state is not LetterState.PENDING or (row.due_at and row.due_at > now):
+            return False
+        self._change_letter(outbox_id, due_at=until)
+        return True
+
+    def replace(self, outbox_ids: Sequence[int], kind: str, messages: Mapping[str, Mapping[str, object]]) -> bool:
+        letters = [self._letter(outbox_id)[1] for outbox_id in outbox_ids]
+        if any(row.state is not LetterState.PENDING for row in letters) or messages.keys() & self._letters.keys():
+            return False
+        for outbox_id in outbox_ids:
+            self.delivered(outbox_id)
+        for dedup, payload in messages.items():
+            self.put(kind, dedup, payload)
+        return True
+
+    def rows(self, kind: str, *states: LetterState) -> tuple[OutboxRow, ...]:
+        return tuple(row for row in self._letters.values() if row.kind == kind and row.state in states)
 
     # --- inside ----------------------------------------------------------------------------------
 
@@ -231,12 +246,17 @@ class MemoryLedger:
     def _promise(self, message: Message) -> bool:
         if message.dedup in self._letters:
             return False
-        row = OutboxRow(outbox_id=len(self._letters) + 1, kind=message.kind, payload=dict(message.payload))
-        self._letters[message.dedup] = _Letter(row=row, next_try=self._clock.now())
+        self._letters[message.dedup] = OutboxRow(
+            outbox_id=len(self._letters) + 1,
+            kind=message.kind,
+            payload=dict(message.payload),
+            due_at=self._clock.now(),
+        )
         return True
 
-    def _undelivered(self, kind: str) -> Iterator[_Letter]:
-        return (letter for letter in self._letters.values() if letter.row.kind == kind and not letter.is_delivered)
+    def _letter(self, outbox_id: int) -> tuple[str, OutboxRow]:
+        return next(found for found in self._letters.items() if found[1].outbox_id == outbox_id)
 
-    def _letter(self, outbox_id: int) -> _Letter:
-        return next(letter for letter in self._letters.values() if letter.row.outbox_id == outbox_id)
+    def _change_letter(self, outbox_id: int, **changes: Any) -> None:
+        dedup, row = self._letter(outbox_id)
+        self._letters[dedup] = replace(row, **changes)

@@ -20,9 +20,11 @@ from mlflow_green.records import (
     Entry,
     Hold,
     JournalRow,
+    LetterState,
     Method,
     Mode,
     NodeWindow,
+    OutboxRow,
     Outcome,
     Owner,
     Step,
@@ -64,6 +66,18 @@ def balance_of(row: ReadRow) -> Balance:
         alerts=_alerts_of(row["alerts"]),
     )
     return Balance(term=term, spent=row["spent"], held=row["held"])
+
+
+def outbox_row_of(row: ReadRow) -> OutboxRow:
+    return OutboxRow(
+        outbox_id=row["outbox_id"],
+        kind=row["kind"],
+        payload=row["payload"],
+        tries=row["tries"],
+        state=LetterState(row["state"]),
+        due_at=row["next_try"],
+        error=row["error"],
+    )
 
 
 def hold_row(booked: BookedHold) -> Row:

@@ -221,7 +221,7 @@ outbox = Table(
     Column("kind", String(16), nullable=False),
     Column("payload", JSON, nullable=False),
     Column("state", String(16), nullable=False),
-    Column("next_try", UtcTime, nullable=False),
+    Column("next_try", UtcTime, nullable=False),  # of a row that is not pending any more: when that came about
     Column("tries", Integer, nullable=False),
     Column("error", Text),
     Index("outbox_by_state", "state", "kind", "outbox_id"),

@@ -50,6 +50,7 @@ from mlflow_green.records import (
     Fact,
     Hold,
     JournalRow,
+    LetterState,
     NodeWindow,
     OutboxRow,
     Outcome,
@@ -314,18 +315,18 @@ class SqlLedger:
     def pending(self, kind: str, now: datetime, limit: int = 100) -> tuple[OutboxRow, ...]:
         columns = schema.outbox.c
         query = (
-            select(columns.outbox_id, columns.kind, columns.payload, columns.tries)
-            .where(columns.state == "pending", columns.kind == kind, columns.next_try <= now)
+            select(schema.outbox)
+            .where(columns.state == LetterState.PENDING.value, columns.kind == kind, columns.next_try <= now)
             .order_by(columns.outbox_id)
             .limit(limit)
         )
         with self._reading() as connection:
-            return tuple(OutboxRow(**row) for row in connection.execute(query).mappings())
+            return tuple(rows.outbox_row_of(row) for row in connection.execute(query).mappings())
 
     def delivered(self, outbox_id: int, facts: Sequence[Fact] = ()) -> None:
         self._do(Change(at=self._clock.now(), letter=LetterChange(outbox_id=outbox_id), facts=tuple(facts)))
 
-    def failed(self, outbox_id: int, retry_at: datetime, error: str) -> None:
+    def failed(self, outbox_id: int, retry_at: datetime | None, error: str) -> None:
         letter = LetterChange(outbox_id=outbox_id, retry_at=retry_at, error=error)
         self._do(Change(at=self._clock.now(), letter=letter))
 
@@ -333,9 +334,46 @@ class SqlLedger:
         self._do(Change(at=self._clock.now(), message=Message(kind=kind, dedup=dedup, payload=payload)))
 
     def count(self, kind: str) -> int:
-        query = select(func.count()).where(schema.outbox.c.state == "pending", schema.outbox.c.kind == kind)
+        columns = schema.outbox.c
+        query = select(func.count()).where(columns.state == LetterState.PENDING.value, columns.kind == kind)
         with self._reading() as connection:
             return int(connection.execute(query).scalar_one())
+
+    def claim(self, outbox_id: int, now: datetime, until: datetime) -> bool:
+        columns = schema.outbox.c
+        due = select(columns.outbox_id).where(
+            columns.outbox_id == outbox_id, columns.state == LetterState.PENDING.value, columns.next_try <= now
+        )
+        change = Change(at=self._clock.now(), letter=LetterChange(outbox_id=outbox_id, retry_at=until))
+        with self._writing() as connection:  # one writer at a time: nobody comes between the look and the change
+            if connection.execute(due).first() is None:
+                return False
+            apply(connection, change)
+            self._record(connection, change)
+        return True
+
+    def replace(self, outbox_ids: Sequence[int], kind: str, messages: Mapping[str, Mapping[str, object]]) -> bool:
+        columns = schema.outbox.c
+        pending = select(func.count()).where(
+            columns.outbox_id.in_(outbox_ids), columns.state == LetterState.PENDING.value
+        )
+        known = select(columns.outbox_id).where(columns.dedup.in_(list(messages)))
+        promised = tuple(Message(kind=kind, dedup=dedup, payload=payload) for dedup, payload in messages.items())
+        change = Change(at=self._clock.now(), replaced=tuple(outbox_ids), messages=promised)
+        with self._writing() as connection:
+            is_whole = connection.execute(pending).scalar_one() == len(outbox_ids)
+            if not is_whole or connection.execute(known).first() is not None:
+                return False
+            apply(connection, change)
+            self._record(connection, change)
+        return True
+
+    def rows(self, kind: str, *states: LetterState) -> tuple[OutboxRow, ...]:
+        columns = schema.outbox.c
+        wanted = columns.state.in_([state.value for state in states])
+        query = select(schema.outbox).where(wanted, columns.kind == kind).order_by(columns.outbox_id)
+        with self._reading() as connection:
+            return tuple(rows.outbox_row_of(row) for row in connection.execute(query).mappings())
 
     # --- transactions ----------------------------------------------------------------------------
 

@@ -269,9 +269,10 @@ class TierDocument(_Model):
 
 
 class Channel(_Model):
-    """Where messages go. Checked here, used by the alerts."""
+    """Where messages go. ``allow`` opens what a webhook may not do else: plain http, addresses that are not public."""
 
     webhook: Annotated[str, AfterValidator(webhook_of)] | None = None
+    allow: Annotated[tuple[Literal["http", "private"], ...], BeforeValidator(as_list)] = ()
     secret: Secret | None = None
     email: Names = ()
     apprise: Annotated[tuple[Secret, ...], BeforeValidator(as_list)] = ()

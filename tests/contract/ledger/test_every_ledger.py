@@ -18,6 +18,7 @@ from mlflow_green.records import (
     Decision,
     Domain,
     Fact,
+    LetterState,
     Mode,
     Outcome,
     TopUp,
@@ -502,6 +503,64 @@ def test_a_delivered_message_is_gone_and_what_was_learnt_is_kept(ledger):
     assert ledger.pending("mlflow", NOON) == (second,)
     assert ledger.count("mlflow") == 1
     assert ledger.facts() == {"h": {"mlflow/run_id": "r1"}}
+
+
+PENDING, DELIVERED, DEAD = LetterState
+
+
+def put(ledger, *dedups, kind="alert"):
+    for dedup in dedups:
+        ledger.put(kind, dedup, {"about": dedup})
+    return [row.outbox_id for row in ledger.pending(kind, NOON)]
+
+
+def test_a_message_that_is_given_up_is_kept_with_the_reason(ledger, clock):
+    (number,) = put(ledger, "a")
+    clock.move(60)
+    ledger.failed(number, None, "no such address")
+    assert (ledger.count("alert"), ledger.pending("alert", clock.now())) == (0, ())
+    (row,) = ledger.rows("alert", DEAD)
+    assert (row.error, row.tries, row.due_at) == ("no such address", 1, clock.now())
+
+
+def test_a_message_is_claimed_by_one_sender_until_its_lease_ends(ledger):
+    (number,) = put(ledger, "a")
+    later = NOON + timedelta(minutes=1)
+    assert ledger.claim(number, NOON, later)
+    assert not ledger.claim(number, NOON, later)
+    assert ledger.pending("alert", NOON) == ()
+    assert ledger.claim(number, later, later + timedelta(minutes=1))
+
+
+def test_what_is_done_with_cannot_be_claimed(ledger):
+    first, second = put(ledger, "a", "b")
+    ledger.delivered(first)
+    ledger.failed(second, None, "no such address")
+    assert not ledger.claim(first, NOON + timedelta(days=1), NOON + timedelta(days=2))
+    assert not ledger.claim(second, NOON + timedelta(days=1), NOON + timedelta(days=2))
+
+
+def test_a_delivered_message_tells_when_that_was(ledger, clock):
+    (number,) = put(ledger, "a")
+    clock.move(60)
+    ledger.delivered(number)
+    (row,) = ledger.rows("alert", DELIVERED, DEAD)
+    assert (row.state, row.due_at) == (DELIVERED, clock.now())
+
+
+def test_messages_take_the_place_of_others_all_at_once(ledger):
+    first, second = put(ledger, "a", "b")
+    assert ledger.replace([first, second], "notice", {"c": {"n": 1}, "d": {"n": 2}})
+    assert ledger.count("alert") == 0
+    assert [row.payload for row in ledger.rows("notice", PENDING)] == [{"n": 1}, {"n": 2}]
+
+
+def test_a_message_is_not_replaced_twice(ledger):
+    first, second = put(ledger, "a", "b")
+    assert ledger.replace([first], "notice", {"c": {}})
+    assert not ledger.replace([first, second], "notice", {"d": {}})
+    assert not ledger.replace([second], "notice", {"c": {}})
+    assert ledger.count("alert") == ledger.count("notice") == 1
 
 
 # --- history -------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from mlflow_green.ledger.memory import MemoryLedger
-from mlflow_green.records import AlertRule, Batch, Fact, TopUp, Unit
+from mlflow_green.records import AlertRule, Batch, Fact, LetterState, TopUp, Unit
 from tests.testkit.ledger_samples import (
     NOON,
     OWNER,
@@ -34,7 +34,6 @@ from tests.testkit.ledger_samples import (
 MONTH = term(limit=200, alerts=(AlertRule(at_ratio=0.1, of_committed=False, to=("team",)),))
 YEAR = term("year", limit=300)
 CARBON = term(unit=Unit.CARBON, limit=100)
-DAY_LATER = NOON.replace(day=22)
 
 amounts = st.integers(0, 40)
 closers = {
@@ -54,7 +53,7 @@ def pages(ledger):
         "windows": ledger.node_windows(),
         "facts": ledger.facts(),
         "decisions": ledger.decisions(),
-        "letters": [ledger.pending(kind, DAY_LATER) for kind in ("mlflow", "alert")],
+        "letters": [ledger.rows(kind, *LetterState) for kind in ("mlflow", "alert", "notice")],
         "ticks": ledger.posted_sequences("sampler1"),
     }
 
@@ -113,16 +112,24 @@ class Crashes(RuleBasedStateMachine):
         asked = tuple(TopUp(hold_id=hold.hold_id, amounts={Unit.ENERGY: more}) for hold in self.model.open_holds())
         self.do(lambda ledger: ledger.commit(Batch(top_ups=asked), admit_what_fits), how)
 
-    @rule(works=st.booleans(), how=st.sampled_from(["commit", "die after the append"]))
-    def deliver(self, works, how):
+    @rule(
+        becomes=st.sampled_from(["delivered", "failed", "given up", "claimed", "replaced"]),
+        how=st.sampled_from(["commit", "die after the append"]),
+    )
+    def deliver(self, becomes, how):
         self.count += 1
-        self.do(lambda ledger: ledger.put("alert", f"note {self.count}", {"text": "hello"}), how)
-        number = self.model.pending("alert", DAY_LATER)[0].outbox_id
-        if works:
-            fact = Fact(hold_id="h1", name="mlflow/run_id", value="r")
-            self.do(lambda ledger: ledger.delivered(number, [fact]), how)
-        else:
-            self.do(lambda ledger: ledger.failed(number, NOON.replace(hour=15), "no answer"), how)
+        count = self.count
+        self.do(lambda ledger: ledger.put("alert", f"note {count}", {"text": "hello"}), how)
+        number, later = self.model.rows("alert", LetterState.PENDING)[0].outbox_id, NOON.replace(hour=15)
+        fact = Fact(hold_id="h1", name="mlflow/run_id", value="r")
+        changes = {
+            "delivered": lambda ledger: ledger.delivered(number, [fact]),
+            "failed": lambda ledger: ledger.failed(number, later, "no answer"),
+            "given up": lambda ledger: ledger.failed(number, None, "no such address"),
+            "claimed": lambda ledger: ledger.claim(number, NOON, later),
+            "replaced": lambda ledger: ledger.replace([number], "notice", {f"a {count}": {"n": 1}, f"b {count}": {}}),
+        }
+        self.do(changes[becomes], how)
 
     def do(self, change, how, part=0.5):
         """The change in both ledgers; a process that dies in the append never got its acknowledgement."""

@@ -1,0 +1,308 @@
+"""What an alert says: what happened, who, how far, where it leads, who used most, and what to do now; pure.
+
+Every line stands by itself, so that a narrow screen loses nothing, and every figure has its unit.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, tzinfo
+
+from mlflow_green.policy.document import Budget
+from mlflow_green.policy.exhaustion import LEVEL_PERCENT, Exhaustion
+from mlflow_green.records import Balance, Energy, Mode
+from mlflow_green.units import SECONDS_PER_HOUR, format_amount, format_energy_interval, format_hours
+
+ALERTS_SHOWN_MAX = 20
+TEXT_LENGTH_MAX = 300
+_LABEL_WIDTH = 9
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Notice:
+    """An alert for one address. ``payload`` is the ledger's, which says less in rows of older versions."""
+
+    alert_id: str
+    at: datetime
+    payload: Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Consumer:
+    """One of those who used most of a budget in its period; ``amount`` in the unit's integer scale."""
+
+    name: str
+    amount: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """How a budget stands when a letter about it is written; what is not known is ``None``.
+
+    ``budget`` is the policy's, ``forecast`` ``None`` with too few days. ``metered`` is the energy behind what is spent.
+    """
+
+    balance: Balance
+    budget: Budget
+    consumers: tuple[Consumer, ...] = ()
+    forecast: Exhaustion | None = None
+    metered: Energy | None = None
+    last_use_at: datetime | None = None
+    period_end: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """What a letter says: to people by ``subject`` and ``text``, to programs by ``data``."""
+
+    subject: str
+    text: str
+    data: Mapping[str, object]
+
+
+def write_message(
+    notices: Sequence[Notice],
+    standings: Mapping[tuple[str, ...], Standing],
+    *,
+    policy_sha256: str,
+    now: datetime,
+    zone: tzinfo,
+) -> Message:
+    """One message about these alerts, at least one; ``standings`` by the key of their bucket, ``bucket_of``."""
+    shown = notices[:ALERTS_SHOWN_MAX]
+    headlines = [headline(notice.payload) for notice in shown]
+    subject = headlines[0] if len(notices) == 1 else f"{len(notices)} alerts; first: {headlines[0]}"
+    parts = [_part(notice, standings.get(bucket_of(notice.payload)), policy_sha256, now, zone) for notice in shown]
+    if len(notices) > len(shown):
+        parts.append(f"{len(notices) - len(shown)} more alerts are not shown; 'mlflow-green alerts list' has them.")
+    data = {
+        "subject": subject,
+        "alert_ids": [notice.alert_id for notice in notices],
+        "policy_sha256": policy_sha256,
+        "alerts": [
+            _alert_data(notice, standings.get(bucket_of(notice.payload)), line)
+            for notice, line in zip(shown, headlines, strict=True)
+        ],
+    }
+    return Message(subject=f"mlflow-green: {subject}", text="\n\n".join(parts) + "\n", data=data)
+
+
+def bucket_of(payload: Mapping[str, object]) -> tuple[str, ...]:
+    """The budget, account, unit and period that an alert is about."""
+    return tuple(str(payload.get(name, "")) for name in ("budget", "account", "unit", "period"))
+
+
+def is_urgent(payload: Mapping[str, object], budget: Budget) -> bool:
+    """Whether steps stop from here on: a hard budget has reached its limit."""
+    return budget.mode is Mode.HARD and payload.get("of") != "forecast" and (_number(payload, "at_ratio") or 0) >= 1
+
+
+def headline(payload: Mapping[str, object]) -> str:
+    """What happened and to which budget, in one line."""
+    ratio, limit, unit = _number(payload, "at_ratio"), _whole(payload, "limit"), str(payload.get("unit"))
+    if ratio is None or limit is None:
+        return _line(payload.get("text") or f"budget {payload.get('budget')}: something happened")
+    amount = _whole(payload, "after", "amount")
+    base = "is expected to spend" if payload.get("of") == "forecast" else f"has {payload.get('of')}"
+    return _line(
+        f"budget {payload.get('budget')} {base} {ratio:.0%} of its {unit} limit"
+        f" ({format_amount(unit, amount)} of {format_amount(unit, limit)}, {payload.get('period')})"
+    )
+
+
+def _part(notice: Notice, standing: Standing | None, policy_sha256: str, now: datetime, zone: tzinfo) -> str:
+    payload = notice.payload
+    lines = [headline(payload), ""]
+    lines += _labelled("Who", _who(payload))
+    lines += _labelled("Use", *_use(payload, standing))
+    if standing is not None:
+        lines += _labelled("Forecast", _forecast(standing, zone))
+        lines += _labelled("Most used", *_consumers(standing))
+        lines += _labelled("Effect", _effect(payload, standing.budget))
+        lines += _labelled("Do now", *_remedies(standing, zone))
+    step = payload.get("step")
+    lines += _labelled("Explain", f"mlflow-green explain {_quoted(str(step))}" if step else "mlflow-green explain")
+    lines += _labelled("Data", *_data_lines(standing, now))
+    lines += _labelled("Policy", f"sha256 {str(payload.get('policy_sha256') or policy_sha256)[:12]}")
+    lines += _labelled("Alert", f"{notice.alert_id}, {_when(notice.at, zone)}")
+    return "\n".join(lines)
+
+
+def _labelled(label: str, *texts: str) -> list[str]:
+    return [f"{label if index == 0 else '':<{_LABEL_WIDTH}} {text}" for index, text in enumerate(texts)]
+
+
+def _who(payload: Mapping[str, object]) -> str:
+    known = [f"{name} {payload[name]}" for name in ("user", "project", "step") if payload.get(name)]
+    return _line(", ".join(known) or f"no single step; the account is {payload.get('account', 'not known')}")
+
+
+def _use(payload: Mapping[str, object], standing: Standing | None) -> list[str]:
+    """Before and after the crossing, and how it stands now."""
+    unit, lines = str(payload.get("unit")), []
+    before, after = _whole(payload, "before"), _whole(payload, "after", "amount")
+    limit = _whole(payload, "limit")
+    if before is not None and after is not None:
+        lines.append(f"{_share(unit, before, limit)} before -> {_share(unit, after, limit)} after")
+    elif after is not None:
+        lines.append(f"{_share(unit, after, limit)} when it happened")
+    if standing is not None:
+        balance, currency = standing.balance, standing.budget.currency
+        lines.append(
+            f"now {_share(unit, balance.spent, balance.limit, currency)} spent and"
+            f" {_share(unit, balance.held, balance.limit, currency)} held of"
+            f" {format_amount(unit, balance.limit, currency)}"
+        )
+    return lines or ["not known"]
+
+
+def _share(unit: str, amount: int, limit: int | None, currency: str = "") -> str:
+    text = format_amount(unit, amount, currency)
+    return f"{text} ({amount / limit:.0%})" if limit else text
+
+
+def _forecast(standing: Standing, zone: tzinfo) -> str:
+    found, unit, limit = standing.forecast, standing.balance.term.unit.value, standing.balance.limit
+    if found is None:
+        return "none: fewer than 7 days, or 5 active ones, are known of this budget"
+    text = f"{format_amount(unit, found.daily, standing.budget.currency)} a day"
+    if found.spent_low is not None:
+        low, point, high = (
+            format_amount(unit, amount, standing.budget.currency)
+            for amount in (found.spent_low, found.spent_point, found.spent_high)
+        )
+        text += f"; {point} [{low}, {high}] at the end of the period"
+    if standing.balance.spent >= limit:
+        text += "; the limit is reached already"
+    elif found.used_up_middle is not None:
+        first, last = _day(found.used_up_first, zone), _day(found.used_up_last, zone)
+        text += f"; used up on {_day(found.used_up_middle, zone)} [{first}, {last}]"
+    else:
+        text += f"; the limit is probably not reached, at the earliest {_day(found.used_up_first, zone)}"
+    return f"{text} (estimated, {LEVEL_PERCENT} % interval; {found.method})"
+
+
+def _day(moment: datetime | None, zone: tzinfo) -> str:
+    return "not in this time" if moment is None else f"{moment.astimezone(zone):%Y-%m-%d}"
+
+
+def _consumers(standing: Standing) -> list[str]:
+    unit, spent = standing.balance.term.unit.value, standing.balance.spent
+    if not standing.consumers:
+        return ["nothing is spent yet"]
+    return [
+        _line(f"{rank}. {consumer.name}: {_share(unit, consumer.amount, spent, standing.budget.currency)} of it")
+        for rank, consumer in enumerate(standing.consumers, start=1)
+    ]
+
+
+def _effect(payload: Mapping[str, object], budget: Budget) -> str:
+    """What the policy does at and beyond this point."""
+    if budget.mode is Mode.OBSERVE:
+        return "none: this budget only observes"
+    steps = [f"{rule.do.value} at {rule.at:.0%} {rule.base}" for rule in budget.rules if rule.do.value != "notify"]
+    if budget.mode is Mode.HARD:
+        steps.append("no new hold past 100%")
+    acting = "steps are stopped or refused now" if is_urgent(payload, budget) else "this alert itself stops nothing"
+    return _line(f"{acting}; the rules of this budget: {', '.join(steps) or 'it only notifies'}")
+
+
+def _remedies(standing: Standing, zone: tzinfo) -> list[str]:
+    budget, lines = standing.budget, []
+    if budget.override is not None:
+        hours = budget.override.expires_seconds // SECONDS_PER_HOUR
+        lines.append(
+            f"mlflow-green budget override {_quoted(budget.name)} {budget.override.max_extra:.0%} --until {hours}h"
+            f" --reason '...'   (approved by {', '.join(budget.override.approvers)})"
+        )
+    else:
+        lines.append("raise the limit in green.yaml, then: mlflow-green policy apply")
+    if standing.period_end is not None:
+        lines.append(f"or wait: the period ends {_when(standing.period_end, zone)}")
+    return lines
+
+
+def _data_lines(standing: Standing | None, now: datetime) -> list[str]:
+    if standing is None:
+        return ["how the budget stands now is not known: its bucket is not in this ledger or policy"]
+    age = "no use is posted yet"
+    if standing.last_use_at is not None:
+        hours = max(0.0, (now - standing.last_use_at).total_seconds()) / SECONDS_PER_HOUR
+        age = f"the last use was posted {format_hours(hours)} ago"
+    lines = [f"{age}; what runs now counts as held"]
+    if standing.metered is not None:
+        energy = standing.metered
+        interval = format_energy_interval(energy.microjoules, energy.low_microjoules, energy.high_microjoules)
+        lines.append(f"the metered energy behind it is {interval}, {energy.method.value}")
+    return lines
+
+
+def _alert_data(notice: Notice, standing: Standing | None, line: str) -> dict[str, object]:
+    """The alert for programs: amounts are integers in microjoules, micrograms of CO2e or micro-units of money."""
+    found = standing.forecast if standing else None
+    kept = {
+        name: _plain(value)
+        for name, value in notice.payload.items()
+        if value is None or isinstance(value, str | int | float)
+    }
+    now: dict[str, object] | None = None
+    if standing is not None:
+        now = {"spent": standing.balance.spent, "held": standing.balance.held, "limit": standing.balance.limit}
+    return {
+        **kept,
+        "alert_id": notice.alert_id,
+        "at": notice.at.isoformat(),
+        "headline": line,
+        "now": now,
+        "consumers": [
+            {"name": _line(consumer.name), "amount": consumer.amount}
+            for consumer in (standing.consumers if standing else ())
+        ],
+        "forecast": None
+        if found is None
+        else {
+            "spent_low": found.spent_low,
+            "spent_point": found.spent_point,
+            "spent_high": found.spent_high,
+            "used_up_first": _iso(found.used_up_first),
+            "used_up_middle": _iso(found.used_up_middle),
+            "used_up_last": _iso(found.used_up_last),
+            "level_percent": LEVEL_PERCENT,
+            "method": found.method,
+        },
+    }
+
+
+def _iso(moment: datetime | None) -> str | None:
+    return moment.isoformat() if moment else None
+
+
+def _plain(value: object) -> object:
+    return _line(value) if isinstance(value, str) else value
+
+
+def _line(value: object) -> str:
+    """One line of at most 300 characters, whatever a step or budget is called."""
+    text = " ".join(str(value).split())
+    return text if len(text) <= TEXT_LENGTH_MAX else text[: TEXT_LENGTH_MAX - 1] + "…"
+
+
+def _quoted(name: str) -> str:
+    """A name as a shell takes it."""
+    return shlex.quote(name)
+
+
+def _when(moment: datetime, zone: tzinfo) -> str:
+    return f"{moment.astimezone(zone):%Y-%m-%d %H:%M %Z}"
+
+
+def _number(payload: Mapping[str, object], name: str) -> float | None:
+    value = payload.get(name)
+    return value if isinstance(value, int | float) else None
+
+
+def _whole(payload: Mapping[str, object], *names: str) -> int | None:
+    """The first of these that is there."""
+    return next((value for name in names if isinstance(value := payload.get(name), int)), None)

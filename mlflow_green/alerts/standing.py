@@ -1,0 +1,101 @@
+"""How the budgets of alerts stand, read from the books when a letter is written."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from datetime import datetime
+from typing import Protocol
+
+from mlflow_green.alerts.message import Consumer, Standing
+from mlflow_green.ledger.ledger import Ledger, LedgerReader, SharedOutbox
+from mlflow_green.policy.document import Budget, Period, Policy
+from mlflow_green.policy.exhaustion import Exhaustion, daily_spends, exhaustion
+from mlflow_green.policy.terms import period_end, period_key
+from mlflow_green.records import Balance, Entry, JournalRow, total_energy
+
+CONSUMERS_SHOWN = 3
+
+
+class AlertBooks(Ledger, LedgerReader, SharedOutbox, Protocol):
+    """A ledger as the sender of alerts sees it."""
+
+    def snapshot(self) -> AbstractContextManager[None]:
+        """Everything read inside belongs together."""
+        ...
+
+
+class Standings:
+    """The books at one moment; what is costly is read once, and only when it is asked for."""
+
+    def __init__(self, books: AlertBooks, policy: Policy, now: datetime) -> None:
+        self._policy = policy
+        self._now = now
+        with books.snapshot():
+            self._balances = {balance.term.key: balance for balance in books.balances()}
+            self._journal = books.journal()
+            self._entries: dict[str | None, Entry] = {
+                entry.hold_id: entry for entry in books.entries() if entry.hold_id
+            }
+
+    def current(self, budget: Budget) -> tuple[Balance, ...]:
+        """The buckets of a budget in its current period; none for a budget of each workflow, which has no forecast."""
+        period = period_key(budget.period, self._now, self._policy.zone, "")
+        if budget.period is Period.WORKFLOW:
+            return ()
+        found = self._balances.values()
+        return tuple(each for each in found if (each.term.budget, each.term.period) == (budget.name, period))
+
+    def of(self, key: tuple[str, ...]) -> Standing | None:
+        """How the bucket stands; ``None`` where the books or the policy do not have it."""
+        balance = next((found for known, found in self._balances.items() if known == key), None)
+        if balance is None:
+            return None
+        try:
+            budget = self._policy.budget(balance.term.budget)
+        except KeyError:
+            return None
+        rows = [row for row in self._journal if _bucket(row) == key and row.delta_spent]
+        entries = {row.hold_id: self._entries[row.hold_id] for row in rows if row.hold_id in self._entries}
+        totals = [entry.total for entry in entries.values() if entry.total is not None]
+        return Standing(
+            balance=balance,
+            budget=budget,
+            consumers=_consumers(rows, entries),
+            forecast=self.forecast(balance, budget),
+            metered=total_energy(totals),
+            last_use_at=max((row.at for row in rows), default=None),
+            period_end=self._end(balance, budget),
+        )
+
+    def forecast(self, balance: Balance, budget: Budget) -> Exhaustion | None:
+        """Where the bucket is heading; ``None`` with too few days, or when its period is over."""
+        if balance not in self.current(budget):
+            return None
+        key = (balance.term.budget, balance.term.account, balance.term.unit.value)
+        spends = [(row.at, row.delta_spent) for row in self._journal if row.delta_spent and _bucket(row)[:3] == key]
+        return exhaustion(
+            daily_spends(spends, now=self._now, zone=self._policy.zone),
+            spent=balance.spent,
+            limit=balance.limit,
+            now=self._now,
+            end=self._end(balance, budget),
+        )
+
+    def _end(self, balance: Balance, budget: Budget) -> datetime | None:
+        is_current = balance in self.current(budget)
+        return period_end(budget.period, self._now, self._policy.zone) if is_current else None
+
+
+def _bucket(row: JournalRow) -> tuple[str, ...]:
+    return (row.budget, row.account, row.unit.value, row.period)
+
+
+def _consumers(rows: Sequence[JournalRow], entries: Mapping[str | None, Entry]) -> tuple[Consumer, ...]:
+    """The users and steps that used most, the first first."""
+    amounts: Counter[str] = Counter()
+    for row in rows:
+        entry = entries.get(row.hold_id)
+        amounts["without an entry" if entry is None else f"{entry.step} ({entry.user})"] += row.delta_spent
+    return tuple(Consumer(name=name, amount=amount) for name, amount in amounts.most_common(CONSUMERS_SHOWN))

@@ -1,0 +1,116 @@
+"""Senders that are killed, and a receiver that fails in every way: nothing is lost, nothing is told as new twice."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections import defaultdict
+from contextlib import suppress
+from datetime import UTC, datetime
+from itertools import pairwise
+
+from mlflow_green.alerts.webhook import verify_signature
+from mlflow_green.clock import SystemClock
+from mlflow_green.policy.document import load_policy
+from mlflow_green.records import LetterState
+from tests.integration.alerts.sender_process import sender_in
+from tests.testkit.alert_samples import WH, Spender, notify
+from tests.testkit.books import ledger_in
+from tests.testkit.receiver import CLOSES, HANGS, receiver
+from tests.testkit.waiting import comes_true
+
+KILLS, CROSSINGS = 200, 40
+CHANNELS = {"a": 0, "b": 0, "c": 1}
+"""The quiet window of each, in seconds."""
+FAILURES = [(429, {"Retry-After": "0"}), (429, {"Retry-After": "1"}), 500, 503, HANGS, CLOSES]
+
+
+def test_senders_killed_200_times_tell_every_crossing_and_none_twice(tmp_path, monkeypatch):
+    chance = random.Random(7)
+    monkeypatch.setenv("HOOK_SECRET", "a secret of the team")
+    (tmp_path / "green.yaml").write_text(
+        f"""
+version: 1
+project: demo
+budgets:
+  - {{name: month, limit: 100 Wh, period: total, mode: soft, rules: [{notify(*range(1, CROSSINGS + 1), to=", ".join(CHANNELS))}]}}
+channels:
+"""
+        + "".join(
+            f"  {name}: {{webhook: 'env:HOOK_{name}', secret: 'env:HOOK_SECRET', quiet: {quiet}s, "
+            "allow: [http, private]}\n"
+            for name, quiet in CHANNELS.items()
+        )
+    )
+    answers = (chance.choice(FAILURES) if chance.random() < 0.4 else 200 for _ in range(200))
+    killed_while_sending = []
+
+    def kill_some(number):
+        if chance.random() < 0.5:
+            with suppress(OSError, ValueError):
+                os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
+                killed_while_sending.append(number)
+
+    with receiver(answers) as server:
+        for name in CHANNELS:
+            monkeypatch.setenv(f"HOOK_{name}", f"{server.url}&channel={name}")
+        ledger = ledger_in(tmp_path)
+        policy = load_policy(tmp_path / "green.yaml")
+        spender = Spender(ledger, policy, SystemClock())
+        server.on_request = kill_some
+        module = "tests.integration.alerts.sender_process"
+        with subprocess.Popen(
+            [sys.executable, "-m", module, str(tmp_path), str(KILLS), "3"], stdout=subprocess.PIPE, text=True
+        ) as process:
+            for _ in range(CROSSINGS):
+                spender.spend(WH)
+                comes_true(lambda: process.poll() is not None, chance.uniform(0, 0.2))
+            out, _ = process.communicate(timeout=60)
+        assert out == f"killed {KILLS}\n"
+        server.on_request = lambda _number: None
+        sender = sender_in(tmp_path, policy)
+
+        def all_is_told():
+            sender.send()
+            return not any(ledger.count(kind) for kind in ("alert", "notice", "letter"))
+
+        assert comes_true(all_is_told, 30)
+        promised = {(row.payload["channel"], row.payload["alert_id"]) for row in ledger.rows("notice", *LetterState)}
+        assert ledger.rows("letter", LetterState.DEAD) == ()
+        ledger.close()
+    report(server, promised, killed_while_sending)
+
+
+def report(server, promised, killed_while_sending):
+    assert len(promised) == CROSSINGS * len(CHANNELS)
+    told, letters_of, moments, bodies = set(), defaultdict(set), defaultdict(list), {}
+    for each in server.received:
+        assert is_signed(each)
+        assert bodies.setdefault(each.letter_id, each.body) == each.body
+        channel = each.path.rpartition("=")[2]
+        for alert_id in each.data["alert_ids"]:
+            letters_of[channel, alert_id].add(each.letter_id)
+            if each.answer == 200:
+                told.add((channel, alert_id))
+        if each.answer == 200:
+            moments[channel, each.letter_id].append(each.at)
+    assert told == promised
+    assert {len(letters) for letters in letters_of.values()} == {1}
+    for name, quiet_seconds in CHANNELS.items():
+        of_channel = [times for (channel, _), times in moments.items() if channel == name]
+        for earlier, later in pairwise(of_channel):
+            assert later[0] - earlier[-1] >= quiet_seconds
+    duplicates = len(server.taken) - len(moments)
+    assert duplicates, "no sender was killed between a letter and its mark: the test shows nothing"
+    print(
+        f"{KILLS} kills, {len(killed_while_sending)} of them while a letter was under way; {len(server.received)} requests,"
+        f" {len(server.taken)} taken: {len(promised)} promises in {len(moments)} letters, {duplicates} duplicates"
+    )
+
+
+def is_signed(received):
+    moment = datetime.fromtimestamp(received.at, UTC)
+    return verify_signature(received.headers, received.body, "a secret of the team", moment)
