@@ -20,6 +20,7 @@ from mlflow_green.errors import LedgerError, LedgerUnavailable
 BUSY_TIMEOUT_SECONDS = 60
 GATE_TIMEOUT_SECONDS = 10
 GATE_POLL_SECONDS = 0.001
+GATE_STUCK_SECONDS = 0.05  # many times what a healthy writer keeps the lock
 
 Version = tuple[int, int, int]
 
@@ -112,12 +113,14 @@ class Gate:
     """A lock file that writers queue at, because SQLite's own waiting starves some of them for seconds.
 
     It is only for fairness. SQLite's locks keep the file safe, so after ``GATE_TIMEOUT_SECONDS`` a writer goes on
-    without it: a stopped process, or a child that inherited the lock, must not block everybody.
+    without it: a stopped process, or a child that inherited the lock, must not block everybody. From then on the
+    writer waits no longer than ``GATE_STUCK_SECONDS``, until it gets the lock again.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._fd = -1
+        self._is_stuck = False
 
     @contextmanager
     def passed(self) -> Iterator[None]:
@@ -131,14 +134,16 @@ class Gate:
                 fcntl.flock(self._fd, fcntl.LOCK_UN)
 
     def _wait(self) -> bool:
-        deadline = time.monotonic() + GATE_TIMEOUT_SECONDS
+        deadline = time.monotonic() + (GATE_STUCK_SECONDS if self._is_stuck else GATE_TIMEOUT_SECONDS)
         while time.monotonic() < deadline:
             try:
                 fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 time.sleep(GATE_POLL_SECONDS)
             else:
+                self._is_stuck = False
                 return True
+        self._is_stuck = True
         return False
 
     def close(self) -> None:
