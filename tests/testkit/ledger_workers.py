@@ -73,6 +73,7 @@ class Crew:
 
     def __init__(self) -> None:
         self._context = processes()
+        self._tasks: list[tuple[Callable[..., None], tuple[object, ...]]] = []
         self.members: list[multiprocessing.process.BaseProcess] = []
 
     def __enter__(self) -> Self:
@@ -87,9 +88,19 @@ class Crew:
         return self._context.Barrier(parties)
 
     def start(self, work: Callable[..., None], *arguments: object):
+        self._tasks.append((work, arguments))
+        self.members.append(self._started(work, arguments))
+        return self.members[-1]
+
+    def restart(self, number: int) -> None:
+        """kill -9, and the same work again."""
+        self.members[number].kill()
+        self.members[number].join()
+        self.members[number] = self._started(*self._tasks[number])
+
+    def _started(self, work: Callable[..., None], arguments: tuple[object, ...]):
         process = self._context.Process(target=work, args=arguments)
         process.start()
-        self.members.append(process)
         return process
 
     def all_succeed(self, limit_seconds: float) -> bool:
@@ -98,6 +109,11 @@ class Crew:
         for member in self.members:
             member.join(max(0.0, deadline - time.monotonic()))
         return [member.exitcode for member in self.members] == [0] * len(self.members)
+
+    @property
+    def failed(self) -> bool:
+        """Whether one has ended by an error of its own."""
+        return any(member.exitcode is not None and member.exitcode > 0 for member in self.members)
 
 
 def tell(path: Path, text: str) -> None:
