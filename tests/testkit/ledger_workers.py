@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Self
 
 from mlflow_green.clock import SystemClock
-from mlflow_green.errors import HoldClosed
+from mlflow_green.errors import HoldClosed, LedgerUnavailable
 from mlflow_green.ledger.sql import SqlLedger, open_ledger
 from mlflow_green.ledger.verify import verify
-from mlflow_green.records import Batch, JournalRow, Term, TopUp, Unit
+from mlflow_green.records import Batch, Committed, JournalRow, Term, TopUp, Unit
 from tests.testkit.ledger_samples import OWNER, admit_what_fits, open_on_share, request, settle, term
 
 AMPLE = (term(limit=10**15), term(limit=10**15, unit=Unit.CARBON))
@@ -64,7 +64,8 @@ def folder_in_memory() -> Iterator[Path]:
 def processes():
     """Starts processes that have all imports, for hundreds of them would take minutes to import."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.testkit.ledger_workers", "tests.testkit.metered_program"])
+    modules = ["tests.testkit.ledger_workers", "tests.testkit.metered_program"]
+    context.set_forkserver_preload([*modules, "mlflow_green.ledger.postgres", "sqlalchemy.dialects.postgresql.psycopg"])
     return context
 
 
@@ -208,13 +209,26 @@ def look_long(place: Place, start, seconds: float, look_seconds: float) -> None:
             time.sleep(look_seconds / 2)
 
 
-def tell_all(place: Place, name: str, told: Path) -> None:
-    """Hold, top up and settle for ever, and tell what was acknowledged; goes on where it was killed."""
+def tell_all(place: Place, name: str, told: Path, is_patient: bool = False) -> None:
+    """Hold, top up and settle for ever, and tell what was acknowledged; goes on where it was killed.
+
+    One that is patient says the same thing again while the ledger does not answer.
+    """
+
+    def commit(batch: Batch) -> Committed:
+        while True:
+            try:
+                return ledger.commit(batch, admit_what_fits)
+            except LedgerUnavailable:
+                if not is_patient:
+                    raise
+                time.sleep(0.02)
+
     with place.opened() as ledger:
         for number in range(_first_unsettled(told), 10**9):
             asked = request(f"{name}-{number}", {Unit.ENERGY: 5, Unit.CARBON: 2}, *AMPLE)
             try:
-                (answer,) = ledger.commit(Batch(requests=(asked,), owner=OWNER), admit_what_fits).answers
+                (answer,) = commit(Batch(requests=(asked,), owner=OWNER)).answers
             except HoldClosed:  # it was killed before it could tell
                 tell(told, f"closed {number} - 0")
                 continue
@@ -222,10 +236,10 @@ def tell_all(place: Place, name: str, told: Path) -> None:
             tell(told, f"held {number} {hold.hold_id} 0")
             if number % 3 == 0:
                 more = TopUp(hold_id=hold.hold_id, amounts={Unit.ENERGY: 4})
-                (granted,) = ledger.commit(Batch(top_ups=(more,)), admit_what_fits).top_ups
+                (granted,) = commit(Batch(top_ups=(more,))).top_ups
                 tell(told, f"topped {number} {hold.hold_id} {granted[Unit.ENERGY]}")
             closing = settle(hold, 3, operational_micrograms_co2e=1, sampler_id=None)
-            ledger.commit(Batch(closings=(closing,)), admit_what_fits)
+            commit(Batch(closings=(closing,)))
             tell(told, f"settled {number} {hold.hold_id} 0")
 
 

@@ -30,10 +30,12 @@ from tests.testkit.ledger_workers import (
     tell_all,
     told_in,
 )
+from tests.testkit.postgres import postgres_server
 from tests.testkit.waiting import comes_true
 
 KILLS_A_STORE, WORKERS = 34, 4
 COPIES, HOT_COPIES, LOOKS_MAX = 6, 3, 1000
+CRASHES = 5
 HAS_WAL = wal_is_safe(sqlite3.sqlite_version_info[:3])
 
 
@@ -43,9 +45,12 @@ def folder():
         yield folder
 
 
-@pytest.fixture(params=["sqlite", "journal"])
+@pytest.fixture(params=["sqlite", "journal", "postgres"])
 def place(request, folder) -> Place:
-    return sqlite_in(folder) if request.param == "sqlite" else Place(folder=folder)
+    if request.param == "sqlite":
+        return sqlite_in(folder)
+    url = None if request.param == "journal" else request.getfixturevalue("postgres").new_database()
+    return Place(folder=folder, url=url)
 
 
 def test_what_was_acknowledged_survives_a_storm_of_kill_nine(place):
@@ -55,10 +60,21 @@ def test_what_was_acknowledged_survives_a_storm_of_kill_nine(place):
         for number in range(WORKERS):
             crew.start(tell_all, place, f"w{number}", told[number])
         for _ in range(KILLS_A_STORE):
-            time.sleep(dice.uniform(0.005, 0.1))
+            wait_for_more(told, 5)
+            time.sleep(dice.uniform(0, 0.02))
             assert not crew.failed
             crew.restart(dice.randrange(WORKERS))
     check(place, [each for path in told for each in told_in(path)], at_least=KILLS_A_STORE / 2)
+
+
+def wait_for_more(told: list[Path], count: int) -> None:
+    """Until the workers were told ``count`` things more than now."""
+
+    def size() -> int:
+        return sum(path.read_bytes().count(b"\n") for path in told if path.exists())
+
+    enough = size() + count
+    assert comes_true(lambda: size() >= enough, 60, 0.005)
 
 
 def check(place: Place, told: list[Told], at_least: float) -> None:
@@ -69,6 +85,25 @@ def check(place: Place, told: list[Told], at_least: float) -> None:
         assert findings(ledger) == ()
         after = Batch(requests=(request("after", 1, *AMPLE),), owner=OWNER)
         assert ledger.commit(after, admit_what_fits).answers[0].hold
+
+
+def test_what_was_acknowledged_survives_crashes_of_postgresql_and_the_workers_go_on(folder):
+    told = [folder / f"told-{number}" for number in range(WORKERS)]
+    with postgres_server(durable=True) as server, Crew() as crew:
+        place = Place(folder=folder, url=server.new_database())
+        place.open().close()
+        for number in range(WORKERS):
+            crew.start(tell_all, place, f"w{number}", told[number], True)
+        for _ in range(CRASHES):
+            wait_for_more(told, 40)
+            server.crash()
+            server.start()
+            assert not crew.failed
+        before = [len(told_in(path)) for path in told]
+        assert comes_true(lambda: all(len(told_in(path)) > n for path, n in zip(told, before, strict=True)), 60)
+        for number in range(WORKERS):
+            crew.members[number].kill()
+        check(place, [each for path in told for each in told_in(path)], at_least=4 * CRASHES)
 
 
 def test_a_copy_of_the_files_at_any_moment_opens_with_all_that_was_acknowledged(tmp_path):

@@ -16,6 +16,7 @@ from mlflow_green.records import Unit
 from tests.testkit.ledger_samples import term
 from tests.testkit.ledger_workers import (
     Crew,
+    Place,
     fill,
     findings,
     folder_in_memory,
@@ -36,9 +37,21 @@ TEAM_B = term("team", account="team:b", limit=10 * LIMIT)
 
 
 @pytest.fixture
-def place():
+def folder():
     with folder_in_memory() as folder:
-        yield sqlite_in(folder)
+        yield folder
+
+
+@pytest.fixture
+def file(folder) -> Place:
+    return sqlite_in(folder)
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def place(request, folder) -> Place:
+    if request.param == "sqlite":
+        return sqlite_in(folder)
+    return Place(folder=folder, url=request.getfixturevalue("postgres").new_database())
 
 
 def test_sixteen_processes_at_the_limit_hold_all_of_it_and_no_more(place):
@@ -64,9 +77,13 @@ def test_sixteen_processes_at_the_limit_hold_all_of_it_and_no_more(place):
         assert set(map(frozenset, held_under.values())) == {frozenset({"lab energy", "lab carbon", "team energy"})}
 
 
+def engine_of(url):
+    return create_engine(url.replace("postgresql:", "postgresql+psycopg:"))
+
+
 def check_then_write(url, start, amount, limit):
     """What others do: read what is left, think, then write."""
-    engine = create_engine(url, connect_args={"timeout": 60} if url.startswith("sqlite") else {})
+    engine = engine_of(url)
     start.wait(60)
     while True:
         with engine.connect() as connection:
@@ -79,7 +96,7 @@ def check_then_write(url, start, amount, limit):
 
 
 def test_the_same_processes_overspend_where_it_is_checked_first_and_written_later(place):
-    engine = create_engine(place.url)
+    engine = engine_of(place.url)
     with engine.begin() as connection:
         connection.execute(text("CREATE TABLE naive (used BIGINT)"))
         connection.execute(text("INSERT INTO naive VALUES (0)"))
@@ -126,15 +143,15 @@ def sit_on_lock_file(path):
     os.kill(os.getpid(), signal.SIGSTOP)
 
 
-def test_a_stopped_process_that_has_the_lock_file_delays_each_writer_once(place):
-    place.open().close()
-    lock, reports = place.folder / "ledger.db.lock", place.folder / "pairs"
+def test_a_stopped_process_that_has_the_lock_file_delays_each_writer_once(file):
+    file.open().close()
+    lock, reports = file.folder / "ledger.db.lock", file.folder / "pairs"
     with Crew() as crew:
         stopped = crew.start(sit_on_lock_file, lock)
         assert comes_true(lambda: is_locked(lock), 30)
         start = crew.barrier(4)
         for number in range(4):
-            crew.start(hold_and_settle, place, f"w{number}", start, GATE_TIMEOUT_SECONDS + 2, reports)
+            crew.start(hold_and_settle, file, f"w{number}", start, GATE_TIMEOUT_SECONDS + 2, reports)
         crew.members.remove(stopped)
         assert crew.all_succeed(120)
         assert is_locked(lock)
