@@ -117,6 +117,10 @@ class Crew:
         return any(member.exitcode is not None and member.exitcode > 0 for member in self.members)
 
 
+def is_stopped(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+
+
 def tell(path: Path, text: str) -> None:
     """Append a line that is there once this returns, also after kill -9."""
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)

@@ -25,6 +25,7 @@ from tests.testkit.ledger_workers import (
     Told,
     findings,
     folder_in_memory,
+    is_stopped,
     lost_words,
     sqlite_in,
     tell_all,
@@ -137,14 +138,10 @@ def stopped(crew: Crew) -> Iterator[None]:
     for member in crew.members:
         os.kill(member.pid, signal.SIGSTOP)
     for member in crew.members:
-        assert comes_true(lambda pid=member.pid: state(pid) == "T", 10, 0.0001)
+        assert comes_true(lambda pid=member.pid: is_stopped(pid), 10, 0.0001)
     yield
     for member in crew.members:
         os.kill(member.pid, signal.SIGCONT)
-
-
-def state(pid: int) -> str:
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
 def is_hot(journal: Path) -> bool:
