@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import sqlite3
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from pathlib import Path
@@ -20,11 +18,10 @@ from sqlalchemy.pool import StaticPool
 
 from mlflow_green.errors import LedgerError, LedgerUnavailable
 from mlflow_green.ledger import schema
+from mlflow_green.ledger.gate import Gate
 from mlflow_green.ledger.store import Store
 
 BUSY_TIMEOUT_SECONDS = 60
-GATE_TIMEOUT_SECONDS = 10
-GATE_POLL_SECONDS = 0.001
 UPGRADE_TIMEOUT_SECONDS = 600
 
 Version = tuple[int, int, int]
@@ -183,45 +180,6 @@ def _let_the_disk_take_its_time(connection: sqlite3.Connection, _record: object)
 def _begin(connection: Connection) -> None:
     writes = connection.get_execution_options().get("green_writes", False)
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
-
-
-class Gate:
-    """A lock file that writers queue at, because SQLite's own waiting starves some of them for seconds.
-
-    It is only for fairness. SQLite's locks keep the file safe, so after ``GATE_TIMEOUT_SECONDS`` a writer goes on
-    without it: a stopped process, or a child that inherited the lock, must not block everybody.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._fd = -1
-
-    @contextmanager
-    def passed(self) -> Iterator[None]:
-        if self._fd < 0:
-            self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        is_held = self._wait()
-        try:
-            yield
-        finally:
-            if is_held:
-                fcntl.flock(self._fd, fcntl.LOCK_UN)
-
-    def _wait(self) -> bool:
-        deadline = time.monotonic() + GATE_TIMEOUT_SECONDS
-        while time.monotonic() < deadline:
-            try:
-                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                time.sleep(GATE_POLL_SECONDS)
-            else:
-                return True
-        return False
-
-    def close(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
 
 
 @contextmanager

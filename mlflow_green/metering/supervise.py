@@ -8,6 +8,7 @@ that ``subprocess`` waits for would turn its failure into a success.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 import time
@@ -129,13 +130,22 @@ class Ending:
         self._kill_at = monotonic_seconds() + grace_seconds
         self.give_up_seconds = self._kill_at + KILL_SECONDS_MAX
         self._told: set[int] = set()
+        self._is_killed = False
 
-    def advance(self) -> bool:
-        alive = step_processes(self.hold_id)
+    @property
+    def kill_seconds(self) -> float:
+        """The moment of SIGKILL, monotonic; ``inf`` once it was sent."""
+        return math.inf if self._is_killed else self._kill_at
+
+    def advance(self, alive: frozenset[int] | None = None) -> bool:
+        """``alive`` are its live processes, where somebody has just looked."""
+        if alive is None:
+            alive = step_processes(self.hold_id)
         if not alive:
             return True
         if self._now() >= self._kill_at:
             send(alive, signal.SIGKILL)
+            self._is_killed = True
         else:
             send(alive - self._told, signal.SIGTERM)
             self._told |= alive

@@ -22,7 +22,7 @@ from mlflow_green.clock import Clock
 from mlflow_green.metering.cpu_clock import CpuClock
 from mlflow_green.metering.handover import HAND_OVER_SECONDS, Handover, RunningStep
 from mlflow_green.metering.sampler import Sampler
-from mlflow_green.metering.supervise import Ending
+from mlflow_green.metering.supervise import Ending, processes_of_steps
 from mlflow_green.recorder.loss import GRACE_SECONDS
 from mlflow_green.recorder.second_opinion import job_id_facts
 from mlflow_green.recorder.spool_session import (
@@ -46,6 +46,7 @@ _log = logging.getLogger(__name__)
 SAMPLING_PERIOD_SECONDS = 1.0
 _WINDOW_SECONDS_MIN = 0.1  # shorter windows are dominated by the 10 ms ticks of /proc/stat
 _ENDING_PERIOD_SECONDS = 0.2
+_ANSWER_PERIOD_SECONDS = 0.02
 _RECHECK_SECONDS = 5.0
 _POST_WINDOWS_SECONDS = 10.0
 _METRICS_BYTES_MAX = 1_000_000
@@ -146,6 +147,7 @@ class Recorder:
         self._open: dict[str, Ticket] = {}  # begun and not yet settled, by hold id
         self._asked: list[Ticket] = []
         self._endings: dict[str, Ending] = {}
+        self._topping_up: list[Ticket] = []  # their top-ups were not answered when somebody looked last
         self._halting = threading.Lock()
         self._windows: list[NodeWindow] = []
         self._cut = threading.Event()
@@ -386,15 +388,40 @@ class Recorder:
                 _log.exception("mlflow-green: the meter met an unexpected error; it goes on with the next sample")
 
     def _wait_for_a_sample(self) -> None:
-        """Until one is due or wanted; what has begun meanwhile is handed over, however often one is wanted."""
-        wait_seconds = _ENDING_PERIOD_SECONDS if self._endings else self._period_seconds
-        until_seconds = self._clock.monotonic_seconds() + wait_seconds
+        """Until one is due or wanted; what has begun meanwhile is handed over, however often one is wanted.
+
+        A step that is over its grant when more of it is refused does not go on until the next sample.
+        """
+        until_seconds = self._next_look_seconds()
         while (left_seconds := until_seconds - self._clock.monotonic_seconds()) > 0 and not self._stopping:
             if self._handover is not None:
                 self._hand_over_in_time(self._handover)
                 left_seconds = min(left_seconds, HAND_OVER_SECONDS)
+            if self._topping_up:
+                left_seconds = min(left_seconds, _ANSWER_PERIOD_SECONDS)
             if self._cut.wait(left_seconds):
                 return
+            if self._halt_refused():
+                self._advance_endings()
+                until_seconds = self._next_look_seconds()
+
+    def _next_look_seconds(self) -> float:
+        """When the next sample is due, or a step that is being ended wants looking after; monotonic."""
+        now_seconds = self._clock.monotonic_seconds()
+        if not self._endings:
+            return now_seconds + self._period_seconds
+        kill_seconds = min(ending.kill_seconds for ending in self._endings.values())
+        return min(now_seconds + _ENDING_PERIOD_SECONDS, kill_seconds)
+
+    def _halt_refused(self) -> bool:
+        """Halt those that are over their grant and have just been refused more; whether there was any."""
+        answered = [ticket for ticket in self._topping_up if not ticket.top_up_pending]
+        self._topping_up = [ticket for ticket in self._topping_up if ticket.top_up_pending]
+        before = len(self._endings)
+        for ticket in answered:
+            if ticket.top_up_refused and ticket.running:
+                self._enforce(ticket, may_ask=False)
+        return len(self._endings) > before
 
     def _hand_over_in_time(self, handover: Handover) -> None:
         now_seconds = self._clock.monotonic_seconds()
@@ -459,7 +486,7 @@ class Recorder:
         self._write(closing_line(closing))
         self._bookkeeper.settle(ticket, closing, self._quality(ticket))
 
-    def _enforce(self, ticket: Ticket) -> None:
+    def _enforce(self, ticket: Ticket, *, may_ask: bool = True) -> None:
         if self._enforcer is None or ticket.hold is None or ticket.halt_reason:
             return
         if self._enforcer.needs_balances:
@@ -472,9 +499,10 @@ class Recorder:
             self._halt(ticket, verdict.halt_reason, verdict.grace_seconds)
         elif verdict.halt_reason:
             self._warn(ticket, verdict.halt_reason)
-        elif verdict.top_up and not ticket.top_up_pending:
+        elif verdict.top_up and may_ask and not ticket.top_up_pending:
             may_finish = verdict.may_finish or not self._halts
             self._bookkeeper.top_up(ticket, verdict.top_up, may_finish=may_finish)
+            self._topping_up.append(ticket)
         if verdict.overrun and not ticket.overrun_said:
             ticket.overrun_said = True
             self._say(verdict.overrun)
@@ -493,9 +521,10 @@ class Recorder:
             self._say(f"{reason}; it is a part of this program, which goes on, and what it uses is charged")
 
     def _advance_endings(self) -> None:
+        alive = processes_of_steps(self._endings) if self._endings else {}
         for hold_id, ending in list(self._endings.items()):
             ticket = self._open.get(hold_id)
-            gone = ending.advance() or not self._wait_longer(ending)
+            gone = ending.advance(alive[hold_id]) or not self._wait_longer(ending)
             if gone and (ticket is None or not ticket.running):
                 del self._endings[hold_id]
 

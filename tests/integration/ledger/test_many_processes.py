@@ -1,107 +1,160 @@
-"""Laws 2 and 4 with real processes: nothing over the limit, nothing acknowledged is lost."""
+"""Law 2 with real processes: sixteen at the limit take all of it and no more, and none ever hears that it is locked."""
 
 from __future__ import annotations
 
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
-from mlflow_green.ledger.verify import verify
-from mlflow_green.records import Batch
-from tests.testkit.ledger_samples import OWNER, admit_what_fits, open_at, request, term
+import pytest
+from sqlalchemy import create_engine, text
 
-ROOT = Path(__file__).parents[3]
+from mlflow_green.ledger.gate import GATE_TIMEOUT_SECONDS, Gate
+from mlflow_green.records import Unit
+from tests.testkit.ledger_samples import term
+from tests.testkit.ledger_workers import (
+    Crew,
+    Place,
+    fill,
+    findings,
+    folder_in_memory,
+    hold_and_settle,
+    is_stopped,
+    look,
+    look_long,
+    over_limit,
+    sqlite_in,
+)
+from tests.testkit.waiting import comes_true
 
-# Each worker takes 7 of 1000 until nothing fits any more, and says what it got.
-AT_THE_LIMIT = """
-import sys
-from pathlib import Path
-from tests.testkit.ledger_samples import *
-from mlflow_green.records import Batch
-ledger, me = open_at(Path(sys.argv[1])), sys.argv[2]
-refused = held = n = 0
-while refused < 20:
-    n += 1
-    batch = Batch(requests=(request(f"{me}-{n}", 7, term(limit=1000)),), owner=OWNER)
-    (answer,) = ledger.commit(batch, admit_what_fits).answers
-    held, refused = held + bool(answer.hold), refused + (not answer.hold)
-print(held)
-"""
-
-# Holds and settles for ever, and tells each one after it was acknowledged.
-FOR_EVER = """
-import os, sys
-from pathlib import Path
-from tests.testkit.ledger_samples import *
-from mlflow_green.records import Batch
-ledger, me, n = open_at(Path(sys.argv[1])), sys.argv[2], 0
-budget = term(limit=10**12)
-while True:
-    n += 1
-    (answer,) = ledger.commit(Batch(requests=(request(f"{me}-{n}", 5, budget),), owner=OWNER), admit_what_fits).answers
-    os.write(1, f"held {answer.hold.hold_id}\\n".encode())
-    ledger.commit(Batch(closings=(settle(answer.hold, 3),)), admit_what_fits)
-    os.write(1, f"settled {answer.hold.hold_id}\\n".encode())
-"""
+WRITERS = 16
+REFUSALS = 5_000
+LIMIT, LARGEST = 1_000_000, 20_000
+LAB = (term("lab", limit=LIMIT), term("lab", limit=2 * LIMIT, unit=Unit.CARBON))
+TEAM_A = term("team", account="team:a", limit=LIMIT // 20)
+TEAM_B = term("team", account="team:b", limit=10 * LIMIT)
 
 
-def start(script, *arguments):
-    return subprocess.Popen([sys.executable, "-c", script, *map(str, arguments)], cwd=ROOT, stdout=subprocess.PIPE)
+@pytest.fixture
+def folder():
+    with folder_in_memory() as folder:
+        yield folder
 
 
-def test_four_processes_at_the_limit_hold_all_of_it_and_no_more(tmp_path):
-    workers = [start(AT_THE_LIMIT, tmp_path, name) for name in "abcd"]
-    got = [int(worker.communicate(timeout=120)[0]) for worker in workers]
-    assert [worker.returncode for worker in workers] == [0, 0, 0, 0]
-    ledger = open_at(tmp_path)
-    assert sum(got) == 1000 // 7
-    assert ledger.balances()[0].held == sum(got) * 7
-    committed = 0
-    for row in ledger.journal():
-        committed += row.delta_held + row.delta_spent
-        assert committed <= 1000
-    assert verify(ledger, lambda _owner: True) == ()
-    ledger.close()
+@pytest.fixture
+def file(folder) -> Place:
+    return sqlite_in(folder)
 
 
-def test_what_was_acknowledged_survives_kill_nine(tmp_path):
-    dice = random.Random(4)
-    acknowledged = {"held": set(), "settled": set()}
-    open_at(tmp_path).close()
-    for storm in range(4):
-        workers = [start(FOR_EVER, tmp_path, f"{storm}{name}") for name in "ab"]
-        lines = [worker.stdout.readline() for worker in workers]
-        time.sleep(dice.uniform(0.05, 0.4))
-        for worker in workers:
-            os.kill(worker.pid, signal.SIGKILL)
-        for worker, line in zip(workers, lines, strict=True):
-            rest = worker.stdout.read()
-            worker.wait(timeout=30)
-            for told in (line + rest).decode().splitlines():
-                verb, hold_id = told.split()
-                acknowledged[verb].add(hold_id)
-    ledger = open_at(tmp_path)
-    assert len(acknowledged["settled"]) > 10
-    assert acknowledged["held"] <= {row.hold_id for row in ledger.journal() if row.kind == "hold"}
-    assert acknowledged["settled"] <= {row.hold_id for row in ledger.journal() if row.kind == "settle"}
-    assert acknowledged["settled"] <= {entry.hold_id for entry in ledger.entries()}
-    assert [text for text in verify(ledger, lambda _owner: True) if "windows attributed" not in text] == []
-    after = Batch(requests=(request("after", 1, term(limit=10**12)),), owner=OWNER)
-    assert ledger.commit(after, admit_what_fits).answers[0].hold
-    ledger.close()
+@pytest.fixture(params=["sqlite", "postgres"])
+def place(request, folder) -> Place:
+    if request.param == "sqlite":
+        return sqlite_in(folder)
+    return Place(folder=folder, url=request.getfixturevalue("postgres").new_database())
 
 
-def test_eight_processes_that_open_a_new_ledger_at_once_make_one(tmp_path):
-    script = (
-        "import sys; from pathlib import Path; from tests.testkit.ledger_samples import *;"
-        "open_at(Path(sys.argv[1])).put('alert', sys.argv[2], {})"
-    )
-    workers = [start(script, tmp_path / "new", n) for n in range(8)]
-    assert [worker.wait(timeout=120) for worker in workers] == [0] * 8
-    ledger = open_at(tmp_path / "new")
-    assert ledger.count("alert") == 8
-    ledger.close()
+def test_sixteen_processes_at_the_limit_hold_all_of_it_and_no_more(place):
+    place.open().close()
+    reports = place.folder / "refused"
+    with Crew() as crew:
+        start = crew.barrier(WRITERS)
+        for number in range(WRITERS):
+            terms = (*LAB, (TEAM_A, TEAM_B)[number % 2])
+            crew.start(fill, place, f"w{number}", terms, start, REFUSALS // WRITERS + 1, LARGEST, reports)
+        assert crew.all_succeed(150)
+    assert sum(map(int, reports.read_text().split())) >= REFUSALS
+    with place.opened() as ledger:
+        journal, balances = ledger.journal(), {balance.term.key: balance for balance in ledger.balances()}
+        assert over_limit(journal, {key: balance.limit for key, balance in balances.items()}) == []
+        assert {"lab", "team"} <= {row.decision.budget for row in ledger.decisions()}, "each of them has refused"
+        for full in LAB:
+            assert balances[full.key].committed >= 0.999 * full.limit
+        assert findings(ledger) == ()
+        held_under: dict[str, set[str]] = {}
+        for row in journal:
+            if row.kind == "hold":
+                held_under.setdefault(row.hold_id, set()).add(f"{row.budget} {row.unit.value}")
+        assert set(map(frozenset, held_under.values())) == {frozenset({"lab energy", "lab carbon", "team energy"})}
+
+
+def engine_of(url):
+    return create_engine(url.replace("postgresql:", "postgresql+psycopg:"))
+
+
+def check_then_write(url, start, amount, limit):
+    """What others do: read what is left, think, then write."""
+    engine = engine_of(url)
+    start.wait(60)
+    while True:
+        with engine.connect() as connection:
+            (used,) = connection.execute(text("SELECT used FROM naive")).one()
+        if used + amount > limit:
+            return
+        time.sleep(random.uniform(0.005, 0.02))
+        with engine.begin() as connection:
+            connection.execute(text("UPDATE naive SET used = used + :amount"), {"amount": amount})
+
+
+def test_the_same_processes_overspend_where_it_is_checked_first_and_written_later(place):
+    engine = engine_of(place.url)
+    with engine.begin() as connection:
+        connection.execute(text("CREATE TABLE naive (used BIGINT)"))
+        connection.execute(text("INSERT INTO naive VALUES (0)"))
+    with Crew() as crew:
+        start = crew.barrier(WRITERS)
+        for _ in range(WRITERS):
+            crew.start(check_then_write, place.url, start, LIMIT // 20, LIMIT)
+        assert crew.all_succeed(60)
+    with engine.connect() as connection:
+        (used,) = connection.execute(text("SELECT used FROM naive")).one()
+    engine.dispose()
+    assert used >= 1.2 * LIMIT
+
+
+def test_sixteen_writers_beside_readers_never_hear_that_the_ledger_is_locked(place):
+    place.open().close()
+    reports = place.folder / "pairs"
+    seconds = float(os.environ.get("GREEN_LOCKED_SECONDS", "10"))
+    with Crew() as crew:
+        start = crew.barrier(WRITERS + 2)
+        for number in range(WRITERS):
+            crew.start(hold_and_settle, place, f"w{number}", start, seconds, reports)
+        crew.start(look, place, start, seconds)
+        crew.start(look_long, place, start, seconds, 0.7)
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:  # somebody presses Ctrl-Z, perhaps inside a transaction
+            stopped = random.choice(crew.members)
+            os.kill(stopped.pid, signal.SIGSTOP)
+            time.sleep(random.uniform(0.05, 0.5))
+            os.kill(stopped.pid, signal.SIGCONT)
+            time.sleep(0.2)
+        assert crew.all_succeed(120)
+    pairs = [int(line.split()[0]) for line in reports.read_text().splitlines()]
+    assert len(pairs) == WRITERS
+    assert min(pairs) > 0
+    with place.opened() as ledger:
+        assert findings(ledger) == ()
+        assert len(ledger.entries()) == sum(pairs)
+
+
+def stop_in_turn(path):
+    with Gate(path).passed():
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def test_a_process_that_is_stopped_in_its_turn_delays_each_writer_once_at_most(file):
+    file.open().close()
+    lock, reports = file.folder / "ledger.db.lock", file.folder / "pairs"
+    with Crew() as crew:
+        stopped = crew.start(stop_in_turn, lock)
+        assert comes_true(lambda: is_stopped(stopped.pid), 30)
+        start = crew.barrier(4)
+        for number in range(4):
+            crew.start(hold_and_settle, file, f"w{number}", start, GATE_TIMEOUT_SECONDS + 3, reports)
+        crew.members.remove(stopped)
+        assert crew.all_succeed(120)
+        assert is_stopped(stopped.pid)
+        crew.members.append(stopped)
+    pairs = [int(line.split()[0]) for line in reports.read_text().splitlines()]
+    assert min(pairs) >= 3, "each transaction has waited anew"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import resource
 import shutil
@@ -319,15 +318,6 @@ def test_the_guard_refuses_what_was_decided_on_balances_of_yesterday(tmp_path):
         write(connection, effects, {budget.key: 1}, SetClock().now())
     engine.dispose()
     assert ledger.balances([budget])[0].held == 80
-    ledger.close()
-
-
-def test_a_process_that_sits_on_the_lock_file_delays_writers_and_does_not_stop_them(tmp_path, monkeypatch):
-    monkeypatch.setattr(sqlite_file, "GATE_TIMEOUT_SECONDS", 0.05)
-    ledger = open_at(tmp_path)
-    with (tmp_path / "ledger.db.lock").open() as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        assert hold_one(ledger, "train") is not None
     ledger.close()
 
 

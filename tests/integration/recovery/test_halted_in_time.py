@@ -1,0 +1,256 @@
+"""A step that draws 400 W is stopped within 400 W x (sampling period + grace + 0.5 s) of its grant, every time.
+
+The processes, signals and threads are real, and so is the time that passes. The power is not: each step draws 400 W
+while its process lives.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from mlflow_green.clock import SystemClock
+from mlflow_green.metering.sampler import Sampler
+from mlflow_green.policy.document import parse_policy
+from mlflow_green.policy.leash import Leash
+from mlflow_green.recorder.bookkeeper import Bookkeeper
+from mlflow_green.recorder.escrow import Escrow, GrantEnforcer
+from mlflow_green.recorder.late_hold import promised_hold
+from mlflow_green.recorder.placement import PlacedStep
+from mlflow_green.recorder.planner import Planner
+from mlflow_green.recorder.recorder import SAMPLING_PERIOD_SECONDS, Bookkeeping, Enforcer, Recorder
+from mlflow_green.recorder.ticket import Book, Ticket
+from mlflow_green.records import (
+    Action,
+    CpuClockName,
+    Decision,
+    Device,
+    Domain,
+    Method,
+    Outcome,
+    Reading,
+    Site,
+    Step,
+    StepSpec,
+    Unit,
+)
+from mlflow_green.spool import SpoolWriter
+from mlflow_green.units import microjoules
+from tests.testkit.ledger_samples import OWNER, open_at, request
+from tests.testkit.metering_fakes import write_proc_stat
+from tests.testkit.waiting import comes_true
+
+CROWD_TRIALS, AT_ONCE = 150, 40
+LONE_SESSIONS, LONE_TRIALS = 10, 5
+POWER_WATTS, GRACE_SECONDS = 400, 1
+OVERSHOOT_JOULES_MAX = POWER_WATTS * (SAMPLING_PERIOD_SECONDS + GRACE_SECONDS + 0.5)
+POLICY = """
+version: 1
+project: demo
+budgets:
+  - name: lab
+    limit: {joules} J
+    period: total
+    mode: hard
+    reserve: declared
+    enforce: point
+    rules: [{{at: 10000%, do: halt, grace: {grace} s}}]
+"""
+STUBBORN = ["sh", "-c", "trap '' TERM; exec sleep 60"]
+
+
+class Draw:
+    """One step's process and the energy that it draws. As a CPU clock, it keeps one core busy."""
+
+    name = CpuClockName.PERF
+
+    def __init__(self) -> None:
+        self._began_seconds: float | None = None
+        self._ended_seconds: float | None = None
+
+    def run(self, command: Sequence[str], hold_id: str) -> int:
+        """Run it to its end, in the calling thread; its exit code."""
+        self._began_seconds = time.monotonic()
+        process = subprocess.Popen(command, env={**os.environ, "GREEN_HOLD_ID": hold_id})
+        code = process.wait()
+        self._ended_seconds = time.monotonic()
+        return code
+
+    def seconds(self) -> float:
+        if self._began_seconds is None:
+            return 0.0
+        return (self._ended_seconds or time.monotonic()) - self._began_seconds
+
+    @property
+    def joules(self) -> float:
+        return POWER_WATTS * self.seconds()
+
+    def close(self) -> None:
+        pass
+
+
+class PowerOfSteps:
+    """A counter of the energy that all steps have drawn."""
+
+    name = "power of steps"
+
+    def __init__(self, draws: Sequence[Draw], at_once: int) -> None:
+        self._draws = draws
+        self._power_watts_max = POWER_WATTS * at_once
+
+    def devices(self) -> list[Device]:
+        values = {"domain": Domain.CPU, "method": Method.MEASURED, "power_watts_max": self._power_watts_max}
+        return [Device(name="steps", error_ratio=0.0, error_source="exact in this test", **values)]
+
+    def read(self) -> list[Reading]:
+        drawn = microjoules(sum(draw.joules for draw in self._draws))
+        return [Reading(device="steps", monotonic_seconds=time.monotonic(), energy_microjoules=drawn)]
+
+    def close(self) -> None:
+        pass
+
+
+@dataclass(frozen=True)
+class Trial:
+    ticket: Ticket
+    draw: Draw
+    grant_joules: int
+
+    def run(self, recorder: Recorder) -> None:
+        recorder.begin(self.ticket, self.draw)
+        self.draw.run(STUBBORN, self.ticket.hold_id)
+        recorder.end(self.ticket)
+        recorder.tell(self.ticket, Outcome.FAILED)
+
+
+def trials(dice: random.Random, count: int) -> list[Trial]:
+    grants = [dice.randint(40, 900) for _ in range(count)]
+    specs = [StepSpec(energy_microjoules=microjoules(joules)) for joules in grants]
+    tickets = [Ticket(step=Step(workflow_run="run1", name=f"step{n}"), spec=spec) for n, spec in enumerate(specs)]
+    return [Trial(ticket, Draw(), joules) for ticket, joules in zip(tickets, grants, strict=True)]
+
+
+class Session:
+    """Samples these trials for real; ``at_once`` of them run side by side, or each alone."""
+
+    def __init__(self, folder: Path, trials: list[Trial], at_once: int) -> None:
+        folder.mkdir()
+        write_proc_stat(folder, busy_seconds=0)  # nobody else is on this host
+        self.folder, self.trials, self.at_once = folder, trials, at_once
+        self.clock, self.said = SystemClock(), []
+        sensor = PowerOfSteps([trial.draw for trial in trials], at_once)
+        self._sampler = Sampler(
+            [sensor], clock=self.clock, host="node1", boot_id="boot1", lock_path=None, proc_root=folder
+        )
+        self.book = Book(
+            project="demo",
+            user="ana",
+            host="node1",
+            site=Site(),
+            sampler_id=None,
+            power_watts_max=self._sampler.power_watts_max,
+        )
+
+    def run(self, bookkeeper: Bookkeeping, enforcer: Enforcer) -> None:
+        recorder = Recorder(
+            sampler=self._sampler,
+            bookkeeper=bookkeeper,
+            spool=SpoolWriter(self.folder / "spool.jsonl"),
+            enforcer=enforcer,
+            book=self.book,
+            clock=self.clock,
+            say=self.said.append,
+        )
+        recorder.start()
+        recorder.ask([trial.ticket for trial in self.trials])
+        assert comes_true(lambda: all(trial.ticket.admitted for trial in self.trials), 30), self.said
+        with ThreadPoolExecutor(self.at_once) as pool:
+            list(pool.map(lambda trial: trial.run(recorder), self.trials))
+        assert recorder.close(30), self.said
+
+
+def run_with_ledger(session: Session) -> None:
+    joules = sum(trial.grant_joules for trial in session.trials)
+    policy = parse_policy(POLICY.format(joules=joules, grace=GRACE_SECONDS).encode())
+    ledger, planner = open_at(session.folder, clock=session.clock), Planner(policy, session.book, "run1")
+    said = session.said.append
+    session.run(Bookkeeper(ledger, planner, session.book, OWNER, session.clock, wake=lambda: None, say=said), planner)
+    drawn = {trial.ticket.step.name: trial.draw.joules for trial in session.trials}
+    for entry in ledger.entries():
+        assert entry.energy_charged_microjoules == pytest.approx(microjoules(drawn[entry.step]), rel=0.05)
+    assert (len(ledger.entries()), ledger.open_holds()) == (len(drawn), ())
+    ledger.close()
+
+
+def run_by_grant_alone(session: Session) -> None:
+    """As on a compute node, where nobody can be asked and the spool is all there is."""
+    steps = [placed(trial) for trial in session.trials]
+    session.trials = [replace(trial, ticket=step.ticket()) for trial, step in zip(session.trials, steps, strict=True)]
+    session.run(Escrow(lambda: None), GrantEnforcer(steps, session.book, session.clock))
+
+
+@contextmanager
+def lateness() -> Iterator[list[float]]:
+    """By how many seconds the machine woke a thread too late that slept for 20 ms, again and again."""
+    late_seconds, over = [0.0], threading.Event()
+
+    def sleep() -> None:
+        before = time.monotonic()
+        while not over.wait(0.02):
+            now = time.monotonic()
+            late_seconds.append(now - before - 0.02)
+            before = now
+
+    sleeper = threading.Thread(target=sleep)
+    sleeper.start()
+    try:
+        yield late_seconds
+    finally:
+        over.set()
+        sleeper.join()
+
+
+@pytest.mark.parametrize("run", [run_with_ledger, run_by_grant_alone])
+def test_two_hundred_steps_are_each_stopped_in_time_alone_and_in_a_crowd(tmp_path, run) -> None:
+    dice = random.Random(7)
+    crowd = Session(tmp_path / "crowd", trials(dice, CROWD_TRIALS), AT_ONCE)
+    lone = [Session(tmp_path / f"lone{n}", trials(dice, LONE_TRIALS), 1) for n in range(LONE_SESSIONS)]
+    with lateness() as late_seconds, ThreadPoolExecutor(1 + LONE_SESSIONS) as pool:
+        list(pool.map(run, [crowd, *lone]))
+    for sessions in ([crowd], lone):
+        done = [trial for session in sessions for trial in session.trials]
+        assert {trial.ticket.outcome for trial in done} == {Outcome.HALTED}
+        overshoots = [trial.draw.joules - trial.grant_joules for trial in done]
+        in_time = sum(overshoot <= OVERSHOOT_JOULES_MAX for overshoot in overshoots)
+        print(
+            f"\n{in_time} of {len(done)} in time; the worst of them was {max(overshoots):.0f} J over its grant,"
+            f" of {OVERSHOOT_JOULES_MAX:.0f} J allowed; a thread of this machine woke up to {max(late_seconds):.3f} s late"
+        )
+        assert in_time == len(done), f"a thread that only sleeps woke up to {max(late_seconds):.3f} s late meanwhile"
+        assert min(overshoots) > 0, "nobody is halted before the grant is used up"
+
+
+def placed(trial: Trial) -> PlacedStep:
+    granted = {Unit.ENERGY: microjoules(trial.grant_joules)}
+    hold = promised_hold(request(trial.ticket.step.name, 0, hold_id=trial.ticket.ticket_id), OWNER)
+    return PlacedStep(
+        ticket_id=trial.ticket.ticket_id,
+        step=trial.ticket.step,
+        spec=trial.ticket.spec,
+        decision=Decision(action=Action.ADMIT, would=Action.ADMIT, tier=None, amounts=granted, reason="fits"),
+        hold=replace(hold, amounts=granted),
+        late_request=None,
+        granted=granted,
+        leashes=(Leash(budget="lab", unit=Unit.ENERGY, enforce="point"),),
+        grace_seconds=GRACE_SECONDS,
+    )
