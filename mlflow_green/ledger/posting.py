@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
 from fractions import Fraction
+from functools import lru_cache
 
 from mlflow_green.errors import HoldClosed, LedgerError
 from mlflow_green.ledger.ledger import Choose
@@ -661,8 +662,14 @@ def _amount(rule: AlertRule, balance: Balance) -> int:
 
 
 def _reached(rule: AlertRule, balance: Balance) -> bool:
-    # str() gives the ratio that was written: 0.1 is one tenth here, not the float next to it.
-    return _amount(rule, balance) >= Fraction(str(rule.at_ratio)) * balance.term.limit
+    ratio = _exact(rule.at_ratio)
+    return _amount(rule, balance) * ratio.denominator >= ratio.numerator * balance.term.limit
+
+
+@lru_cache(maxsize=256)
+def _exact(ratio: float) -> Fraction:
+    """The ratio as it was written: 0.1 is one tenth here, not the float next to it."""
+    return Fraction(str(ratio))
 
 
 def _alert(rule: AlertRule, balance: Balance) -> Message:
