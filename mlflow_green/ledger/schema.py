@@ -1,4 +1,4 @@
-"""The tables of the SQL ledger, version 1.
+"""The tables of the SQL ledger, version 2.
 
 Amounts are integers in the unit's scale (microjoules, micrograms CO2e, micro-units of money). The
 journal is the truth and only grows; ``buckets`` are its running sums, the lock and the guard.
@@ -29,7 +29,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.types import TypeDecorator
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 class UtcTime(TypeDecorator[datetime]):
@@ -65,6 +65,7 @@ accounts = Table(
     metadata,
     Column("account", String, primary_key=True),
     Column("opened_at", UtcTime, nullable=False),
+    Column("parent", String),
 )
 
 buckets = Table(
@@ -81,6 +82,7 @@ buckets = Table(
     # Facts are never refused, so nothing here says spent <= limit.
     Column("spent", BigInteger, CheckConstraint("spent >= 0"), nullable=False),
     Column("held", BigInteger, CheckConstraint("held >= 0"), nullable=False),
+    Column("previous_period", String),
     UniqueConstraint("budget", "account", "unit", "period"),
 )
 
@@ -102,6 +104,8 @@ holds = Table(
     Column("terms", JSON, nullable=False),
     Column("owner", JSON, nullable=False),
     Column("opened_at", UtcTime, nullable=False),
+    Column("epoch", Integer, nullable=False, server_default="1"),
+    Column("wanted", JSON, nullable=False, server_default="{}"),
     Index("holds_by_state", "state"),
 )
 
@@ -116,6 +120,7 @@ journal = Table(
     Column("delta_held", BigInteger, nullable=False),
     Column("delta_spent", BigInteger, nullable=False),
     Column("reason", Text, nullable=False),
+    Column("delta_limit", BigInteger, nullable=False, server_default="0"),
     Index("journal_by_hold", "hold_id"),
 )
 
@@ -221,6 +226,43 @@ outbox = Table(
     Index("outbox_by_state", "state", "kind", "outbox_id"),
 )
 
+allowances = Table(
+    "allowances",
+    metadata,
+    Column("allowance_id", String(64), primary_key=True),
+    Column("kind", String(16), nullable=False),
+    Column("budget", String, nullable=False),
+    Column("account", String, nullable=False),
+    Column("unit", String(16), nullable=False),
+    Column("period", String, nullable=False),
+    Column("amount", BigInteger, nullable=False),
+    Column("made_at", UtcTime, nullable=False),
+    Column("expires_at", UtcTime),
+    Column("requested_by", String, nullable=False),
+    Column("approver", String),
+    Column("approved_by", String),
+    Column("reason", Text, nullable=False),
+    Index("allowances_by_bucket", "budget", "account", "unit", "period"),
+)
+
+approved_limits = Table(
+    "approved_limits",
+    metadata,
+    Column("budget", String, primary_key=True),
+    Column("account", String, primary_key=True),
+    Column("unit", String(16), primary_key=True),
+    Column("limit_amount", BigInteger, nullable=False),
+)
+
+policies = Table(
+    "policies",
+    metadata,
+    Column("sha256", String(64), primary_key=True),
+    Column("text", Text, nullable=False),
+    Column("author", String, nullable=False),
+    Column("at", UtcTime, nullable=False),
+)
+
 for _verb in ("UPDATE", "DELETE"):
     event.listen(
         journal,
@@ -230,3 +272,11 @@ for _verb in ("UPDATE", "DELETE"):
             " SELECT RAISE(ABORT, 'the journal only grows: correct it with a new row'); END"
         ).execute_if(dialect="sqlite"),
     )
+
+_ONLY_GROWS = """
+CREATE OR REPLACE FUNCTION journal_only_grows() RETURNS trigger LANGUAGE plpgsql AS
+$$BEGIN RAISE EXCEPTION 'the journal only grows: correct it with a new row'; END$$;
+CREATE TRIGGER journal_never_changes BEFORE UPDATE OR DELETE OR TRUNCATE ON journal
+FOR EACH STATEMENT EXECUTE FUNCTION journal_only_grows()
+"""
+event.listen(journal, "after_create", DDL(_ONLY_GROWS).execute_if(dialect="postgresql"))  # type: ignore[no-untyped-call]

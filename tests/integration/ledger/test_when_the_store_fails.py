@@ -22,7 +22,7 @@ import pytest
 from mlflow_green.errors import LedgerError, LedgerUnavailable
 from mlflow_green.ledger import sqlite as sqlite_file
 from mlflow_green.ledger.posting import Standing, post
-from mlflow_green.ledger.sql import forget_host
+from mlflow_green.ledger.sqlite import forget_host
 from mlflow_green.ledger.transaction import write
 from mlflow_green.ledger.verify import verify
 from mlflow_green.records import Batch
@@ -172,7 +172,7 @@ def test_the_name_of_this_machine_is_the_default(tmp_path):
 def test_a_ledger_of_a_newer_version_is_left_alone(tmp_path):
     open_at(tmp_path).close()
     connection = sqlite3.connect(tmp_path / "ledger.db")
-    connection.execute("UPDATE meta SET schema_version = 2")
+    connection.execute("UPDATE meta SET schema_version = 99")
     connection.commit()
     connection.close()
     with pytest.raises(LedgerUnavailable, match=r"newer mlflow-green.*pip install --upgrade"):
