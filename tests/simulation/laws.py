@@ -48,7 +48,9 @@ class Laws:
         self._terms: dict[TermKey, Term] = {}
         self._thresholds: list[tuple[TermKey, float, bool, int]] = []
         self._crossed: Counter[tuple[TermKey, float, bool]] = Counter()
-        self._units = Counter((budget.name, limit.unit) for budget in world.scenario.policy.budgets for limit in budget.limit)
+        self._units = Counter(
+            (budget.name, limit.unit) for budget in world.scenario.policy.budgets for limit in budget.limit
+        )
 
     # --- after every transaction -----------------------------------------------------------------
 
@@ -213,7 +215,9 @@ class Laws:
                 least = true * (1 - error)
                 most = true * (1 + error) + world.scenario.power_milliwatts_max * SILENCE.total_seconds() * 1000
                 demand(least - 1 <= charged, "a lost step is charged all that it used", job.name, charged, true)
-                demand(charged <= most + 1, "a lost step is charged no more than it can have used", job.name, charged, most)
+                demand(
+                    charged <= most + 1, "a lost step is charged no more than it can have used", job.name, charged, most
+                )
         if entry is not None and entry.total is not None:
             low, high = entry.total.low_microjoules, entry.total.high_microjoules
             demand(low <= true <= high, "the interval of a settled step covers the truth", job.name, low, true, high)

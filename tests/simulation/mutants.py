@@ -74,7 +74,9 @@ def a_closed_hold_is_closed_again(patches: ExitStack) -> None:
         booked = rules.holds.get(closing.hold_id)
         if booked is None or booked.state is posting.HoldState.HELD:
             return old(rules, closing)
-        rules.holds[closing.hold_id] = replace(booked, state=posting.HoldState.HELD, hold=replace(booked.hold, amounts={}))
+        rules.holds[closing.hold_id] = replace(
+            booked, state=posting.HoldState.HELD, hold=replace(booked.hold, amounts={})
+        )
         rules.entry_ids.discard(closing.entry.entry_id if closing.entry else None)
         return old(rules, closing)
 
@@ -248,9 +250,7 @@ def a_full_budget_admits_what_is_cheap(patches: ExitStack) -> None:
         patches,
         decide,
         "_obstacles",
-        lambda view, estimate, needs: old(
-            view, estimate, {unit: need and need // 2 for unit, need in needs.items()}
-        ),
+        lambda view, estimate, needs: old(view, estimate, {unit: need and need // 2 for unit, need in needs.items()}),
     )
 
 
@@ -273,6 +273,4 @@ def a_refused_step_runs(patches: ExitStack) -> None:
 def a_decision_depends_on_chance(patches: ExitStack) -> None:
     """The same policy, balances and request give another reason each time."""
     calls = iter(range(10**9))
-    old = change(
-        patches, decide, "_reason", lambda *arguments: f"{old(*arguments)} ({next(calls)})"
-    )
+    old = change(patches, decide, "_reason", lambda *arguments: f"{old(*arguments)} ({next(calls)})")

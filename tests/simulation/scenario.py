@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import lru_cache
+from functools import cache
 
 from mlflow_green.policy.document import Policy
 from mlflow_green.records import Intensity, Mode, Site, StepSpec, Tier
@@ -116,7 +116,7 @@ def has_price(number: int) -> bool:
     return number % 3 == 0
 
 
-@lru_cache(maxsize=None)
+@cache
 def policy(number: int) -> Policy:
     """One of ``POLICIES`` policies, in time zone Europe/Paris: every fifth only observes."""
     dice = random.Random(f"policy {number}")
@@ -134,9 +134,14 @@ def _budget(dice: random.Random, name: str, scope: dict, *, only_observes: bool,
     joules = dice.choice((150, 300, 500, 800, 1500))
     limits = [f"{joules} J"]
     if priced:
-        limits += [f"{joules * dice.choice((30, 60)) / 1000:g} mgCO2e", f"{joules * dice.choice((6, 12)) / 1e8:.8f} EUR"]
+        limits += [
+            f"{joules * dice.choice((30, 60)) / 1000:g} mgCO2e",
+            f"{joules * dice.choice((6, 12)) / 1e8:.8f} EUR",
+        ]
     hard = {"mode": Mode.HARD.value, "overrun": dice.choice(("halt", "halt", "finish"))}
-    mode = {"mode": "observe"} if only_observes else dice.choice((hard, hard, hard, {"mode": "soft"}, {"mode": "observe"}))
+    mode = (
+        {"mode": "observe"} if only_observes else dice.choice((hard, hard, hard, {"mode": "soft"}, {"mode": "observe"}))
+    )
     return {
         "name": name,
         "scope": scope,

@@ -47,7 +47,9 @@ def test_no_law_is_broken_in_ten_thousand_worlds():
             world = World(seed).run()
             held = [job for job in world.jobs.values() if job.began_ms is not None and job.ticket.hold]
             ran += len(held)
-            over += sum(job.used_microjoules(world.clock.ms) > job.ticket.hold.amounts.get(Unit.ENERGY, 0) for job in held)
+            over += sum(
+                job.used_microjoules(world.clock.ms) > job.ticket.hold.amounts.get(Unit.ENERGY, 0) for job in held
+            )
             if seed % 500 == 0:
                 gc.collect()
     assert over >= 0.3 * ran, f"{over} of {ran} steps used more than their first hold: the world is too tame"

@@ -180,7 +180,10 @@ class World:
 
     def digest(self) -> str:
         """The same for the same history, in any process."""
-        rows = [(row.hold_id, row.budget, row.kind, row.delta_held, row.delta_spent, row.at) for row in self.ledger.journal()]
+        rows = [
+            (row.hold_id, row.budget, row.kind, row.delta_held, row.delta_spent, row.at)
+            for row in self.ledger.journal()
+        ]
         return hashlib.sha256(repr((self.history, rows)).encode()).hexdigest()
 
     def story(self, error: BaseException) -> str:
@@ -240,7 +243,9 @@ class Client:
 
     def _ask(self, step: Step, need: Need, group: str | None = None) -> None:
         ticket_id = f"{step.name}/{step.attempt}"
-        job = Job(Ticket(step=step, spec=need.spec, group=group and f"{group} of {self.name}", ticket_id=ticket_id), need)
+        job = Job(
+            Ticket(step=step, spec=need.spec, group=group and f"{group} of {self.name}", ticket_id=ticket_id), need
+        )
         self.world.jobs[ticket_id] = job
         self._put(Item("ask", job))
 
@@ -268,7 +273,9 @@ class Client:
         ticket.began_monotonic_seconds, ticket.began_at = world.clock.monotonic_seconds(), world.clock.now()
         self.session.begun[ticket.hold_id] = Begun(ticket.began_at, ticket.hold, ticket.late_request)
         self.running[ticket.hold_id] = job
-        world.tell(job.name, "begins", ticket.decision.tier, "for", duration_ms, "ms at", job.need.power_milliwatts, "mW")
+        world.tell(
+            job.name, "begins", ticket.decision.tier, "for", duration_ms, "ms at", job.need.power_milliwatts, "mW"
+        )
         world.after(duration_ms, self.end, job)
         self._tick_later()
 
@@ -509,7 +516,8 @@ class Client:
         world.tell(self.name, "is killed")
         for hold_id, job in self.running.items():
             job.is_orphan = True
-            assert job.began_ms is not None and job.ends_ms is not None
+            assert job.began_ms is not None
+            assert job.ends_ms is not None
             heard_ms = job.began_ms
             if hold_id in self.session.usages and self.session.last_read_at is not None:
                 heard_ms = max(heard_ms, _ms(self.session.last_read_at - world.scenario.starts_at))

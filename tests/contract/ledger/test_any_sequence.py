@@ -116,7 +116,9 @@ class Books(RuleBasedStateMachine):
     # --- what may happen ---------------------------------------------------------------------------
 
     @rule(
-        asked=st.lists(st.tuples(amounts, amounts, st.sets(st.sampled_from(range(len(TERMS))))), min_size=1, max_size=3),
+        asked=st.lists(
+            st.tuples(amounts, amounts, st.sets(st.sampled_from(range(len(TERMS))))), min_size=1, max_size=3
+        ),
         pipe=st.booleans(),
     )
     def ask(self, asked, pipe):
@@ -168,7 +170,9 @@ class Books(RuleBasedStateMachine):
     @rule(data=st.data())
     def close_again(self, data):
         over = self.closed[data.draw(st.sampled_from(sorted(self.closed)))]
-        if over.how not in {"lose", "corrected"} or not over.reasons:  # else it is late evidence, and replaces the other
+        if (
+            over.how not in {"lose", "corrected"} or not over.reasons
+        ):  # else it is late evidence, and replaces the other
             self.commit(closings=(over.closing,))
 
     @precondition(lambda self: any(over.how == "lose" for over in self.closed.values()))
