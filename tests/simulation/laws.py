@@ -45,6 +45,8 @@ class Laws:
         self._by_leg: dict[tuple[str, TermKey], list[str]] = {}
         self._charged: Counter[tuple[str, TermKey]] = Counter()
         self._id_by_key: dict[str, str] = {}
+        self._epochs: dict[str, int] = {}
+        self._wanted: dict[str, dict[Unit, int]] = {}
         self._terms: dict[TermKey, Term] = {}
         self._thresholds: list[tuple[TermKey, float, bool, int]] = []
         self._crossed: Counter[tuple[TermKey, float, bool]] = Counter()
@@ -74,6 +76,8 @@ class Laws:
         held, spent = Counter(self._held), Counter(self._spent)
         for row in fresh:
             self._add(row)
+        self._fences(batch, committed, fresh)
+        self._wants(batch, committed)
         for row in fresh:
             if row.kind in TAKES and row.delta_held > 0:
                 self._within_the_limit(row)
@@ -109,6 +113,44 @@ class Laws:
         if term.mode is Mode.HARD:
             committed = self._spent[key] + self._held[key]
             demand(committed <= term.limit, "spent + held <= limit after a hold", row, committed, term.limit)
+            if row.kind == "hold":
+                pending = self._pending(key)
+                demand(
+                    committed + pending <= term.limit, "a new hold leaves what a running step waits for", row, pending
+                )
+
+    def _fences(self, batch: Batch, committed: Committed, fresh: Iterable[JournalRow]) -> None:
+        """Who has lost a hold to another owner gets no more for it and does not close it."""
+        for adopted in committed.adopted:
+            if adopted is not None:
+                before = self._epochs.get(adopted.hold_id, 1)
+                demand(adopted.epoch >= before, "an epoch never goes back", adopted, before)
+                demand(adopted.owner == batch.owner, "who takes over owns it", adopted, batch.owner)
+                self._epochs[adopted.hold_id] = adopted.epoch
+        by_owner = {each.hold_id for each in batch.closings if not self._is_fenced(each.hold_id, each.epoch)}
+        for row in fresh:
+            if row.kind in ENDS:
+                demand(row.hold_id in by_owner, "only its owner closes a hold", row, self._epochs)
+        for asked, granted in zip(batch.top_ups, committed.top_ups, strict=True):
+            if self._is_fenced(asked.hold_id, asked.epoch):
+                demand(not any(granted.values()), "who was fenced is granted nothing", asked, granted)
+
+    def _is_fenced(self, hold_id: str | None, epoch: int | None) -> bool:
+        return epoch is not None and epoch < self._epochs.get(hold_id or "", 1)
+
+    def _wants(self, batch: Batch, committed: Committed) -> None:
+        """What the last top-up of each open hold asked for and did not get; nothing for one that may go on without."""
+        for asked, granted in zip(batch.top_ups, committed.top_ups, strict=True):
+            if not self._is_fenced(asked.hold_id, asked.epoch):
+                lacking = {unit: amount - granted[unit] for unit, amount in asked.amounts.items()}
+                self._wanted[asked.hold_id] = {} if asked.may_finish else lacking
+
+    def _pending(self, key: TermKey) -> int:
+        return sum(
+            wanted.get(Unit(key[2]), 0)
+            for hold_id, wanted in self._wanted.items()
+            if wanted and not ENDS & {*self._by_leg.get((hold_id, key), ENDS)}
+        )
 
     def _balances_are_sums(self) -> None:
         for key, balance in self._world.ledger._balances.items():
@@ -154,8 +196,8 @@ class Laws:
             was = spent[key] + of * held[key] >= threshold
             is_past = self._spent[key] + of * self._held[key] >= threshold
             if is_past and not was:
-                crossed += not self._crossed[key, ratio, of]
-                self._crossed[key, ratio, of] = 1
+                crossed += 1
+                self._crossed[key, ratio, of] += 1
         demand(len(committed.alerts) == crossed, "each crossing is told once", committed.alerts, crossed)
 
     def _decisions_can_be_had_again(self, requests: Mapping[str, HoldRequest], choose: Callable) -> None:

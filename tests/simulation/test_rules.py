@@ -55,6 +55,18 @@ def test_no_law_is_broken_in_ten_thousand_worlds():
     assert over >= 0.3 * ran, f"{over} of {ran} steps used more than their first hold: the world is too tame"
 
 
+@pytest.mark.parametrize(
+    "seed",
+    [
+        pytest.param(180, id="a step runs on after its owner was taken for dead, and then that dies"),
+        pytest.param(414, id="a step begins after its hold was given back by somebody who took its owner for dead"),
+        pytest.param(1822, id="the same for a step that began without a hold"),
+    ],
+)
+def test_what_the_simulation_has_found_stays_mended(seed):
+    World(seed).run()
+
+
 def test_a_seed_replays_to_the_same_history():
     assert [World(seed).run().digest() for seed in range(50)] == [World(seed).run().digest() for seed in range(50)]
 

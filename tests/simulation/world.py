@@ -102,6 +102,7 @@ class Item:
     job: Job
     closing: Closing | None = None
     amounts: dict[Unit, int] = field(default_factory=dict)
+    may_finish: bool = False
 
 
 @dataclass(eq=False, slots=True)
@@ -126,6 +127,7 @@ class World:
         self.jobs: dict[str, Job] = {}  # by hold id
         self.laws = Laws(self)
         self.is_calm = False
+        self._recoveries = 0
         self._agenda: list[tuple[int, int, Callable, tuple]] = []
         self._count = 0
         self.clients = [Client(self, number) for number in range(self.scenario.clients)]
@@ -162,6 +164,11 @@ class World:
             what(*arguments)
             if len(self.history) > EVENTS_MAX:
                 raise AssertionError(f"the world is still not quiet after {EVENTS_MAX} events")
+
+    def another_owner(self) -> Owner:
+        """A process that recovers, and was never seen before."""
+        self._recoveries += 1
+        return Owner(host="node1", boot_id="boot1", pid=9000 + self._recoveries, started_ticks=self._recoveries)
 
     # --- the ledger's door -----------------------------------------------------------------------
 
@@ -217,6 +224,7 @@ class Client:
         self.planner = Planner(scenario.policy, self.book, self.name, org="lab")
         self.session = SpoolSession(path=Path(self.name), owner=self.owner, book=self.book)
         self.is_alive = True
+        self.mine: set[str] = set()  # every hold that it may have asked for
         self.items: list[Item] = []
         self.waiting: list[Item] = []
         self.running: dict[str, Job] = {}
@@ -247,6 +255,7 @@ class Client:
             Ticket(step=step, spec=need.spec, group=group and f"{group} of {self.name}", ticket_id=ticket_id), need
         )
         self.world.jobs[ticket_id] = job
+        self.mine.add(ticket_id)
         self._put(Item("ask", job))
 
     def _again(self, job: Job) -> None:
@@ -333,7 +342,7 @@ class Client:
                 world.after(gone_ms - world.clock.ms, self.end, job)
         elif verdict.top_up and not ticket.top_up_pending:
             ticket.top_up_pending = True
-            self._put(Item("top_up", job, amounts=verdict.top_up))
+            self._put(Item("top_up", job, amounts=verdict.top_up, may_finish=verdict.may_finish))
 
     def end(self, job: Job) -> None:
         """The last process of the step is gone; its meter, if there still is one, reads it once more."""
@@ -398,9 +407,16 @@ class Client:
     def _batch(self, items: Sequence[Item]) -> Batch:
         now = self.world.clock.now()
         return Batch(
-            closings=tuple(item.closing for item in items if item.closing),
+            closings=tuple(replace(item.closing, epoch=_epoch(item.job.ticket)) for item in items if item.closing),
             top_ups=tuple(
-                TopUp(hold_id=item.job.ticket.hold_id, amounts=item.amounts) for item in items if item.kind == "top_up"
+                TopUp(
+                    hold_id=item.job.ticket.hold_id,
+                    amounts=item.amounts,
+                    epoch=_epoch(item.job.ticket),
+                    may_finish=item.may_finish,
+                )
+                for item in items
+                if item.kind == "top_up"
             ),
             requests=tuple(
                 self.planner.request(item.job.ticket, self.world.ledger, now) for item in items if item.kind == "ask"
@@ -415,8 +431,10 @@ class Client:
             committed = [(message.items, self.world.commit(message.batch, self.planner.choose))]
         except HoldClosed:
             committed = [(part, self._part(part)) for part in _parts(message.items)]
+        fenced = {hold_id for _, result in committed if result for hold_id in result.fenced}
         for item in message.items:
-            item.job.settled |= item.closing is not None and item.closing.kind is ClosingKind.SETTLE
+            settles = item.closing is not None and item.closing.kind is ClosingKind.SETTLE
+            item.job.settled |= settles and item.closing.hold_id not in fenced
         self.world.tell(self.name, "commits", _brief(message.items), "" if answers else "(and the answer is lost)")
         if answers:
             self.world.after(self.world.dice.randrange(1, 20), self.answered, message, committed)
@@ -435,11 +453,21 @@ class Client:
         if not self.is_alive or message.is_settled:
             return
         message.is_settled, self.message = True, None
+        fenced = {hold_id for _, result in committed if result for hold_id in result.fenced}
+        kept = [
+            item for item in message.items if item.closing and item.closing.entry and item.closing.hold_id in fenced
+        ]
         self.items = [item for item in self.items if item not in message.items]
         for items, result in committed:
             self._answer(items, result)
+        if kept:  # whoever has taken the hold over closes it; what was metered here is later evidence
+            self.world.after(1000, self.put_again, kept)
         if self.items:
             self._flush_later()
+
+    def put_again(self, items: list[Item]) -> None:
+        for item in items:
+            self._put(item)
 
     def _answer(self, items: Sequence[Item], result: Committed | None) -> None:
         asks = [item for item in items if item.kind == "ask"]
@@ -535,32 +563,49 @@ class Client:
             self.world.tell(self.name, "leaves")
 
     def recover(self) -> None:
-        """Another process looks after this one: rightly, or because it thinks so."""
+        """Another process looks after this one: rightly, or because it thinks so.
+
+        In the order of the real one, whose parts it uses: take over, end what still runs, charge and close.
+        """
         world, now = self.world, self.world.clock.ms
         hold_late(world, list(self.session.promised), self.owner)
-        ran_on = set()
-        for hold_id, job in self.running.items():
-            if not self.is_alive and not job.is_over:
-                ran_on.add(hold_id)
-                job.ends_ms = now
-                self.end(job)
-        holds = [hold for hold in world.ledger.open_holds() if hold.owner == self.owner]
-        closings = tuple(recovery._closings(self.session, holds, ran_on, world.clock.now()))
-        world.tell("recovery of", self.name, "finds", len(holds), "holds open and", sorted(ran_on), "running")
-        if not closings:
-            return
+        running = {hold_id for hold_id, job in self.running.items() if not self.is_alive and not job.is_over}
+        holds = [hold for hold in world.ledger.open_holds() if hold.hold_id in self.mine]
+        left = [hold for hold in holds if hold.hold_id in {*self.session.unfinished, *running}]
+        taken = recovery._take_over(world, left, running, world.another_owner())
+        world.tell(
+            "recovery of",
+            self.name,
+            "takes over",
+            *taken.epochs.items(),
+            "of",
+            len(holds),
+            "still run",
+            *sorted(running),
+        )
+        for hold_id in running:
+            self.running[hold_id].ends_ms = now
+            self.end(self.running[hold_id])
         if world.chance(world.scenario.loses):
             world.tell("recovery is killed")
             world.after(5000, self.recover)
             return
-        world.after(world.dice.randrange(1, 2000), self.post_recovery, closings)
+        closings = taken.stamped(recovery._closings(self.session, holds, taken.ran_on, world.clock.now()))
+        if closings:
+            world.after(world.dice.randrange(1, 2000), self.post_recovery, closings)
 
     def post_recovery(self, closings: tuple[Closing, ...]) -> None:
-        self.world.commit(Batch(closings=closings), admit_at_nothing)
+        fenced = self.world.commit(Batch(closings=closings), admit_at_nothing).fenced
         for closing in closings:
             if closing.kind is ClosingKind.SETTLE and closing.hold_id in self.world.jobs:
-                self.world.jobs[closing.hold_id].settled = True
-        self.world.tell("recovery of", self.name, "closes", *(f"{c.hold_id} ({c.kind.value})" for c in closings))
+                self.world.jobs[closing.hold_id].settled |= closing.hold_id not in fenced
+        told = (f"{each.hold_id} ({each.kind.value})" for each in closings if each.hold_id not in fenced)
+        self.world.tell("recovery of", self.name, "closes", *told, "and is fenced from", *fenced)
+
+
+def _epoch(ticket: Ticket) -> int | None:
+    """The epoch under which the client has the step's hold, if it has one."""
+    return None if ticket.hold is None else ticket.hold.epoch
 
 
 def _parts(items: Sequence[Item]) -> list[list[Item]]:
