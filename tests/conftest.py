@@ -4,8 +4,11 @@ import signal
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 SLURM = "tests/integration/slurm"
+
+settings.register_profile("long", max_examples=500, stateful_step_count=50, deadline=None)
 
 
 def pytest_configure(config):

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from fractions import Fraction
+from functools import lru_cache
 
 from mlflow_green.records import Site, Unit
 from mlflow_green.units import MICRO_UNITS_PER_UNIT, MICROGRAMS_PER_GRAM, MICROJOULES_PER_KWH
@@ -54,8 +55,12 @@ def hold_amounts(energy_microjoules: int, site: Site) -> Mapping[Unit, int]:
 
 
 def _per_kwh(energy_microjoules: int, site: Site, factor_per_kwh: float, scale: int) -> int:
-    facility = energy_microjoules * _decimal(site.node_overhead) * _decimal(site.pue)
-    return round(facility * _decimal(factor_per_kwh) * scale / MICROJOULES_PER_KWH)
+    return round(energy_microjoules * _per_microjoule(site.node_overhead, site.pue, factor_per_kwh, scale))
+
+
+@lru_cache(maxsize=256)  # a site has few factors, and every sample of every step is converted
+def _per_microjoule(node_overhead: float, pue: float, factor_per_kwh: float, scale: int) -> Fraction:
+    return _decimal(node_overhead) * _decimal(pue) * _decimal(factor_per_kwh) * scale / MICROJOULES_PER_KWH
 
 
 def _decimal(value: float) -> Fraction:

@@ -15,6 +15,7 @@ from mlflow_green.ledger.accounts import ancestry
 from mlflow_green.ledger.ledger import Choose
 from mlflow_green.ledger.pending import with_pending
 from mlflow_green.ledger.posting import (
+    GIVEN_UP,
     HISTORY_LENGTH_MAX,
     INPUT_BYTES_FACT,
     BookedHold,
@@ -211,7 +212,7 @@ class MemoryLedger:
     def _lost_charges(self) -> Mapping[tuple[str, TermKey], int]:
         charges: Counter[tuple[str, TermKey]] = Counter()
         for row in self._journal:
-            if row.hold_id is not None and self._holds[row.hold_id].state is HoldState.LOST:
+            if row.hold_id is not None and self._holds[row.hold_id].state in GIVEN_UP:
                 charges[row.hold_id, (row.budget, row.account, row.unit.value, row.period)] += row.delta_spent
         return charges
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
 from fractions import Fraction
+from functools import lru_cache
 
 from mlflow_green.errors import HoldClosed, LedgerError
 from mlflow_green.ledger.ledger import Choose
@@ -65,6 +66,10 @@ CLOSED_STATE = {
 }
 
 
+GIVEN_UP = frozenset({HoldState.VOID, HoldState.LOST})
+"""Closed perhaps without its owner's word: what turns up later corrects what it was charged."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BookedHold:
     """A hold and its state. Under each of its terms it holds ``amounts[term.unit]``, else 0."""
@@ -80,7 +85,7 @@ class Standing:
     ``generation`` is the number of the last change of any balance. ``holds`` have every open hold that wants more under
     one of the ``balances``, whose ``pending`` that is. ``entry_ids`` and ``window_keys`` are those of the batch that
     were posted before. ``last_decisions`` maps a step's key to the action and reason that it was answered last.
-    ``lost_charges`` is what each lost hold of the batch's closings was charged so far, corrections included.
+    ``lost_charges`` is what each hold of the batch's closings was charged so far, corrections included.
     """
 
     generation: int
@@ -320,8 +325,8 @@ class _Posting:
             self.fenced.append(booked.hold.hold_id)
         elif booked.state is HoldState.HELD:
             self._close_open(booked.hold, closing)
-        elif booked.state is HoldState.LOST and closing.entry is not None:
-            self._correct_lost(booked.hold, closing, closing.entry)
+        elif booked.state in GIVEN_UP and closing.entry is not None:
+            self._correct(booked, closing, closing.entry)
 
     def _close_open(self, hold: Hold, closing: Closing) -> None:
         charged = charged_sum(entries_of(closing))
@@ -342,26 +347,26 @@ class _Posting:
                 raise LedgerError(f"entry {entry.entry_id} of open hold {hold.hold_id} was posted before")
             self._post_once(entry)
 
-    def _correct_lost(self, hold: Hold, closing: Closing, late: Entry) -> None:
-        """The readings of a hold that was given up have turned up: charge the difference, once.
+    def _correct(self, booked: BookedHold, closing: Closing, late: Entry) -> None:
+        """A step that was given up has used something else than was thought: charge the difference, once.
 
-        A settled entry is the truth. A second loss only tells how much was metered at least: two recoveries that
-        race charge different silences, and the first of them counts.
+        A settled entry is the truth. Of several losses the largest counts: the step may have run on after the first of
+        them. Whoever lost the hold to another recovery is believed what it metered, and not its silence.
         """
-        if late.total is None:
+        hold, entries = booked.hold, entries_of(closing)
+        is_loss = closing.kind is ClosingKind.LOST
+        only_metered = is_loss and _is_fenced(hold, closing.epoch)
+        if late.total is None and (only_metered or not is_loss):
             return
-        entries = entries_of(closing)
-        dues = charged_sum(entries) if closing.kind is ClosingKind.SETTLE else _metered_sum(entries)
+        dues = _metered_sum(entries) if only_metered else charged_sum(entries)
         for term in hold.terms:
             key = (hold.hold_id, term.key)
             if term.unit not in late.charged:
                 continue
             before = self.lost_charges.get(key, 0)
-            due = dues[term.unit]
-            if closing.kind is ClosingKind.LOST:
-                due = max(before, due)
+            due = max(before, dues[term.unit]) if is_loss else dues[term.unit]
             if due != before:
-                reason = f"its readings were posted after it was closed as {HoldState.LOST.value}"
+                reason = f"its readings were posted after it was closed as {booked.state.value}"
                 self.move(term, hold.hold_id, "adjust", delta_spent=due - before, reason=reason)
                 self.lost_charges[key] = due
 
@@ -747,8 +752,14 @@ def _amount(rule: AlertRule, balance: Balance) -> int:
 
 
 def _reached(rule: AlertRule, balance: Balance) -> bool:
-    # str() gives the ratio that was written: 0.1 is one tenth here, not the float next to it.
-    return _amount(rule, balance) >= Fraction(str(rule.at_ratio)) * balance.limit
+    ratio = _exact(rule.at_ratio)
+    return _amount(rule, balance) * ratio.denominator >= ratio.numerator * balance.limit
+
+
+@lru_cache(maxsize=256)
+def _exact(ratio: float) -> Fraction:
+    """The ratio as it was written: 0.1 is one tenth here, not the float next to it."""
+    return Fraction(str(ratio))
 
 
 def _alert(rule: AlertRule, before: Balance, after: Balance, hold: Hold | None, generation: int) -> Message:

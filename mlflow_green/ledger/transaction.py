@@ -13,6 +13,7 @@ from mlflow_green.ledger import rows, schema
 from mlflow_green.ledger.accounts import ancestry
 from mlflow_green.ledger.pending import with_pending
 from mlflow_green.ledger.posting import (
+    GIVEN_UP,
     BookedHold,
     BucketChange,
     Effects,
@@ -132,7 +133,7 @@ def load(connection: Connection, batch: Batch) -> Loaded:
     keys = {term.key for request in batch.requests for term in request.terms}
     keys |= {term.key for booked in holds.values() for term in booked.hold.terms}
     balances, bucket_ids = load_buckets(connection, keys)
-    lost = [hold_id for hold_id in closed if hold_id in holds and holds[hold_id].state is HoldState.LOST]
+    lost = [hold_id for hold_id in closed if hold_id in holds and holds[hold_id].state in GIVEN_UP]
     standing = Standing(
         generation=load_generation(connection),
         balances={

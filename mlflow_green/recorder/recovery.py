@@ -28,7 +28,7 @@ from mlflow_green.clock import Clock, boot_id
 from mlflow_green.errors import LedgerError, LedgerUnavailable
 from mlflow_green.ledger.ledger import Ledger
 from mlflow_green.metering.supervise import end_processes, owner_alive, step_processes, this_process
-from mlflow_green.recorder.late_hold import admit_at_nothing, hold_late, told_if_refused
+from mlflow_green.recorder.late_hold import admit_at_nothing, hold_late, promised_hold, told_if_refused
 from mlflow_green.recorder.loss import (
     BLOCK_SILENCE,
     GRACE_SECONDS,
@@ -323,6 +323,8 @@ def _closings(session: SpoolSession, holds: Sequence[Hold], ran_on: set[str], no
     for hold_id in session.unfinished:
         begun = session.begun[hold_id]
         hold = by_id.get(hold_id) or begun.hold  # a ledger that was deleted knows it no more
+        if hold is None and begun.request is not None:  # closed before, perhaps by somebody who knew less
+            hold = promised_hold(begun.request, session.owner)
         if hold is not None:
             closings.append(_lost(hold, begun.at, session, still_ran=hold_id in ran_on, now=now))
     for hold_id, hold in by_id.items():

@@ -16,6 +16,7 @@ from tests.testkit.ledger_samples import (
     request,
     settle,
     term,
+    void,
     window,
 )
 
@@ -56,11 +57,37 @@ def test_a_settling_in_the_same_batch_as_the_loss_counts_too(ledger):
     assert spent(ledger)[0] == 50
 
 
-def test_a_second_loss_never_refunds_and_never_loses_what_was_metered(ledger, lost):
-    close(ledger, lose(lost, used=20, charged=900))
-    assert spent(ledger)[0] == 40, "the first recovery counts"
-    close(ledger, lose(lost, used=300, charged=900))
+def test_of_several_losses_the_largest_counts(ledger, lost):
+    """The step may have run on after the first of them, which was made by somebody who took its owner for dead."""
+    close(ledger, lose(lost, used=20, charged=35))
+    assert spent(ledger)[0] == 40, "nothing is refunded"
+    later = lose(lost, used=20, charged=90)
+    close(ledger, later, later)
+    assert spent(ledger)[0] == 90
+
+
+def test_a_recovery_that_lost_the_hold_to_another_is_believed_what_it_metered_and_not_its_silence(ledger):
+    batch = Batch(requests=(request("train", 40, MONTH),), owner=OWNER)
+    (answer,) = ledger.commit(batch, admit_what_fits).answers
+    ledger.commit(Batch(adoptions=(answer.hold.hold_id,), owner=replace(OWNER, pid=43)), admit_what_fits)
+    close(ledger, lose(answer.hold, used=30, charged=40))
+    fenced = replace(lose(answer.hold, used=20, charged=900), epoch=1)
+    close(ledger, fenced)
+    assert spent(ledger)[0] == 40
+    close(ledger, replace(lose(answer.hold, used=300, charged=900), epoch=1))
     assert spent(ledger)[0] == 300, "not a metered joule is lost"
+
+
+@pytest.mark.parametrize("used", [0, 7])
+def test_what_a_step_used_whose_hold_was_given_back_by_somebody_who_took_its_owner_for_dead_is_charged(ledger, used):
+    batch = Batch(requests=(request("train", 40, MONTH),), owner=OWNER)
+    (answer,) = ledger.commit(batch, admit_what_fits).answers
+    close(ledger, void(answer.hold))
+    late = settle(answer.hold, used)
+    close(ledger, late, late)
+    close(ledger, late)
+    assert spent(ledger)[0] == used
+    assert [finding for finding in verify(ledger, lambda owner: True) if "windows attributed" not in finding] == []
 
 
 def test_a_settling_that_nobody_metered_is_no_evidence(ledger, lost):

@@ -1,0 +1,276 @@
+"""Rules that are wrong in one way each: the laws must see every one of them, or they see nothing.
+
+A mutant changes the real rules while its context lasts; the docstring says what it breaks.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import replace
+from datetime import timedelta
+from functools import wraps
+from unittest.mock import patch
+
+from mlflow_green.ledger import memory, posting
+from mlflow_green.policy import decide
+from mlflow_green.recorder import planner, recovery
+from mlflow_green.records import Action, ClosingKind, Mode, Unit
+
+Rules = posting._Posting
+MUTANTS: dict[str, Callable[[], AbstractContextManager[object]]] = {}
+
+
+def mutant(function: Callable[[ExitStack], None]) -> Callable[[ExitStack], None]:
+    """Register the mutant under its function's name; the function enters its patches."""
+
+    @contextmanager
+    def mutated():
+        with ExitStack() as patches:
+            function(patches)
+            yield
+
+    MUTANTS[function.__name__] = mutated
+    return function
+
+
+def change(patches: ExitStack, owner: object, name: str, new: object) -> object:
+    """Put ``new`` in the place of a rule; returns the rule."""
+    old = getattr(owner, name)
+    patches.enter_context(patch.object(owner, name, wraps(old)(new) if callable(old) and callable(new) else new))
+    return old
+
+
+@mutant
+def held_is_ignored(patches: ExitStack) -> None:
+    """Only what is spent counts, so that steps which start together overspend."""
+    change(patches, Rules, "_guard", lambda *_args, **_more: None)
+    old = change(
+        patches,
+        planner.Planner,
+        "choose",
+        lambda self, request, balances: old(self, request, [replace(each, held=0) for each in balances]),
+    )
+
+
+@mutant
+def a_repeated_request_holds_again(patches: ExitStack) -> None:
+    """No idempotency: a request that is sent twice gets two holds."""
+
+    def open_hold(rules, request, *more):
+        count = sum(booked.hold.step == request.step for booked in rules.holds.values())
+        return old(rules, replace(request, hold_id=f"{request.hold_id}{'+' * count}"), *more)
+
+    change(patches, Rules, "repeated", lambda *_: None)
+    old = change(patches, Rules, "_open", open_hold)
+
+
+@mutant
+def a_closed_hold_is_closed_again(patches: ExitStack) -> None:
+    """No compare-and-set on the state: a closing that is sent twice is charged twice."""
+
+    def close(rules, closing):
+        booked = rules.holds.get(closing.hold_id)
+        if booked is None or booked.state is posting.HoldState.HELD:
+            return old(rules, closing)
+        rules.holds[closing.hold_id] = replace(
+            booked, state=posting.HoldState.HELD, hold=replace(booked.hold, amounts={})
+        )
+        rules.entry_ids.discard(closing.entry.entry_id if closing.entry else None)
+        return old(rules, closing)
+
+    old = change(patches, Rules, "close", close)
+
+
+@mutant
+def a_lost_hold_is_clipped_to_its_hold(patches: ExitStack) -> None:
+    """A lost step that has overrun its hold is charged too little."""
+
+    def lost(hold, session, **more):
+        closing = old(hold, session, **more)
+        charged = min(closing.entry.energy_charged_microjoules, hold.amounts.get(Unit.ENERGY, 0))
+        return replace(closing, entry=replace(closing.entry, energy_charged_microjoules=charged))
+
+    old = change(patches, recovery, "lost_after_silence", lost)
+
+
+@mutant
+def a_lost_hold_is_charged_its_last_reading(patches: ExitStack) -> None:
+    """What a step used after its meter died is charged to nobody."""
+    old = change(
+        patches,
+        recovery,
+        "lost_after_silence",
+        lambda hold, session, *, began_at, silent_until: old(hold, session, began_at=began_at, silent_until=began_at),
+    )
+
+
+@mutant
+def the_silence_of_a_lost_hold_is_a_second(patches: ExitStack) -> None:
+    """A step may outlive its meter for longer than it is charged."""
+    change(patches, recovery, "SILENCE", timedelta(seconds=1))
+
+
+@mutant
+def an_expired_hold_is_released(patches: ExitStack) -> None:
+    """The hold of a dead owner goes back to the budget as if nothing had been used."""
+
+    def closings(*arguments):
+        return [
+            replace(closing, kind=ClosingKind.VOID, entry=None) if closing.kind is ClosingKind.LOST else closing
+            for closing in old(*arguments)
+        ]
+
+    old = change(patches, recovery, "_closings", closings)
+
+
+@mutant
+def late_facts_are_dropped(patches: ExitStack) -> None:
+    """The readings of a step that was given up too early change nothing."""
+    change(patches, Rules, "_correct_lost", lambda *_: None)
+
+
+@mutant
+def a_settlement_is_clipped_to_its_hold(patches: ExitStack) -> None:
+    """Joules beyond the hold are charged to nobody."""
+
+    def close(rules, hold, closing):
+        entry = closing.entry
+        if entry is not None:
+            least = min(entry.energy_charged_microjoules, hold.amounts.get(Unit.ENERGY, 0))
+            closing = replace(closing, entry=replace(entry, energy_charged_microjoules=least))
+        return old(rules, hold, closing)
+
+    old = change(patches, Rules, "_close_open", close)
+
+
+@mutant
+def units_are_mixed_up(patches: ExitStack) -> None:
+    """What a step emits is charged to the budget of energy, and what it uses to that of carbon."""
+    other = {Unit.ENERGY: Unit.CARBON, Unit.CARBON: Unit.ENERGY, Unit.MONEY: Unit.MONEY}
+    old = change(
+        patches, posting, "charged_sum", lambda entries: Counter({other[unit]: n for unit, n in old(entries).items()})
+    )
+
+
+@mutant
+def an_ancestor_is_skipped(patches: ExitStack) -> None:
+    """A step is held and charged under all its budgets but the last."""
+
+    def open_hold(rules, request, *more):
+        names = list(dict.fromkeys(term.budget for term in request.terms))
+        kept = tuple(term for term in request.terms if term.budget in names[: max(1, len(names) - 1)])
+        return old(rules, replace(request, terms=kept), *more)
+
+    old = change(patches, Rules, "_open", open_hold)
+
+
+@mutant
+def a_pipe_starts_by_halves(patches: ExitStack) -> None:
+    """The members of a group are admitted one by one."""
+
+    def answer(rules, members, opening):
+        return rules, [rules.answer(member, opening) for member in members]
+
+    change(patches, posting, "_answer_group", answer)
+
+
+@mutant
+def a_threshold_is_told_by_level(patches: ExitStack) -> None:
+    """An alert for every balance above the threshold, not for the one that crosses it."""
+    old = change(patches, posting, "crossings", lambda before, after: old(None, after))
+    change(patches, memory.MemoryLedger, "_promise", _promise_anew)
+
+
+def _promise_anew(ledger, message):
+    if message.kind == "alert":
+        message = replace(message, dedup=f"{message.dedup}|{len(ledger._letters)}")
+    return _PROMISE(ledger, message)
+
+
+_PROMISE = memory.MemoryLedger._promise
+
+
+@mutant
+def an_alert_is_never_told(patches: ExitStack) -> None:
+    """Crossings leave no row."""
+    change(patches, posting, "crossings", lambda _before, _after: iter(()))
+
+
+@mutant
+def a_void_charges_its_hold(patches: ExitStack) -> None:
+    """A step that never began is charged what it held."""
+
+    def close(rules, hold, closing):
+        old(rules, hold, closing)
+        if closing.kind is ClosingKind.VOID:
+            for term in hold.terms:
+                rules.move(term, hold.hold_id, "adjust", delta_spent=hold.amounts.get(term.unit, 0))
+
+    old = change(patches, Rules, "_close_open", close)
+
+
+@mutant
+def a_top_up_ignores_the_limit(patches: ExitStack) -> None:
+    """A running step gets all that it asks for."""
+    change(patches, Rules, "_grant", lambda _rules, _terms, amounts, *_more: dict(amounts))
+    change(patches, Rules, "_guard", lambda *_args, **_more: None)
+
+
+@mutant
+def a_closed_hold_is_topped_up(patches: ExitStack) -> None:
+    """A top-up that arrives late takes room for a step that is over."""
+
+    def top_up(rules, asked):
+        booked = rules.holds.get(asked.hold_id)
+        if booked is not None:
+            rules.holds[asked.hold_id] = replace(booked, state=posting.HoldState.HELD)
+        return old(rules, asked)
+
+    old = change(patches, Rules, "top_up", top_up)
+
+
+@mutant
+def a_watched_budget_decides(patches: ExitStack) -> None:
+    """A budget in mode observe makes steps wait and refuses them."""
+
+    def choose(self, request, balances):
+        hard = [replace(each, term=replace(each.term, mode=Mode.HARD)) for each in balances]
+        return old(self, request, hard)
+
+    old = change(patches, planner.Planner, "choose", choose)
+
+
+@mutant
+def a_full_budget_admits_what_is_cheap(patches: ExitStack) -> None:
+    """A hold is admitted where a part of it fits."""
+    change(patches, Rules, "_guard", lambda *_args, **_more: None)
+    old = change(
+        patches,
+        decide,
+        "_obstacles",
+        lambda view, estimate, needs: old(view, estimate, {unit: need and need // 2 for unit, need in needs.items()}),
+    )
+
+
+@mutant
+def a_refused_step_runs(patches: ExitStack) -> None:
+    """Waiting and refused steps get their hold at once."""
+
+    def choose(self, request, balances):
+        decision = old(self, request, balances)
+        known = request.estimates[0].amounts if request.estimates else None
+        if decision.admitted or known is None:
+            return decision
+        return replace(decision, action=Action.ADMIT, tier=request.estimates[0].tier, amounts=dict(known))
+
+    old = change(patches, planner.Planner, "choose", choose)
+    change(patches, Rules, "_guard", lambda *_args, **_more: None)
+
+
+@mutant
+def a_decision_depends_on_chance(patches: ExitStack) -> None:
+    """The same policy, balances and request give another reason each time."""
+    calls = iter(range(10**9))
+    old = change(patches, decide, "_reason", lambda *arguments: f"{old(*arguments)} ({next(calls)})")
