@@ -211,13 +211,14 @@ def _tier(path: KeyPath, tier: Data) -> Iterator[Problem]:
 
 def _tier_names(data: Data) -> Iterator[Problem]:
     """A step's tier that is spelt a little differently under ``tiers`` would silently run without its environment."""
-    meant = {_plain(name): name for name in _mapping(data.get("tiers"))}
+    tiers = _mapping(data.get("tiers"))
+    meant = {_plain(name): name for name in tiers}
     for step, declared in _mapping(data.get("steps")).items():
         text = _mapping(declared).get("tiers")
         for part in text.split(",") if isinstance(text, str) else ():
             name = part.partition(":")[0].strip()
-            known = meant.get(_plain(name), name)
-            if known != name:
+            known = meant.get(_plain(name))
+            if name not in tiers and known is not None:
                 message = f"tier {name!r} is spelt {known!r} under 'tiers'; write both alike"
                 yield Problem(path=("steps", step, "tiers"), message=message, suggestion=known)
 

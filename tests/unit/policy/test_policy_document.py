@@ -270,6 +270,11 @@ def test_a_team_that_grew_has_rollover_tiers_and_quiet_hours():
     assert policy.channels["team"].digest_seconds == 86_400
 
 
+def test_tiers_whose_names_are_nearly_alike_are_told_apart():
+    policy = load(HEAD + 'tiers: {a1: {}, a-1: {}}\nsteps: {t: {tiers: "a1:1,a-1:0.5"}}\n')
+    assert list(policy.tiers) == ["a1", "a-1"]
+
+
 def test_a_power_cap_only_lowers_what_a_step_may_draw():
     policy = load(GROWN)
     assert policy.power_watts_max("low-power", 700.0) == 250.0
