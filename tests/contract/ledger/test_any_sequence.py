@@ -183,7 +183,7 @@ class PostgresBooks(Books):
 
 
 @pytest.mark.parametrize(
-    ("machine", "examples"), [(MemoryBooks, 60), (SqliteBooks, 25), (JournalBooks, 15), (PostgresBooks, 15)]
+    ("machine", "examples"), [(MemoryBooks, 60), (SqliteBooks, 25), (JournalBooks, 15), (PostgresBooks, 10)]
 )
 def test_any_sequence_of_batches_does_what_the_model_does(machine, examples, request):
     if machine is PostgresBooks:
