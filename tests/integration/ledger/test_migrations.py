@@ -75,7 +75,7 @@ def differences(connection):
     def defaults_differ(_context, _found_column, _column, found, _default, wanted):
         if found is not None and found.startswith("nextval"):  # PostgreSQL's way to number rows
             return False
-        found, wanted = (value and value.partition("::")[0].strip("'") for value in (found, wanted))
+        found, wanted = (value and value.partition("::")[0].strip("(')") for value in (found, wanted))
         return found != wanted
 
     options = {"version_table": schema.REVISION_TABLE, "compare_server_default": defaults_differ}
