@@ -200,6 +200,13 @@ def test_not_even_the_administrator_changes_a_row_of_the_journal_by_mistake(stat
     hold(ledger)
     with pytest.raises(psycopg.errors.RaiseException, match="the journal only grows"):
         postgres.execute(statement, url=url)
+    with (
+        pytest.raises(LedgerError, match="refused it: the journal only grows") as caught,
+        ledger._store.writing() as connection,
+    ):
+        connection.exec_driver_sql(statement)
+    assert not isinstance(caught.value, LedgerUnavailable)
+    assert closes(ledger)
 
 
 def test_amounts_and_texts_that_cannot_be_kept_are_refused_and_nothing_is_written(ledger):
