@@ -147,24 +147,25 @@ def migrate(place: Place, only_look: bool, as_json: bool) -> None:
     from mlflow_green.ledger.schema import SCHEMA_VERSION
 
     settings = place.settings()
-    if not has_history(settings):
-        click.echo(NO_HISTORY)
-        return
-    done, name = place.doors.migrate(settings, only_look=only_look), shown(settings.ledger_url)
-    is_current = not only_look or done.before == SCHEMA_VERSION
+    done = place.doors.migrate(settings, only_look=only_look) if has_history(settings) else None
+    before = done.before if done else None
+    is_current = done is None or not only_look or before == SCHEMA_VERSION
+    name = shown(settings.ledger_url)
     if as_json:
-        copy = str(done.copy) if done.copy else None
-        print_json({"before": done.before, "version": SCHEMA_VERSION, "current": is_current, "copy": copy})
+        copy = str(done.copy) if done and done.copy else None
+        print_json({"before": before, "version": SCHEMA_VERSION, "current": is_current, "copy": copy})
+    elif done is None:
+        click.echo(NO_HISTORY)
     elif not is_current:
-        what = "has no tables yet" if done.before is None else f"is of schema {done.before}"
+        what = "has no tables yet" if before is None else f"is of schema {before}"
         click.echo(f"{name} {what}, and this version uses {SCHEMA_VERSION}; run 'mlflow-green ledger migrate'.")
-    elif done.before == SCHEMA_VERSION:
+    elif before == SCHEMA_VERSION:
         click.echo(f"{name} is of schema {SCHEMA_VERSION}, the one that this version uses.")
-    elif done.before is None:
+    elif before is None:
         click.echo(f"{name} has its tables now, of schema {SCHEMA_VERSION}.")
     else:
         kept = f"; the file as it was is {done.copy}" if done.copy else ""
-        click.echo(f"{name} was brought from schema {done.before} to {SCHEMA_VERSION}{kept}.")
+        click.echo(f"{name} was brought from schema {before} to {SCHEMA_VERSION}{kept}.")
     sys.exit(exit_codes.OK if is_current else exit_codes.FOUND)
 
 

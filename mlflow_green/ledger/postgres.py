@@ -18,9 +18,19 @@ from mlflow_green.ledger import schema
 from mlflow_green.ledger.address import place, with_password
 from mlflow_green.ledger.store import Store
 
-CONNECT_TIMEOUT_SECONDS = 10
 WAIT_SECONDS_MAX = 60
 WRITERS_LOCK = 0x6D6C67726E  # "mlgrn"; advisory locks are of one database
+
+# Parameters of libpq, unless the URL has them.
+_CONNECTING = {
+    "application_name": "mlflow-green",
+    "connect_timeout": 10,  # seconds
+    # A server that is gone without a word is noticed within a minute.
+    "keepalives_idle": 20,
+    "keepalives_interval": 10,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 60_000,  # milliseconds
+}
 
 # Writers queue at one lock, first come, first served, so the rules decide on balances that nobody else changes. A
 # writer that was stopped in the middle loses its session rather than hold up the others.
@@ -124,6 +134,8 @@ class PostgresStore(Store):
 
     def _unavailable(self, doing: str, error: DBAPIError) -> LedgerError:
         cause, state = _cause(error), getattr(error.orig, "sqlstate", None)
+        if state == "P0001":  # one of our own triggers
+            return LedgerError(f"the ledger {self.place} refused it: {cause}; nothing was written")
         if state == "54000":
             return LedgerError(
                 f"the ledger {self.place} cannot keep a name of more than about 2,700 bytes: {cause}; nothing was"
@@ -138,6 +150,8 @@ class PostgresStore(Store):
 
     def _rights(self, doing: str, cause: str) -> str:
         role = self._url.username or "THIS_ROLE"
+        if "must be owner" in cause:
+            return "nothing was written; run it as the role that owns the tables"
         if "for schema" in cause:
             grant = f"GRANT USAGE, CREATE ON SCHEMA public TO {role}"
         elif doing == "write":
@@ -175,15 +189,7 @@ def postgres_engine(url: URL) -> Engine:
             url.set(drivername="postgresql+psycopg"),
             poolclass=NullPool,
             isolation_level="AUTOCOMMIT",
-            connect_args={
-                "connect_timeout": CONNECT_TIMEOUT_SECONDS,
-                "application_name": "mlflow-green",
-                # A server that is gone without a word is noticed within a minute.
-                "keepalives_idle": 20,
-                "keepalives_interval": 10,
-                "keepalives_count": 3,
-                "tcp_user_timeout": 60_000,
-            },
+            connect_args={name: value for name, value in _CONNECTING.items() if name not in url.query},
         )
     except ImportError as error:
         raise LedgerUnavailable(

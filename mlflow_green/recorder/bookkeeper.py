@@ -145,6 +145,7 @@ class Bookkeeper:
         self._delayed: list[Ticket] = []  # asked before MLflow's store was ready
         self._waiting: list[Ticket] = []
         self._is_down = False
+        self._unsure: set[str] = set()  # keys of steps that were refused without an answer of the ledger
         self._is_all_posted = True
         self._said: set[str] = set()
         self._balances: dict[tuple[str, str, str, str], Balance] = {}
@@ -277,6 +278,8 @@ class Bookkeeper:
         self._unposted = _Work()
         if work.writes:
             self._commit(work)
+        if self._unsure:
+            self._release_unsure()
         if work.terms:
             try:
                 read = self._ledger.balances(tuple(work.terms.values()))
@@ -413,6 +416,23 @@ class Bookkeeper:
             ticket.top_up_pending = False
         self._answer_without_ledger(work.asks, cause, is_down=is_down)
 
+    def _release_unsure(self) -> None:
+        """A commit whose answer was lost may have been written: of a step that was refused nothing stays held."""
+        try:
+            found = [hold for hold in self._ledger.open_holds() if hold.step.key in self._unsure]
+            reason = "the ledger did not answer, so its step was refused"
+            closings = [
+                Closing(kind=ClosingKind.VOID, hold_id=hold.hold_id, entry=None, reason=reason, epoch=hold.epoch)
+                for hold in found
+                if hold.owner == self._owner
+            ]
+            if closings:
+                self._ledger.commit(Batch(closings=tuple(closings), owner=self._owner), self._planner.choose)
+        except LedgerUnavailable:
+            _log.debug("the ledger still does not answer", exc_info=True)
+        else:
+            self._unsure.clear()
+
     def _answer_without_ledger(self, tickets: Sequence[Ticket], cause: str, *, is_down: bool = False) -> None:
         """While the ledger ``is_down`` as the policy says; after any other error open where nothing is enforced."""
         otherwise = Action.REFUSE if self._planner.enforces else Action.ADMIT
@@ -432,6 +452,8 @@ class Bookkeeper:
                 continue
             if action is Action.ADMIT:
                 self._promise_hold(ticket, now)
+            else:
+                self._unsure.add(ticket.step.key)
             ticket.decision = decision
         if any(ticket.decision and ticket.decision.action is not Action.WAIT for ticket in tickets):
             self._wake()

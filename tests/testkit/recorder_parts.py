@@ -42,11 +42,15 @@ class SimplePlanner:
 
 
 class FailingLedger(MemoryLedger):
-    """Raises ``problem`` at every commit while there is one; commits wait while ``is_free`` is not set."""
+    """Raises ``problem`` at every commit while there is one; commits wait while ``is_free`` is not set.
+
+    With ``goes_down`` the next commit is written, its answer is lost, and from then on the ledger is down.
+    """
 
     def __init__(self) -> None:
         super().__init__(SystemClock())
         self.problem: Exception | None = None
+        self.goes_down = False
         self.is_free = threading.Event()
         self.is_free.set()
 
@@ -54,7 +58,11 @@ class FailingLedger(MemoryLedger):
         self.is_free.wait()
         if self.problem is not None:
             raise self.problem
-        return super().commit(batch, choose)
+        committed = super().commit(batch, choose)
+        if self.goes_down:
+            self.problem = down()
+            raise self.problem
+        return committed
 
 
 def down() -> LedgerUnavailable:

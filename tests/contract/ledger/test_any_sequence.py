@@ -400,7 +400,7 @@ class PostgresBooks(SharedBooks):
 
 
 @pytest.mark.parametrize(
-    ("machine", "examples"), [(MemoryBooks, 60), (SqliteBooks, 40), (JournalBooks, 20), (PostgresBooks, 20)]
+    ("machine", "examples"), [(MemoryBooks, 60), (SqliteBooks, 25), (JournalBooks, 15), (PostgresBooks, 10)]
 )
 def test_any_sequence_of_transactions_does_what_the_model_does(machine, examples, request):
     if machine is PostgresBooks:

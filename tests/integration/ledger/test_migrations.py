@@ -75,7 +75,7 @@ def differences(connection):
     def defaults_differ(_context, _found_column, _column, found, _default, wanted):
         if found is not None and found.startswith("nextval"):  # PostgreSQL's way to number rows
             return False
-        found, wanted = (value and value.partition("::")[0].strip("'") for value in (found, wanted))
+        found, wanted = (value and value.partition("::")[0].strip("(')") for value in (found, wanted))
         return found != wanted
 
     options = {"version_table": schema.REVISION_TABLE, "compare_server_default": defaults_differ}
@@ -225,7 +225,7 @@ def test_an_old_ledger_in_postgresql_is_upgraded_by_the_owner_of_its_tables(post
     postgres.execute("GRANT ALL ON ALL TABLES IN SCHEMA public TO borrower", url=url)
     theirs = postgres.url_of(url.partition("@/")[2].partition("?")[0], "borrower", "b")
     with_rights_only = open_store(theirs, mountinfo_path=NO_MOUNTS)
-    with pytest.raises(LedgerUnavailable, match="owner"):
+    with pytest.raises(LedgerUnavailable, match="run it as the role that owns the tables"):
         migrate(with_rights_only)
     with_rights_only.close()
     assert store.version() == 1
@@ -269,4 +269,17 @@ def test_the_command_makes_the_tables_of_a_new_ledger_in_postgresql(postgres, tm
 
 def test_where_nothing_was_metered_there_is_nothing_to_upgrade_and_no_file_is_made(tmp_path):
     assert run_migrate(tmp_path).exit_code == 0
+    told = json.loads(run_migrate(tmp_path, "--json").stdout)
+    assert told == {"before": None, "version": schema.SCHEMA_VERSION, "current": True, "copy": None}
     assert list(tmp_path.iterdir()) == []
+
+
+def test_opening_a_file_loads_neither_alembic_nor_the_driver_of_another_database(old_ledger, tmp_path):
+    script = (
+        "import sys; from pathlib import Path; from tests.testkit.ledger_samples import open_at\n"
+        "open_at(Path(sys.argv[1]), hostname='node1', boot='boot1').close()\n"
+        "print({'alembic', 'psycopg'} & set(sys.modules))"
+    )
+    ran = subprocess.run([sys.executable, "-c", script, tmp_path], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert ran.stdout == "set()\n"
+    assert version_of(old_ledger) == schema.SCHEMA_VERSION

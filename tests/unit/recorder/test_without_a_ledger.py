@@ -62,6 +62,19 @@ def test_refuse_starts_nothing_under_a_ledger_that_is_down() -> None:
     assert "no step may start" in outage.said[0]
 
 
+def test_a_hold_that_was_written_though_its_answer_was_lost_is_released_when_its_step_was_refused() -> None:
+    outage = Outage("refuse")
+    outage.ledger.goes_down = True
+    step = outage.ask()
+    assert step.refused
+    assert len(outage.ledger.open_holds()) == 1
+    outage.ledger.goes_down, outage.ledger.problem = False, None
+    outage.keeper.flush(SECONDS)
+    assert outage.ledger.open_holds() == ()
+    assert [row.kind for row in outage.ledger.journal()] == ["hold", "void"]
+    assert verify(outage.ledger, lambda owner: True) == ()
+
+
 def test_wait_asks_again_until_the_ledger_is_back() -> None:
     outage = Outage("wait")
     outage.ledger.problem = down()

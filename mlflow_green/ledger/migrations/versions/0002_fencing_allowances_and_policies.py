@@ -15,6 +15,7 @@ down_revision = "0001"
 def upgrade() -> None:
     op.add_column("accounts", sa.Column("parent", sa.String))
     op.add_column("buckets", sa.Column("previous_period", sa.String))
+    op.add_column("holds", sa.Column("policy_sha256", sa.String(64), nullable=False, server_default=""))
     op.add_column("holds", sa.Column("epoch", sa.Integer, nullable=False, server_default="1"))
     op.add_column("holds", sa.Column("wanted", sa.JSON, nullable=False, server_default="{}"))
     op.add_column("journal", sa.Column("delta_limit", sa.BigInteger, nullable=False, server_default="0"))
