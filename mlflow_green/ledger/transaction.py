@@ -215,7 +215,8 @@ def _lost_charges(connection: Connection, hold_ids: Sequence[str]) -> dict[tuple
         return {}
     found = connection.execute(_SELECT_CHARGES, {"hold_ids": list(hold_ids)})
     return {
-        (hold_id, (budget, account, unit, period)): spent for hold_id, budget, account, unit, period, spent in found
+        (hold_id, (budget, account, unit, period)): int(spent)  # PostgreSQL sums to a Decimal
+        for hold_id, budget, account, unit, period, spent in found
     }
 
 

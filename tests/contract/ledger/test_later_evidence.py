@@ -66,6 +66,13 @@ def test_of_several_losses_the_largest_counts(ledger, lost):
     assert spent(ledger)[0] == 90
 
 
+def test_a_correction_that_crosses_a_threshold_is_told(ledger, lost):
+    watched = replace(MONTH, alerts=(AlertRule(at_ratio=0.09, of_committed=False, to=("log",)),))
+    ledger.commit(Batch(requests=(request("next", 1, watched),), owner=OWNER), admit_what_fits)
+    (alert,) = close(ledger, settle(lost, 95)).alerts
+    assert "past 9% spent" in alert
+
+
 def test_a_recovery_that_lost_the_hold_to_another_is_believed_what_it_metered_and_not_its_silence(ledger):
     batch = Batch(requests=(request("train", 40, MONTH),), owner=OWNER)
     (answer,) = ledger.commit(batch, admit_what_fits).answers
