@@ -343,3 +343,18 @@ def a_decision_depends_on_chance(patches: ExitStack) -> None:
     """The same policy, balances and request give another reason each time."""
     calls = iter(range(10**9))
     old = change(patches, decide, "_reason", lambda *arguments: f"{old(*arguments)} ({next(calls)})")
+
+
+@mutant
+def a_promised_hold_is_charged_once_only(patches: ExitStack) -> None:
+    """A step that ran without the ledger's word, and on after its owner was taken for dead, is not charged again."""
+
+    def closings(session, holds, *more):
+        known = {hold.hold_id for hold in holds}
+        return [each for each in old(session, holds, *more) if each.hold_id in known or not is_promised(session, each)]
+
+    def is_promised(session, closing):
+        begun = session.begun.get(closing.hold_id)
+        return closing.kind is ClosingKind.LOST and begun is not None and begun.hold is None
+
+    old = change(patches, recovery, "_closings", closings)

@@ -363,8 +363,7 @@ class Client:
         ticket.is_leaving = True
         ticket.duration_seconds = self.world.clock.monotonic_seconds() - ticket.began_monotonic_seconds
         ticket.ended_at = self.world.clock.now()
-        self._read(job)
-        self.session.last_read_at = self.world.clock.now()
+        self._read_all()
         self.session.final.add(ticket.hold_id)
         del self.running[ticket.hold_id]
         self.world.after(self.world.dice.randrange(300), self.settle, job)
