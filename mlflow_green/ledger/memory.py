@@ -207,6 +207,7 @@ class MemoryLedger:
             window_keys=frozenset(self._windows),
             last_decisions={row.step.key: (row.decision.action, row.decision.reason) for row in self._decisions},
             lost_charges=self._lost_charges(),
+            lost_reads=self._lost_reads(),
         )
 
     def _lost_charges(self) -> Mapping[tuple[str, TermKey], int]:
@@ -215,6 +216,13 @@ class MemoryLedger:
             if row.hold_id is not None and self._holds[row.hold_id].state in GIVEN_UP:
                 charges[row.hold_id, (row.budget, row.account, row.unit.value, row.period)] += row.delta_spent
         return charges
+
+    def _lost_reads(self) -> Mapping[str, int]:
+        reads: Counter[str] = Counter()
+        for entry in self._entries.values():
+            if entry.hold_id is not None and entry.total is not None:
+                reads[entry.hold_id] += entry.total.microjoules
+        return reads
 
     def _apply(self, effects: Effects) -> tuple[str, ...]:
         """Write the effects; returns the alerts that were not told before."""

@@ -85,7 +85,8 @@ class Standing:
     ``generation`` is the number of the last change of any balance. ``holds`` have every open hold that wants more under
     one of the ``balances``, whose ``pending`` that is. ``entry_ids`` and ``window_keys`` are those of the batch that
     were posted before. ``last_decisions`` maps a step's key to the action and reason that it was answered last.
-    ``lost_charges`` is what each hold of the batch's closings was charged so far, corrections included.
+    ``lost_charges`` is what each hold of the batch's closings that was given up was charged so far, corrections
+    included; ``lost_reads`` the microjoules that were metered of it.
     """
 
     generation: int
@@ -95,6 +96,7 @@ class Standing:
     window_keys: frozenset[WindowKey] = frozenset()
     last_decisions: Mapping[str, tuple[Action, str]] = field(default_factory=dict)
     lost_charges: Mapping[tuple[str, TermKey], int] = field(default_factory=dict)
+    lost_reads: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -212,6 +214,7 @@ class _Posting:
     entry_ids: set[str]
     last_decisions: dict[str, tuple[Action, str]]
     lost_charges: dict[tuple[str, TermKey], int]
+    lost_reads: dict[str, int]
     wanting: dict[str, Hold]
     opened: list[str] = field(default_factory=list)
     changed: list[str] = field(default_factory=list)
@@ -231,6 +234,7 @@ class _Posting:
             entry_ids=set(standing.entry_ids),
             last_decisions=dict(standing.last_decisions),
             lost_charges=dict(standing.lost_charges),
+            lost_reads=dict(standing.lost_reads),
             wanting={hold_id: booked.hold for hold_id, booked in standing.holds.items() if booked.hold.wanted},
         )
 
@@ -244,6 +248,7 @@ class _Posting:
             entry_ids=set(self.entry_ids),
             last_decisions=dict(self.last_decisions),
             lost_charges=dict(self.lost_charges),
+            lost_reads=dict(self.lost_reads),
             wanting=dict(self.wanting),
             opened=list(self.opened),
             changed=list(self.changed),
@@ -330,6 +335,8 @@ class _Posting:
 
     def _close_open(self, hold: Hold, closing: Closing) -> None:
         charged = charged_sum(entries_of(closing))
+        if closing.kind is ClosingKind.LOST:
+            self.lost_reads[hold.hold_id] = _metered_sum(entries_of(closing))[Unit.ENERGY]
         for term in hold.terms:
             self.move(
                 term,
@@ -350,15 +357,17 @@ class _Posting:
     def _correct(self, booked: BookedHold, closing: Closing, late: Entry) -> None:
         """A step that was given up has used something else than was thought: charge the difference, once.
 
-        A settled entry is the truth. Of several losses the largest counts: the step may have run on after the first of
-        them. Whoever lost the hold to another recovery is believed what it metered, and not its silence.
+        A settled entry is the truth. Another loss is charged in full if the step was thought not to have begun, or was
+        read again since the first: then it ran on. Else the first silence counts, and the second only tells how much
+        was metered at least: two recoveries that race charge different silences.
         """
         hold, entries = booked.hold, entries_of(closing)
-        is_loss = closing.kind is ClosingKind.LOST
-        only_metered = is_loss and _is_fenced(hold, closing.epoch)
-        if late.total is None and (only_metered or not is_loss):
+        is_loss, was_void = closing.kind is ClosingKind.LOST, booked.state is HoldState.VOID
+        if late.total is None and not (is_loss and was_void):
             return
-        dues = _metered_sum(entries) if only_metered else charged_sum(entries)
+        metered = _metered_sum(entries)
+        is_known = is_loss and not was_void and metered[Unit.ENERGY] <= self.lost_reads.get(hold.hold_id, 0)
+        dues = metered if is_known else charged_sum(entries)
         for term in hold.terms:
             key = (hold.hold_id, term.key)
             if term.unit not in late.charged:

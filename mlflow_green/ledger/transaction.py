@@ -81,6 +81,14 @@ _SELECT_ACCOUNTS = select(schema.accounts.c.account).where(
     schema.accounts.c.account.in_(bindparam("accounts", expanding=True))
 )
 _SELECT_GENERATION = select(schema.meta.c.generation)
+_SELECT_READS = (
+    select(schema.entries.c.hold_id, func.sum(schema.entries.c.energy_total_microjoules))
+    .where(
+        schema.entries.c.hold_id.in_(bindparam("hold_ids", expanding=True)),
+        schema.entries.c.energy_total_microjoules.is_not(None),
+    )
+    .group_by(schema.entries.c.hold_id)
+)
 _SELECT_DEDUPS = select(schema.outbox.c.dedup).where(schema.outbox.c.dedup.in_(bindparam("dedups", expanding=True)))
 # The guard is a plain UPDATE whose row count is checked: after WITH ... UPDATE pysqlite reports -1.
 _UPDATE_BUCKET = (
@@ -144,6 +152,7 @@ def load(connection: Connection, batch: Batch) -> Loaded:
         window_keys=_posted_windows(connection, batch.windows),
         last_decisions=_last_decisions(connection, step_keys),
         lost_charges=_lost_charges(connection, lost),
+        lost_reads=_lost_reads(connection, lost),
     )
     return Loaded(standing=standing, bucket_ids=bucket_ids)
 
@@ -215,8 +224,15 @@ def _lost_charges(connection: Connection, hold_ids: Sequence[str]) -> dict[tuple
         return {}
     found = connection.execute(_SELECT_CHARGES, {"hold_ids": list(hold_ids)})
     return {
-        (hold_id, (budget, account, unit, period)): spent for hold_id, budget, account, unit, period, spent in found
+        (hold_id, (budget, account, unit, period)): int(spent)  # PostgreSQL sums to a Decimal
+        for hold_id, budget, account, unit, period, spent in found
     }
+
+
+def _lost_reads(connection: Connection, hold_ids: Sequence[str]) -> dict[str, int]:
+    if not hold_ids:
+        return {}
+    return {hold_id: int(read) for hold_id, read in connection.execute(_SELECT_READS, {"hold_ids": list(hold_ids)})}
 
 
 def write(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime
 from fractions import Fraction
 from math import ceil
 from typing import TYPE_CHECKING
@@ -46,6 +47,7 @@ class Laws:
         self._charged: Counter[tuple[str, TermKey]] = Counter()
         self._id_by_key: dict[str, str] = {}
         self._epochs: dict[str, int] = {}
+        self._age: dict[str, tuple[datetime, str]] = {}
         self._wanted: dict[str, dict[Unit, int]] = {}
         self._terms: dict[TermKey, Term] = {}
         self._thresholds: list[tuple[TermKey, float, bool, int]] = []
@@ -106,6 +108,7 @@ class Laws:
             demand(not is_closed, "nothing is granted to a closed hold", row, kinds)
             demand(row.kind == "top_up" or not kinds, "one opening row a leg", row, kinds)
         kinds.append(row.kind)
+        self._age.setdefault(row.hold_id, (row.at, row.hold_id))
 
     def _within_the_limit(self, row: JournalRow) -> None:
         key = _key(row)
@@ -113,18 +116,17 @@ class Laws:
         if term.mode is Mode.HARD:
             committed = self._spent[key] + self._held[key]
             demand(committed <= term.limit, "spent + held <= limit after a hold", row, committed, term.limit)
-            if row.kind == "hold":
-                pending = self._pending(key)
-                demand(
-                    committed + pending <= term.limit, "a new hold leaves what a running step waits for", row, pending
-                )
+            before = None if row.kind == "hold" else self._age[row.hold_id]
+            pending = self._pending(key, before)
+            law = "a hold leaves what running steps wait for, a top-up what older ones do"
+            demand(committed + pending <= term.limit, law, row, pending)
 
     def _fences(self, batch: Batch, committed: Committed, fresh: Iterable[JournalRow]) -> None:
         """Who has lost a hold to another owner gets no more for it and does not close it."""
         for adopted in committed.adopted:
             if adopted is not None:
                 before = self._epochs.get(adopted.hold_id, 1)
-                demand(adopted.epoch >= before, "an epoch never goes back", adopted, before)
+                demand(adopted.epoch > before, "a new owner begins an epoch", adopted, before)
                 demand(adopted.owner == batch.owner, "who takes over owns it", adopted, batch.owner)
                 self._epochs[adopted.hold_id] = adopted.epoch
         by_owner = {each.hold_id for each in batch.closings if not self._is_fenced(each.hold_id, each.epoch)}
@@ -145,11 +147,14 @@ class Laws:
                 lacking = {unit: amount - granted[unit] for unit, amount in asked.amounts.items()}
                 self._wanted[asked.hold_id] = {} if asked.may_finish else lacking
 
-    def _pending(self, key: TermKey) -> int:
+    def _pending(self, key: TermKey, before: tuple[datetime, str] | None) -> int:
+        """What open holds wait for in a bucket: all of them, or those that are older."""
         return sum(
             wanted.get(Unit(key[2]), 0)
             for hold_id, wanted in self._wanted.items()
-            if wanted and not ENDS & {*self._by_leg.get((hold_id, key), ENDS)}
+            if wanted
+            and not ENDS & {*self._by_leg.get((hold_id, key), ENDS)}
+            and (before is None or self._age[hold_id] < before)
         )
 
     def _balances_are_sums(self) -> None:

@@ -13,7 +13,7 @@ from datetime import timedelta
 from functools import wraps
 from unittest.mock import patch
 
-from mlflow_green.ledger import memory, posting
+from mlflow_green.ledger import posting
 from mlflow_green.policy import decide
 from mlflow_green.recorder import planner, recovery
 from mlflow_green.records import Action, ClosingKind, Mode, Unit
@@ -128,7 +128,7 @@ def an_expired_hold_is_released(patches: ExitStack) -> None:
 @mutant
 def late_facts_are_dropped(patches: ExitStack) -> None:
     """The readings of a step that was given up too early change nothing."""
-    change(patches, Rules, "_correct_lost", lambda *_: None)
+    change(patches, Rules, "_correct", lambda *_: None)
 
 
 @mutant
@@ -179,23 +179,24 @@ def a_pipe_starts_by_halves(patches: ExitStack) -> None:
 @mutant
 def a_threshold_is_told_by_level(patches: ExitStack) -> None:
     """An alert for every balance above the threshold, not for the one that crosses it."""
-    old = change(patches, posting, "crossings", lambda before, after: old(None, after))
-    change(patches, memory.MemoryLedger, "_promise", _promise_anew)
+    old = change(patches, Rules, "_alerts", lambda rules, standing: old(rules, replace(standing, balances={})))
 
 
-def _promise_anew(ledger, message):
-    if message.kind == "alert":
-        message = replace(message, dedup=f"{message.dedup}|{len(ledger._letters)}")
-    return _PROMISE(ledger, message)
+@mutant
+def an_alert_is_told_once_for_ever(patches: ExitStack) -> None:
+    """A threshold that is crossed again after falling back leaves no row."""
 
+    def alerts(rules, standing):
+        for alert in old(rules, standing):
+            yield replace(alert, dedup=alert.dedup.rpartition("|")[0])
 
-_PROMISE = memory.MemoryLedger._promise
+    old = change(patches, Rules, "_alerts", alerts)
 
 
 @mutant
 def an_alert_is_never_told(patches: ExitStack) -> None:
     """Crossings leave no row."""
-    change(patches, posting, "crossings", lambda _before, _after: iter(()))
+    change(patches, Rules, "_alerts", lambda *_: iter(()))
 
 
 @mutant
@@ -214,7 +215,7 @@ def a_void_charges_its_hold(patches: ExitStack) -> None:
 @mutant
 def a_top_up_ignores_the_limit(patches: ExitStack) -> None:
     """A running step gets all that it asks for."""
-    change(patches, Rules, "_grant", lambda _rules, _terms, amounts, *_more: dict(amounts))
+    change(patches, Rules, "_grant", lambda _rules, _hold, amounts: dict(amounts))
     change(patches, Rules, "_guard", lambda *_args, **_more: None)
 
 
@@ -228,7 +229,75 @@ def a_closed_hold_is_topped_up(patches: ExitStack) -> None:
             rules.holds[asked.hold_id] = replace(booked, state=posting.HoldState.HELD)
         return old(rules, asked)
 
-    old = change(patches, Rules, "top_up", top_up)
+    old = change(patches, Rules, "_top_up", top_up)
+
+
+@mutant
+def what_a_running_step_waits_for_is_taken(patches: ExitStack) -> None:
+    """A new hold takes the room that a pending top-up needs."""
+    old = change(patches, Rules, "_guard", lambda rules, term, **_: old(rules, term))
+    choose = change(
+        patches,
+        planner.Planner,
+        "choose",
+        lambda self, request, balances: choose(self, request, [replace(each, pending=0) for each in balances]),
+    )
+
+
+@mutant
+def what_a_top_up_lacks_is_forgotten(patches: ExitStack) -> None:
+    """A running step is not waited for."""
+    old = change(patches, Rules, "_top_up", lambda rules, asked: old(rules, replace(asked, may_finish=True)))
+
+
+@mutant
+def a_younger_step_comes_first(patches: ExitStack) -> None:
+    """A top-up takes what an older step waits for."""
+
+    def grant(rules, hold, amounts):
+        wanting, rules.wanting = rules.wanting, {}
+        granted = old(rules, hold, amounts)
+        rules.wanting = wanting
+        return granted
+
+    old = change(patches, Rules, "_grant", grant)
+
+
+@mutant
+def a_fence_is_ignored(patches: ExitStack) -> None:
+    """Who has lost a hold to another owner closes it all the same."""
+    change(patches, posting, "_is_fenced", lambda _hold, _epoch: False)
+
+
+@mutant
+def who_takes_a_hold_over_fences_nobody(patches: ExitStack) -> None:
+    """A hold gets a new owner in its old epoch."""
+
+    def adopt(rules, hold_id, owner):
+        hold = old(rules, hold_id, owner)
+        if hold is not None:
+            hold = replace(hold, epoch=1)
+            rules.holds[hold_id] = replace(rules.holds[hold_id], hold=hold)
+        return hold
+
+    old = change(patches, Rules, "adopt", adopt)
+
+
+@mutant
+def the_first_loss_counts(patches: ExitStack) -> None:
+    """A step that ran on after its owner was taken for dead is charged what was thought then."""
+
+    def correct(rules, booked, closing, late):
+        if closing.kind is not ClosingKind.LOST:
+            old(rules, booked, closing, late)
+
+    old = change(patches, Rules, "_correct", correct)
+
+
+@mutant
+def a_hold_that_was_given_back_is_forgotten(patches: ExitStack) -> None:
+    """What a step uses after its hold was voided by mistake is charged to nobody."""
+    change(patches, posting, "GIVEN_UP", frozenset({posting.HoldState.LOST}))
 
 
 @mutant
@@ -274,3 +343,18 @@ def a_decision_depends_on_chance(patches: ExitStack) -> None:
     """The same policy, balances and request give another reason each time."""
     calls = iter(range(10**9))
     old = change(patches, decide, "_reason", lambda *arguments: f"{old(*arguments)} ({next(calls)})")
+
+
+@mutant
+def a_promised_hold_is_charged_once_only(patches: ExitStack) -> None:
+    """A step that ran without the ledger's word, and on after its owner was taken for dead, is not charged again."""
+
+    def closings(session, holds, *more):
+        known = {hold.hold_id for hold in holds}
+        return [each for each in old(session, holds, *more) if each.hold_id in known or not is_promised(session, each)]
+
+    def is_promised(session, closing):
+        begun = session.begun.get(closing.hold_id)
+        return closing.kind is ClosingKind.LOST and begun is not None and begun.hold is None
+
+    old = change(patches, recovery, "_closings", closings)

@@ -81,6 +81,7 @@ class Job:
     is_orphan: bool = False
     closing: Closing | None = None  # its client's own word
     settled: bool = False  # the ledger has got that
+    reading_error: float = 0.0  # of its meter, as a part of the reading
     charged_extra: int = 0  # by audits, in microjoules
 
     @property
@@ -224,6 +225,7 @@ class Client:
         self.planner = Planner(scenario.policy, self.book, self.name, org="lab")
         self.session = SpoolSession(path=Path(self.name), owner=self.owner, book=self.book)
         self.is_alive = True
+        self.was_thought_dead = False
         self.mine: set[str] = set()  # every hold that it may have asked for
         self.items: list[Item] = []
         self.waiting: list[Item] = []
@@ -254,6 +256,8 @@ class Client:
         job = Job(
             Ticket(step=step, spec=need.spec, group=group and f"{group} of {self.name}", ticket_id=ticket_id), need
         )
+        error = self.world.scenario.reading_error
+        job.reading_error = self.world.dice.uniform(-error, error) if error else 0.0
         self.world.jobs[ticket_id] = job
         self.mine.add(ticket_id)
         self._put(Item("ask", job))
@@ -298,17 +302,20 @@ class Client:
         self.tick_is_due = False
         if not self.is_alive or not self.running:
             return
-        for job in self.running.values():
-            self._read(job)
-        self.session.last_read_at = self.world.clock.now()
+        self._read_all()
         for job in self.running.values():
             self._enforce(job)
         self._tick_later()
 
+    def _read_all(self) -> None:
+        for job in self.running.values():
+            self._read(job)
+        self.session.last_read_at = self.world.clock.now()
+
     def _read(self, job: Job) -> None:
         true = job.used_microjoules(self.world.clock.ms)
         error = self.world.scenario.reading_error
-        point = int(true * (1 + self.world.dice.uniform(-error, error))) if error else true
+        point = int(true * (1 + job.reading_error)) if error else true
         assert job.began_ms is not None
         usage = Usage(
             energy={
@@ -356,8 +363,7 @@ class Client:
         ticket.is_leaving = True
         ticket.duration_seconds = self.world.clock.monotonic_seconds() - ticket.began_monotonic_seconds
         ticket.ended_at = self.world.clock.now()
-        self._read(job)
-        self.session.last_read_at = self.world.clock.now()
+        self._read_all()
         self.session.final.add(ticket.hold_id)
         del self.running[ticket.hold_id]
         self.world.after(self.world.dice.randrange(300), self.settle, job)
@@ -540,6 +546,8 @@ class Client:
         if not self.is_alive:
             return
         world, now = self.world, self.world.clock.ms
+        if self.was_thought_dead:  # nothing else would tell that its steps ran on
+            self._read_all()
         self.is_alive = False
         world.tell(self.name, "is killed")
         for hold_id, job in self.running.items():
@@ -568,6 +576,7 @@ class Client:
         In the order of the real one, whose parts it uses: take over, end what still runs, charge and close.
         """
         world, now = self.world, self.world.clock.ms
+        self.was_thought_dead |= self.is_alive
         hold_late(world, list(self.session.promised), self.owner)
         running = {hold_id for hold_id, job in self.running.items() if not self.is_alive and not job.is_over}
         holds = [hold for hold in world.ledger.open_holds() if hold.hold_id in self.mine]

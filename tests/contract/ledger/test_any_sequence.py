@@ -211,17 +211,18 @@ class Books(RuleBasedStateMachine):
         over.how, over.closing = f"{over.how}, corrected", closing
 
     @precondition(lambda self: any(over.how in GIVEN_UP for over in self.closed.values()))
-    @rule(data=st.data(), used=amounts, extra=amounts, is_fenced=st.booleans())
-    def lose_once_more(self, data, used, extra, is_fenced):
-        """The largest loss counts; of one whose hold was taken over, what it metered."""
+    @rule(data=st.data(), used=amounts, extra=amounts)
+    def lose_once_more(self, data, used, extra):
+        """A loss counts in full if it read more than the first, or if the step was thought not to have begun."""
         names = sorted(name for name, over in self.closed.items() if over.how in GIVEN_UP)
         over = self.closed[data.draw(st.sampled_from(names))]
         closing, charged = ending(over.hold, used, 0, extra, "lose")
         known = over.charged.get(Unit.ENERGY, 0)
-        due = max(known, used if is_fenced else charged[Unit.ENERGY])
+        read_before = over.closing.entry.total.microjoules if over.closing.entry else -1
+        due = max(known, charged[Unit.ENERGY] if used > read_before else used)
         self.charge(over.terms, {Unit.ENERGY: due - known})
         over.charged[Unit.ENERGY] = due
-        self.commit(closings=(replace(closing, epoch=over.hold.epoch - 1 if is_fenced else None),))
+        self.commit(closings=(closing,))
 
     @precondition(lambda self: self.closed)
     @rule(data=st.data(), more=st.integers(-70, 70))

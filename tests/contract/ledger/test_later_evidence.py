@@ -57,25 +57,24 @@ def test_a_settling_in_the_same_batch_as_the_loss_counts_too(ledger):
     assert spent(ledger)[0] == 50
 
 
-def test_of_several_losses_the_largest_counts(ledger, lost):
-    """The step may have run on after the first of them, which was made by somebody who took its owner for dead."""
-    close(ledger, lose(lost, used=20, charged=35))
-    assert spent(ledger)[0] == 40, "nothing is refunded"
-    later = lose(lost, used=20, charged=90)
+def test_a_second_loss_that_read_no_more_never_refunds_and_charges_no_other_silence(ledger, lost):
+    close(ledger, lose(lost, used=20, charged=35), lose(lost, used=30, charged=900))
+    assert spent(ledger)[0] == 40, "the first recovery counts"
+
+
+def test_a_second_loss_that_read_more_is_charged_in_full(ledger, lost):
+    """The step ran on after somebody took its owner for dead; then that died, and there was another silence."""
+    later = lose(lost, used=35, charged=90)
     close(ledger, later, later)
+    close(ledger, later)
     assert spent(ledger)[0] == 90
 
 
-def test_a_recovery_that_lost_the_hold_to_another_is_believed_what_it_metered_and_not_its_silence(ledger):
-    batch = Batch(requests=(request("train", 40, MONTH),), owner=OWNER)
-    (answer,) = ledger.commit(batch, admit_what_fits).answers
-    ledger.commit(Batch(adoptions=(answer.hold.hold_id,), owner=replace(OWNER, pid=43)), admit_what_fits)
-    close(ledger, lose(answer.hold, used=30, charged=40))
-    fenced = replace(lose(answer.hold, used=20, charged=900), epoch=1)
-    close(ledger, fenced)
-    assert spent(ledger)[0] == 40
-    close(ledger, replace(lose(answer.hold, used=300, charged=900), epoch=1))
-    assert spent(ledger)[0] == 300, "not a metered joule is lost"
+def test_a_correction_that_crosses_a_threshold_is_told(ledger, lost):
+    watched = replace(MONTH, alerts=(AlertRule(at_ratio=0.09, of_committed=False, to=("log",)),))
+    ledger.commit(Batch(requests=(request("next", 1, watched),), owner=OWNER), admit_what_fits)
+    (alert,) = close(ledger, settle(lost, 95)).alerts
+    assert "past 9% spent" in alert
 
 
 @pytest.mark.parametrize("used", [0, 7])
