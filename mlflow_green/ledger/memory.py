@@ -189,7 +189,7 @@ class MemoryLedger:
     def _lost_charges(self) -> Mapping[tuple[str, TermKey], int]:
         charges: Counter[tuple[str, TermKey]] = Counter()
         for row in self._journal:
-            if row.hold_id is not None and self._holds[row.hold_id].state is HoldState.LOST:
+            if row.hold_id is not None and self._holds[row.hold_id].state in {HoldState.LOST, HoldState.VOID}:
                 charges[row.hold_id, (row.budget, row.account, row.unit.value, row.period)] += row.delta_spent
         return charges
 

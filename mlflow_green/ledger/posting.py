@@ -79,7 +79,7 @@ class Standing:
     ``generation`` is the number of the last change of any balance. ``holds`` have every open hold that wants more under
     one of the ``balances``, whose ``pending`` that is. ``entry_ids`` and ``window_keys`` are those of the batch that
     were posted before. ``last_decisions`` maps a step's key to the action and reason that it was answered last.
-    ``lost_charges`` is what each lost hold of the batch's closings was charged so far, corrections included.
+    ``lost_charges`` is what each lost or void hold of the batch's closings was charged so far, corrections included.
     """
 
     generation: int
@@ -305,7 +305,7 @@ class _Posting:
     # --- closing ---------------------------------------------------------------------------------
 
     def close(self, closing: Closing) -> None:
-        """Release the hold and charge its entry; a hold that is closed already stays as it is, unless it was lost.
+        """Release the hold and charge its entry. A settled one stays as it is; a lost or void one learns what was used.
 
         A closing of an older epoch leaves an open hold to who has it now.
         """
@@ -319,8 +319,8 @@ class _Posting:
             self.fenced.append(booked.hold.hold_id)
         elif booked.state is HoldState.HELD:
             self._close_open(booked.hold, closing)
-        elif booked.state is HoldState.LOST and closing.entry is not None:
-            self._correct_lost(booked.hold, closing, closing.entry)
+        elif booked.state is not HoldState.SETTLED and closing.entry is not None:
+            self._correct(booked, closing, closing.entry)
 
     def _close_open(self, hold: Hold, closing: Closing) -> None:
         charged = charged_sum(entries_of(closing))
@@ -341,16 +341,21 @@ class _Posting:
                 raise LedgerError(f"entry {entry.entry_id} of open hold {hold.hold_id} was posted before")
             self._post_once(entry)
 
-    def _correct_lost(self, hold: Hold, closing: Closing, late: Entry) -> None:
+    def _correct(self, booked: BookedHold, closing: Closing, late: Entry) -> None:
         """The readings of a hold that was given up have turned up: charge the difference, once.
 
         A settled entry is the truth. A second loss only tells how much was metered at least: two recoveries that
-        race charge different silences, and the first of them counts.
+        race charge different silences, and the first of them counts. A void hold has no entry until then: its owner
+        was taken for dead before it began.
         """
         if late.total is None:
             return
-        entries = entries_of(closing)
-        dues = charged_sum(entries) if closing.kind is ClosingKind.SETTLE else _metered_sum(entries)
+        hold, entries = booked.hold, entries_of(closing)
+        was_void = booked.state is HoldState.VOID
+        dues = charged_sum(entries) if was_void or closing.kind is ClosingKind.SETTLE else _metered_sum(entries)
+        if was_void:
+            for entry in entries:
+                self._post_once(entry)
         for term in hold.terms:
             key = (hold.hold_id, term.key)
             if term.unit not in late.charged:
@@ -360,7 +365,7 @@ class _Posting:
             if closing.kind is ClosingKind.LOST:
                 due = max(before, due)
             if due != before:
-                reason = f"its readings were posted after it was closed as {HoldState.LOST.value}"
+                reason = f"its readings were posted after it was closed as {booked.state.value}"
                 self.move(term, hold.hold_id, "adjust", delta_spent=due - before, reason=reason)
                 self.lost_charges[key] = due
 

@@ -132,7 +132,8 @@ def load(connection: Connection, batch: Batch) -> Loaded:
     keys = {term.key for request in batch.requests for term in request.terms}
     keys |= {term.key for booked in holds.values() for term in booked.hold.terms}
     balances, bucket_ids = load_buckets(connection, keys)
-    lost = [hold_id for hold_id in closed if hold_id in holds and holds[hold_id].state is HoldState.LOST]
+    given_up = {HoldState.LOST, HoldState.VOID}
+    lost = [hold_id for hold_id in closed if hold_id in holds and holds[hold_id].state in given_up]
     standing = Standing(
         generation=load_generation(connection),
         balances={

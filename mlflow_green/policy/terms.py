@@ -77,7 +77,9 @@ def period_end(period: Period, now: datetime, zone: tzinfo) -> datetime | None:
         end = day.replace(year=count // 12, month=count % 12 + 1, day=1)
     else:
         return None
-    return datetime(end.year, end.month, end.day, tzinfo=zone).astimezone(UTC)
+    midnight = datetime(end.year, end.month, end.day, tzinfo=zone)
+    first, second = (midnight.replace(fold=fold).astimezone(UTC) for fold in (0, 1))  # where clocks show it twice
+    return first if first > now else second
 
 
 def _scope(budget: Budget, policy: Policy) -> dict[str, str]:
