@@ -27,6 +27,7 @@ from mlflow_green.ledger.posting import (
     TermKey,
     WindowKey,
     joined_ranges,
+    metered_microjoules,
     past_use,
     post,
     post_adjustment,
@@ -218,10 +219,10 @@ class MemoryLedger:
         return charges
 
     def _lost_reads(self) -> Mapping[str, int]:
-        reads: Counter[str] = Counter()
+        reads: dict[str, int] = {}
         for entry in self._entries.values():
-            if entry.hold_id is not None and entry.total is not None:
-                reads[entry.hold_id] += entry.total.microjoules
+            if entry.hold_id is not None:
+                reads[entry.hold_id] = max(metered_microjoules(entry), reads.get(entry.hold_id, 0))
         return reads
 
     def _apply(self, effects: Effects) -> tuple[str, ...]:

@@ -86,7 +86,7 @@ class Standing:
     one of the ``balances``, whose ``pending`` that is. ``entry_ids`` and ``window_keys`` are those of the batch that
     were posted before. ``last_decisions`` maps a step's key to the action and reason that it was answered last.
     ``lost_charges`` is what each hold of the batch's closings that was given up was charged so far, corrections
-    included; ``lost_reads`` the microjoules that were metered of it.
+    included; ``lost_reads`` the microjoules that were metered of it at most in one start.
     """
 
     generation: int
@@ -316,7 +316,7 @@ class _Posting:
     # --- closing ---------------------------------------------------------------------------------
 
     def close(self, closing: Closing) -> None:
-        """Release the hold and charge its entry; a hold that is closed already stays as it is, unless it was lost.
+        """Release the hold and charge its entry. A settled one stays as it is; a lost or void one learns what was used.
 
         A closing of an older epoch leaves an open hold to who has it now.
         """
@@ -336,7 +336,7 @@ class _Posting:
     def _close_open(self, hold: Hold, closing: Closing) -> None:
         charged = charged_sum(entries_of(closing))
         if closing.kind is ClosingKind.LOST:
-            self.lost_reads[hold.hold_id] = _metered_sum(entries_of(closing))[Unit.ENERGY]
+            self.lost_reads[hold.hold_id] = max(map(metered_microjoules, entries_of(closing)))
         for term in hold.terms:
             self.move(
                 term,
@@ -359,15 +359,17 @@ class _Posting:
 
         A settled entry is the truth. Another loss is charged in full if the step was thought not to have begun, or was
         read again since the first: then it ran on. Else the first silence counts, and the second only tells how much
-        was metered at least: two recoveries that race charge different silences.
+        was metered at least: two recoveries that race charge different silences. A void hold has no entry until then.
         """
         hold, entries = booked.hold, entries_of(closing)
         is_loss, was_void = closing.kind is ClosingKind.LOST, booked.state is HoldState.VOID
         if late.total is None and not (is_loss and was_void):
             return
-        metered = _metered_sum(entries)
-        is_known = is_loss and not was_void and metered[Unit.ENERGY] <= self.lost_reads.get(hold.hold_id, 0)
-        dues = metered if is_known else charged_sum(entries)
+        is_known = is_loss and not was_void and metered_microjoules(late) <= self.lost_reads.get(hold.hold_id, 0)
+        dues = _metered_sum(entries) if is_known else charged_sum(entries)
+        if was_void:
+            for entry in entries:
+                self._post_once(entry)
         for term in hold.terms:
             key = (hold.hold_id, term.key)
             if term.unit not in late.charged:
@@ -614,11 +616,16 @@ def charged_sum(entries: Iterable[Entry]) -> Counter[Unit]:
     return charged
 
 
+def metered_microjoules(entry: Entry) -> int:
+    """What was metered of one start, 0 where nothing was."""
+    return 0 if entry.total is None else entry.total.microjoules
+
+
 def _metered_sum(entries: Iterable[Entry]) -> Counter[Unit]:
     """The part of the charges that was metered."""
     metered: Counter[Unit] = Counter()
     for entry in entries:
-        microjoules = 0 if entry.total is None else entry.total.microjoules
+        microjoules = metered_microjoules(entry)
         for unit, amount in entry.charged.items():
             metered[unit] += amount * microjoules // max(1, entry.energy_charged_microjoules)
     return metered

@@ -82,7 +82,7 @@ _SELECT_ACCOUNTS = select(schema.accounts.c.account).where(
 )
 _SELECT_GENERATION = select(schema.meta.c.generation)
 _SELECT_READS = (
-    select(schema.entries.c.hold_id, func.sum(schema.entries.c.energy_total_microjoules))
+    select(schema.entries.c.hold_id, func.max(schema.entries.c.energy_total_microjoules))
     .where(
         schema.entries.c.hold_id.in_(bindparam("hold_ids", expanding=True)),
         schema.entries.c.energy_total_microjoules.is_not(None),

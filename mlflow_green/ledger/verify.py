@@ -165,14 +165,18 @@ def _entry_findings(
     for hold in open_holds:
         if hold.hold_id in by_hold:
             yield f"hold {hold.hold_id} of {hold.step.label} is open and was posted already"
-    for row in journal:
+    rows = list(journal)
+    corrected = {row.hold_id for row in rows if row.kind == "adjust"}
+    for row in rows:
+        if row.kind == "void" and row.hold_id in corrected:
+            continue  # it ran after all, and was charged by corrections
         if row.kind in TERMINAL_KINDS and row.hold_id is not None:
             yield from _charge_findings(row, row.hold_id, by_hold.get(row.hold_id, []))
 
 
 def _charge_findings(row: JournalRow, hold_id: str, posted: list[Entry]) -> Iterator[str]:
-    if (row.kind == "void") != (not posted):
-        yield f"hold {hold_id} was closed by {row.kind} and has {len(posted)} entries"
+    if row.kind != "void" and not posted:
+        yield f"hold {hold_id} was closed by {row.kind} and has no entry"
     charged = charged_sum(posted)[row.unit]
     if row.delta_spent != charged:
         yield (

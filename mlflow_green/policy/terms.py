@@ -100,7 +100,9 @@ def period_end(period: Period, now: datetime, zone: tzinfo) -> datetime | None:
         end = first.replace(year=first.year + (month > 12), month=(month - 1) % 12 + 1)  # noqa: PLR2004 - December
     else:
         end = first + timedelta(days=1 if period is Period.DAY else 7)
-    return datetime(end.year, end.month, end.day, tzinfo=zone).astimezone(UTC)
+    midnight = datetime(end.year, end.month, end.day, tzinfo=zone)
+    earlier, later = (midnight.replace(fold=fold).astimezone(UTC) for fold in (0, 1))  # where clocks show it twice
+    return earlier if earlier > now else later
 
 
 def _first_day(period: Period, day: date) -> date | None:

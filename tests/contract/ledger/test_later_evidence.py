@@ -94,6 +94,35 @@ def test_a_settling_that_nobody_metered_is_no_evidence(ledger, lost):
     assert spent(ledger)[0] == 40
 
 
+@pytest.mark.parametrize("late", [settle, lambda hold, used: lose(hold, 30, used)])
+def test_a_step_that_ran_though_its_hold_was_void_is_charged_and_posted_once(ledger, late):
+    batch = Batch(requests=(request("train", {Unit.ENERGY: 40, Unit.CARBON: 8}, MONTH, CARBON),), owner=OWNER)
+    (answer,) = ledger.commit(batch, admit_what_fits).answers
+    close(ledger, void(answer.hold))
+    closing = late(answer.hold, 50)
+    close(ledger, closing, closing)
+    close(ledger, closing, void(answer.hold))
+    assert spent(ledger) == [50, 0]
+    assert [entry.charged[Unit.ENERGY] for entry in ledger.entries()] == [50]
+    assert [row.kind for row in ledger.journal()] == ["hold", "hold", "void", "void", "adjust"]
+    assert [finding for finding in verify(ledger, lambda owner: True) if "windows attributed" not in finding] == []
+
+
+def test_a_void_hold_under_which_nothing_was_used_gets_its_entry(ledger):
+    batch = Batch(requests=(request("train", 40, MONTH),), owner=OWNER)
+    (answer,) = ledger.commit(batch, admit_what_fits).answers
+    close(ledger, void(answer.hold), settle(answer.hold, 0))
+    assert len(ledger.entries()) == 1
+    assert [finding for finding in verify(ledger, lambda owner: True) if "windows attributed" not in finding] == []
+
+
+def test_what_was_metered_of_a_void_hold_is_corrected_by_its_settlement(ledger):
+    batch = Batch(requests=(request("train", 40, MONTH),), owner=OWNER)
+    (answer,) = ledger.commit(batch, admit_what_fits).answers
+    close(ledger, void(answer.hold), lose(answer.hold, used=30, charged=90), settle(answer.hold, 35))
+    assert spent(ledger)[0] == 35
+
+
 def test_the_last_tick_of_a_sampler_is_known_by_domain(ledger):
     windows = (window(1, 5, last=4), window(5, 5, last=9), window(1, 5, last=7, domain=Domain.GPU))
     ledger.commit(Batch(windows=(*windows, window(1, 5, last=99, sampler_id="other"))), admit_what_fits)

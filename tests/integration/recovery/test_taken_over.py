@@ -13,6 +13,7 @@ import pytest
 from mlflow_green.clock import SystemClock
 from mlflow_green.ledger.memory import MemoryLedger
 from mlflow_green.ledger.verify import verify
+from mlflow_green.metering.supervise import start_ticks, this_process
 from mlflow_green.recorder.recovery import recover
 from mlflow_green.recorder.spool_session import begin_line, session_line
 from mlflow_green.recorder.ticket import entry_of
@@ -47,13 +48,13 @@ class Crash:
             env={**os.environ, "GREEN_HOLD_ID": self.hold.hold_id},
         )
 
-    def recover(self, meanwhile):
-        """``meanwhile()`` happens after the hold was taken over, before its process is ended."""
+    def recover(self, meanwhile, *, epoch=2):
+        """``meanwhile()`` happens after the hold was taken over into ``epoch``, before its process is ended."""
 
         def say(text):
             self.said.append(text)
             if text.startswith("ending"):
-                assert [hold.epoch for hold in self.ledger.open_holds()] == [2]
+                assert [hold.epoch for hold in self.ledger.open_holds()] == [epoch]
                 meanwhile()
 
         return recover(self.ledger, self.spool, host="node1", clock=SystemClock(), say=say)
@@ -134,6 +135,13 @@ def test_a_recovery_that_dies_after_it_took_a_hold_over_leaves_it_to_the_next(cr
     assert recover(crash.ledger, crash.spool, host="node1", clock=SystemClock(), say=crash.said.append) == 1
     assert crash.kinds == ["hold", "lost"]
     assert list(crash.spool.iterdir()) == []
+
+
+def test_a_hold_that_a_living_process_took_over_and_left_is_taken_over_again(crash) -> None:
+    parent = replace(this_process("node1"), pid=os.getppid(), started_ticks=start_ticks(os.getppid()))
+    crash.ledger.commit(Batch(adoptions=(crash.hold.hold_id,), owner=parent), admit_anything)
+    assert crash.recover(lambda: None, epoch=3) == 1
+    assert crash.kinds == ["hold", "lost"]
 
 
 @pytest.mark.parametrize("crash", [Haunted], indirect=True)

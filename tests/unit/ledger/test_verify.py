@@ -99,7 +99,14 @@ def test_a_charge_that_the_entry_does_not_know(books):
 
 
 def test_a_settled_hold_without_an_entry(books):
-    assert any("0 entries" in text for text in findings(books, entries=lambda: books.entries()[:1]))
+    assert any("has no entry" in text for text in findings(books, entries=lambda: books.entries()[:1]))
+
+
+def test_an_entry_of_a_void_hold_that_nobody_was_charged_for(books):
+    void_id = next(row.hold_id for row in books.journal() if row.kind == "void")
+    stray = replace(books.entries()[0], entry_id="stray", hold_id=void_id)
+    texts = findings(books, entries=lambda: (*books.entries(), stray))
+    assert any(f"hold {void_id} was charged 0 mWh" in text for text in texts), texts
 
 
 def test_an_entry_posted_twice(books):

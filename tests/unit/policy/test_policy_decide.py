@@ -280,7 +280,10 @@ def questions(draw, modes=("observe", "soft", "hard")):
         )
     )
     amount = st.integers(0, 120_000_000)
-    balances = tuple(replace(each, spent=draw(amount), held=draw(amount)) for each in balances_of(policy))
+    balances = tuple(
+        replace(each, spent=draw(amount), held=draw(amount), pending=draw(amount) if each.term.mode is Mode.HARD else 0)
+        for each in balances_of(policy)
+    )
     known = st.fixed_dictionaries({Unit.ENERGY: amount}, optional={Unit.CARBON: amount})
     tiers = draw(st.sampled_from([(None,), ("full", "half", "tiny")]))
     estimates = tuple(Estimate(tier=tier, amounts=draw(st.none() | known), source="drawn") for tier in tiers)
@@ -343,7 +346,7 @@ def test_what_would_have_happened_is_what_happens_when_all_budgets_are_hard(ques
 @given(questions(modes=("hard",)))
 def test_with_nothing_held_and_no_boundary_near_no_step_waits(question):
     policy, request, balances = question
-    empty = tuple(replace(each, held=0) for each in balances)
+    empty = tuple(replace(each, held=0, pending=0) for each in balances)
     if all(budget.period != "day" for budget in policy.budgets):
         assert decided((policy, request, empty)).action is not Action.WAIT
 

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -45,7 +46,15 @@ channels: {t: {email: a@b.example}}
 )
 NEW_YEAR_IN_TOKYO = datetime(2026, 12, 31, 15, 0, tzinfo=UTC)
 ZONES = st.sampled_from(
-    ["UTC", "Europe/Paris", "America/Sao_Paulo", "Asia/Beirut", "Pacific/Apia", "Asia/Kathmandu", "America/Havana"]
+    [
+        "UTC",
+        "Europe/Paris",
+        "America/Sao_Paulo",  # its clocks went forward at midnight
+        "Asia/Beirut",
+        "Pacific/Apia",  # had no 30 December 2011
+        "Asia/Kathmandu",
+        "America/Havana",  # has midnight twice
+    ]
 )
 EPOCH = datetime(1990, 1, 1, tzinfo=UTC)
 MOMENTS = st.timedeltas(timedelta(), timedelta(days=45 * 365)).map(lambda since: EPOCH + since)
@@ -127,6 +136,54 @@ def test_a_day_is_23_hours_long_when_the_clocks_go_forward():
 def test_a_workflow_and_a_total_have_no_end_that_a_clock_brings():
     assert period_end(Period.WORKFLOW, NEW_YEAR_IN_TOKYO, UTC) is None
     assert period_end(Period.TOTAL, NEW_YEAR_IN_TOKYO, UTC) is None
+
+
+def test_a_day_is_25_hours_long_when_the_clocks_go_back():
+    paris, before = ZoneInfo("Europe/Paris"), datetime(2026, 10, 24, 22, 0, tzinfo=UTC)
+    assert period_end(Period.DAY, before, paris) == before + timedelta(hours=25)
+    assert period_end(Period.DAY, before + timedelta(hours=24, minutes=59), paris) == before + timedelta(hours=25)
+
+
+def test_a_day_that_goes_on_after_a_minute_of_the_next_ends_a_second_time():
+    zone, first_midnight = ZoneInfo("America/St_Johns"), datetime(2010, 11, 7, 2, 30, tzinfo=UTC)  # 00:01 was 23:01
+    again = first_midnight + timedelta(minutes=30)
+    assert [period_key(Period.DAY, at, zone, "w") for at in (first_midnight, again)] == ["2010-11-07", "2010-11-06"]
+    assert period_end(Period.DAY, again, zone) == first_midnight + timedelta(hours=1)
+
+
+@pytest.mark.parametrize(
+    ("period", "now", "key", "end"),
+    [
+        ("week", datetime(2027, 1, 3, 23, 59, tzinfo=UTC), "2026-W53", datetime(2027, 1, 4, tzinfo=UTC)),
+        ("week", datetime(2024, 12, 30, tzinfo=UTC), "2025-W01", datetime(2025, 1, 6, tzinfo=UTC)),
+        ("quarter", datetime(2026, 3, 31, 23, 59, tzinfo=UTC), "2026-Q1", datetime(2026, 4, 1, tzinfo=UTC)),
+        ("quarter", datetime(2026, 12, 31, tzinfo=UTC), "2026-Q4", datetime(2027, 1, 1, tzinfo=UTC)),
+        ("month", datetime(2028, 2, 29, 12, tzinfo=UTC), "2028-02", datetime(2028, 3, 1, tzinfo=UTC)),
+        ("year", datetime(2026, 12, 31, 23, 59, tzinfo=UTC), "2026", datetime(2027, 1, 1, tzinfo=UTC)),
+    ],
+)
+def test_weeks_quarters_and_years_end_where_the_calendar_says(period, now, key, end):
+    assert period_key(Period(period), now, UTC, "w") == key
+    assert period_end(Period(period), now, UTC) == end
+
+
+@given(st.sampled_from(DATED), MOMENTS, ZONES, st.floats(0, 1))
+def test_a_period_has_one_name_from_any_instant_to_its_end(period, now, zone_name, part):
+    zone = ZoneInfo(zone_name)
+    end = period_end(period, now, zone)
+    between = now + part * (end - now - timedelta(microseconds=1))
+    assert period_key(period, between, zone, "w") == period_key(period, now, zone, "w")
+    assert period_end(period, between, zone) == end
+
+
+@given(MOMENTS.filter(lambda now: now.year > 2011), ZONES)
+def test_days_follow_each_other_without_a_gap_and_last_23_to_25_hours(now, zone_name):
+    zone = ZoneInfo(zone_name)
+    starts = [period_end(Period.DAY, now, zone)]
+    for _ in range(8):
+        starts.append(period_end(Period.DAY, starts[-1], zone))
+    assert {end - start for start, end in pairwise(starts)} <= {timedelta(hours=hours) for hours in (23, 24, 25)}
+    assert len({period_key(Period.DAY, start, zone, "w") for start in starts}) == len(starts)
 
 
 @given(st.sampled_from(DATED), MOMENTS, ZONES)
