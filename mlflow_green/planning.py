@@ -9,13 +9,15 @@ import sys
 import tempfile
 import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from mlflow_green import bootstrap
 from mlflow_green.clock import SystemClock
 from mlflow_green.errors import DryRunFailed
-from mlflow_green.records import StepSpec, Workload
+from mlflow_green.records import Entry, StepSpec, Workload
 from mlflow_green.session import inside_metered_step, step_spec
 from mlflow_green.settings import Settings, load_settings
 from mlflow_green.spool import from_json, to_json
@@ -23,6 +25,7 @@ from mlflow_green.spool import from_json, to_json
 if TYPE_CHECKING:
     from mlflow_green.policy.document import Policy
     from mlflow_green.recorder.plan import Plan
+    from mlflow_green.recorder.replay import Replay
 
 _NO_JOBS_STATUS = 3
 _SQLITE = "sqlite:///"
@@ -48,6 +51,27 @@ def plan_workload(settings: Settings, workload: Workload) -> Plan:
             return plan(workload, policy, book, ledger, now=now, entries=ledger.entries())
     finally:
         ledger.close()
+
+
+def replay_policy(settings: Settings, file: Path, *, since: datetime, until: datetime) -> Replay:
+    """What the policy in ``file`` would have answered to the steps in the ledger.
+
+    Raises:
+        GreenError: the policy is wrong, or the ledger cannot be read.
+    """
+    from mlflow_green.recorder.replay import replay
+
+    settings = replace(settings, policy_path=file)
+    policy = bootstrap.load_policy_for(settings)
+    book = bootstrap.book_without_meter(settings, policy, until)
+    entries: tuple[Entry, ...] = ()
+    if has_ledger(settings):
+        ledger = bootstrap.open_ledger(settings, SystemClock())
+        try:
+            entries = ledger.entries()
+        finally:
+            ledger.close()
+    return replay(entries, policy, book, since=since, until=until)
 
 
 def has_ledger(settings: Settings) -> bool:

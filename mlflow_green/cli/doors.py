@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from mlflow_green.metering.calibration import Comparison
     from mlflow_green.policy.document import Policy
     from mlflow_green.recorder.plan import Plan
+    from mlflow_green.recorder.replay import Replay
     from mlflow_green.records import Balance, CpuClockName, Site
     from mlflow_green.sensors.detect import Detection
     from mlflow_green.sensors.node_meter import NodeMeter
@@ -125,6 +127,12 @@ class Doors:
         from mlflow_green.planning import plan_workload, snakemake_workload
 
         return plan_workload(settings, snakemake_workload(settings, arguments, cwd=cwd, environ=environ))
+
+    def replay(self, settings: Settings, file: Path, *, since: datetime, until: datetime) -> Replay:
+        """What the policy in ``file`` would have answered to the steps that ran. Writes nothing."""
+        from mlflow_green.planning import replay_policy
+
+        return replay_policy(settings, file, since=since, until=until)
 
     def sync(self, settings: Settings) -> int:
         """Write to MLflow what was not written; how many rows are left."""

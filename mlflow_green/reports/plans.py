@@ -55,8 +55,8 @@ def print_plan(console: Console, plan: Plan) -> None:
         console.print(planned_balance_table(plan.balances, width=console.width))
     if plan.overshoot_microjoules is not None:
         console.print(
-            f"If a step has to be halted, at most {units.format_energy(plan.overshoot_microjoules)} more: all that this "
-            f"machine can draw in {plan.overshoot_seconds:g} s (sampling period + grace)."
+            f"If a step has to be halted, at most {units.format_energy(plan.overshoot_microjoules)} more: all that "
+            f"this machine can draw in {plan.overshoot_seconds:g} s (sampling period + grace)."
         )
     for note in plan.notes:
         console.print(note)
