@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import subprocess
 import sys
 import tempfile
@@ -12,11 +13,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 from mlflow_green import bootstrap
 from mlflow_green.clock import SystemClock
 from mlflow_green.errors import DryRunFailed
+from mlflow_green.ledger.ledger import Ledger, LedgerReader
+from mlflow_green.metering.supervise import owner_alive
 from mlflow_green.records import Entry, StepSpec, Workload
 from mlflow_green.session import inside_metered_step, step_spec
 from mlflow_green.settings import Settings, load_settings
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
     from mlflow_green.policy.document import Policy
     from mlflow_green.recorder.plan import Plan
     from mlflow_green.recorder.replay import Replay
+    from mlflow_green.recorder.waits import Waiting
 
 _NO_JOBS_STATUS = 3
 _SQLITE = "sqlite:///"
@@ -72,6 +76,33 @@ def replay_policy(settings: Settings, file: Path, *, since: datetime, until: dat
         finally:
             ledger.close()
     return replay(entries, policy, book, since=since, until=until)
+
+
+class Books(Ledger, LedgerReader, Protocol):
+    """A ledger that can be asked for all that is in it."""
+
+
+def waits_now(settings: Settings, books: Books, now: datetime) -> tuple[Waiting, ...]:
+    """The steps that wait now, of every workflow run that goes on: one that holds something, or whose meter runs here."""
+    from mlflow_green.recorder.spool_session import unposted_sessions
+    from mlflow_green.recorder.waits import waits
+
+    holds = books.open_holds()
+    meters = [meter for meter in unposted_sessions(settings.spool_dir) if owner_alive(meter.owner, platform.node())]
+    runs = {hold.step.workflow_run for hold in holds}
+    begun = [asked for meter in meters for each in meter.begun.values() if (asked := each.hold or each.request)]
+    runs |= {asked.step.workflow_run for asked in begun}
+    # What a meter has not begun yet, it cannot be asked for.
+    has_silent_meter = any(not meter.begun for meter in meters)
+    return waits(
+        books.decisions(),
+        books.entries(),
+        holds,
+        books.balances(),
+        bootstrap.load_policy_for(settings),
+        now=now,
+        is_live=lambda run: run in runs or has_silent_meter,
+    )
 
 
 def has_ledger(settings: Settings) -> bool:

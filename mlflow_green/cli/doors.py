@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from mlflow_green.policy.document import Policy
     from mlflow_green.recorder.plan import Plan
     from mlflow_green.recorder.replay import Replay
+    from mlflow_green.recorder.waits import Waiting
     from mlflow_green.records import Balance, CpuClockName, Site
     from mlflow_green.sensors.detect import Detection
     from mlflow_green.sensors.node_meter import NodeMeter
@@ -133,6 +134,12 @@ class Doors:
         from mlflow_green.planning import replay_policy
 
         return replay_policy(settings, file, since=since, until=until)
+
+    def waits(self, settings: Settings, books: Books, now: datetime) -> tuple[Waiting, ...]:
+        """The steps that wait now, of every workflow run that goes on."""
+        from mlflow_green.planning import waits_now
+
+        return waits_now(settings, books, now)
 
     def sync(self, settings: Settings) -> int:
         """Write to MLflow what was not written; how many rows are left."""

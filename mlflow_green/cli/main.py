@@ -21,6 +21,7 @@ _COMMANDS = {
     "doctor": "doctor",
     "balance": "books",
     "explain": "books",
+    "why-waiting": "waiting",
     "estimate": "estimate",
     "ledger": "books",
     "policy": "policy",
@@ -39,7 +40,9 @@ class _GreenGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         if cmd_name not in _COMMANDS:
             return None
-        command: click.Command = getattr(import_module(f"mlflow_green.cli.{_COMMANDS[cmd_name]}"), cmd_name)
+        command: click.Command = getattr(
+            import_module(f"mlflow_green.cli.{_COMMANDS[cmd_name]}"), cmd_name.replace("-", "_")
+        )
         return command
 
     def invoke(self, ctx: click.Context) -> Any:

@@ -59,7 +59,7 @@ def verdict(replay: Replay) -> str:
         parts.append(f"made {_steps(len(late))} wait, {units.format_hours(max(late) / units.SECONDS['h'])} at most")
     whole = f"of the {_steps(len(replay.answers))} from {replay.since:%Y-%m-%d} to {replay.until:%Y-%m-%d}"
     return (
-        f"This policy would have {'; '.join(parts)}; {whole}." if parts else f"It would have admitted all {whole[3:]}."
+        f"This policy would have {'; '.join(parts)}; {whole}." if parts else f"It would have admitted all {whole[7:]}."
     )
 
 
