@@ -6,7 +6,6 @@ Tests give a command other doors: ``CliRunner.invoke(cli, [...], obj=Place(..., 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -14,7 +13,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import click
 
-from mlflow_green.ledger.ledger import Ledger, LedgerReader, Outbox
+from mlflow_green.ledger import verify
+from mlflow_green.ledger.ledger import Outbox
 from mlflow_green.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -30,12 +30,8 @@ if TYPE_CHECKING:
     from mlflow_green.sensors.node_meter import NodeMeter
 
 
-class Books(Ledger, LedgerReader, Outbox, Protocol):
+class Books(verify.Books, Outbox, Protocol):
     """A ledger as the commands see it."""
-
-    def snapshot(self) -> AbstractContextManager[None]:
-        """Everything read inside belongs together."""
-        ...
 
 
 class Doors:
