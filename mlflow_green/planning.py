@@ -83,7 +83,7 @@ class Books(Ledger, LedgerReader, Protocol):
 
 
 def waits_now(settings: Settings, books: Books, now: datetime) -> tuple[Waiting, ...]:
-    """The steps that wait now, of every workflow run that goes on: one that holds something, or whose meter runs here."""
+    """The steps that wait now, of every workflow run that goes on: it holds something, or its meter runs here."""
     from mlflow_green.recorder.spool_session import unposted_sessions
     from mlflow_green.recorder.waits import waits
 
@@ -162,19 +162,23 @@ def snakemake_workload(
     """The jobs that ``snakemake ARGUMENTS`` would run in ``cwd``, by a dry run in a process of its own.
 
     Raises:
+        PolicyError: with every problem of the policy.
         DryRunFailed: Snakemake says what is wrong with the workflow.
     """
+    bootstrap.load_policy_for(settings)  # a wrong one is told without Snakemake's banner around it
     with tempfile.TemporaryDirectory(prefix="mlflow-green-") as folder:
         file = Path(folder) / "workload.json"
         environ = {**environ, WORKLOAD_FILE: str(file), "MLFLOW_GREEN_LEDGER": settings.ledger_url}
         if settings.policy_path is not None:
             environ["MLFLOW_GREEN_POLICY"] = str(settings.policy_path)
-        command = [sys.executable, "-m", "snakemake", *arguments, "--dry-run", "--scheduler", "green"]
+        command = [sys.executable, "-m", "snakemake", "--dry-run", "--quiet", "host", "rules", "progress"]
+        command += ["--scheduler", "green", *arguments]
         done = subprocess.run(
             command, cwd=cwd, env=environ, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
         )
         if done.returncode:
-            raise DryRunFailed(done.stderr.strip() or done.stdout.strip(), status=done.returncode)
+            said = done.stderr.strip() or done.stdout.strip()
+            raise DryRunFailed(said.rpartition("Building DAG of jobs...")[2].strip(), status=done.returncode)
         if not file.exists():
             lines = [line for line in done.stderr.splitlines() if "mlflow-green" in line]
             raise DryRunFailed(lines[0] if lines else "is MLFLOW_GREEN_DISABLE set?", status=_NO_JOBS_STATUS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from statistics import median, median_low
 
@@ -125,7 +125,9 @@ class PlanLedger(PassingLedger):
     """Starts from the balances of the ``real`` ledger and has its history; what is added is in memory only."""
 
     def __init__(self, clock: VirtualClock, real: Ledger | None) -> None:
-        super().__init__(clock, real.balances() if real else ())
+        balances = real.balances() if real else ()
+        # What the steps of other runs still wait for is theirs: nobody else gets it.
+        super().__init__(clock, (replace(each, held=each.held + each.pending, pending=0) for each in balances))
         self._real = real
         self._past: dict[tuple[str, str], tuple[PastUse, ...]] = {}
 
