@@ -33,6 +33,7 @@ def print_replay(console: Console, replay: Replay) -> None:
     table = replay_table(replay.answers, width=console.width)
     if table.row_count:
         console.print(table)
+        console.print()
     if replay.balances:
         console.print(balance_table(replay.balances, width=console.width))
     if replay.unmetered:

@@ -5,14 +5,12 @@ from __future__ import annotations
 from datetime import datetime
 
 from rich.console import Console
-from rich.padding import Padding
 from rich.text import Text
 
 from mlflow_green import units
 from mlflow_green.recorder.waits import Holder, Waiting
 from mlflow_green.records import Unit
-
-_INDENT = 2
+from mlflow_green.reports.explanation import print_facts
 
 
 def explain_waiting(console: Console, waiting: Waiting, now: datetime) -> None:
@@ -38,8 +36,7 @@ def explain_waiting(console: Console, waiting: Waiting, now: datetime) -> None:
         lines.append(
             ("to do", f"nothing, or end what holds it; else 'mlflow-green budget override {decision.budget} --help'")
         )
-    for name, text in lines:
-        console.print(Padding(Text(f"{name:<9}{text}"), (0, 0, 0, _INDENT), expand=False))
+    print_facts(console, lines)
     console.print()
 
 
