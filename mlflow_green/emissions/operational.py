@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from fractions import Fraction
+from functools import lru_cache
 
 from mlflow_green.records import Site, Unit
 from mlflow_green.units import MICRO_UNITS_PER_UNIT, MICROGRAMS_PER_GRAM, MICROJOULES_PER_KWH
@@ -58,5 +59,6 @@ def _per_kwh(energy_microjoules: int, site: Site, factor_per_kwh: float, scale: 
     return round(facility * _decimal(factor_per_kwh) * scale / MICROJOULES_PER_KWH)
 
 
+@lru_cache(maxsize=64)
 def _decimal(value: float) -> Fraction:
     return Fraction(repr(float(value)))
