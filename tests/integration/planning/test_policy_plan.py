@@ -69,6 +69,22 @@ POLICY = """
       all: {energy: 10 mWh}
 """
 
+WAITING = """
+    rule first:
+        output: "out/first"
+        priority: 10
+        shell: "sleep 3; touch {output}"
+
+    rule second:
+        output: "out/second"
+        shell: "touch {output}"
+"""
+
+WAITING_POLICY = """
+    budgets: [{name: lab, limit: 10 Wh, period: total, mode: hard, reserve: declared}]
+    steps: {first: {energy: 6 Wh}, second: {energy: 6 Wh}}
+"""
+
 
 def policy_plan(folder, *options):
     command = [sys.executable, "-m", "mlflow_green.cli", "policy", "plan", *options]
@@ -162,3 +178,22 @@ def test_a_wrong_policy_is_told_before_snakemake_is_asked(tmp_path):
     assert done.returncode == 1
     assert "did you mean 'budgets'" in done.stderr
     assert not Path(folder.path / ".snakemake").exists()
+
+
+def test_a_step_that_waits_for_another_is_planned_so_and_does_so(tmp_path):
+    folder = SnakemakeFolder(tmp_path / "wf", WAITING, WAITING_POLICY)
+    options = ("-c2", "out/first", "out/second", "--forceall")
+    assert folder.run("-c1", *options[1:]).returncode == 0  # now it is known how little they use, and how long they run
+    status, plan = planned(folder, "--", *options)
+    answers = {step["step"]: [step["first_answer"], step["answer"], step["is_delayed"]] for step in plan["steps"]}
+    assert answers == {"first": ["admit", "admit", False], "second": ["wait", "admit", True]}
+    assert status == 2
+    assert not [note for note in plan["notes"] if "not known" in note]
+    with folder.ledger() as ledger:
+        asked_before = len(ledger.decisions())
+    assert folder.run(*options).returncode == 0
+    with folder.ledger() as ledger:
+        asked = [(row.step.name, row.decision.action.value) for row in ledger.decisions()[asked_before:]]
+    assert [action for name, action in asked if name == "first"] == ["admit"]
+    actions = [action for name, action in asked if name == "second"]
+    assert (actions[0], actions[-1]) == ("wait", "admit")
