@@ -112,6 +112,6 @@ class DryRunFailed(GreenError):
 
     def __init__(self, said: str, *, status: int) -> None:
         super().__init__(
-            f"{said}\nSnakemake could not list the jobs, so there is no plan; try 'snakemake -n' with the same options"
+            f"Snakemake could not list the jobs, so there is no plan; mend what it says here, or its options:\n{said}"
         )
         self.status = status

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import subprocess
 import sys
 import tempfile
 import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 from mlflow_green import bootstrap
 from mlflow_green.clock import SystemClock
 from mlflow_green.errors import DryRunFailed
-from mlflow_green.records import StepSpec, Workload
+from mlflow_green.ledger.ledger import Ledger, LedgerReader
+from mlflow_green.metering.supervise import owner_alive
+from mlflow_green.records import Entry, StepSpec, Workload
 from mlflow_green.session import inside_metered_step, step_spec
 from mlflow_green.settings import Settings, load_settings
 from mlflow_green.spool import from_json, to_json
@@ -23,6 +28,8 @@ from mlflow_green.spool import from_json, to_json
 if TYPE_CHECKING:
     from mlflow_green.policy.document import Policy
     from mlflow_green.recorder.plan import Plan
+    from mlflow_green.recorder.replay import Replay
+    from mlflow_green.recorder.waits import Waiting
 
 _NO_JOBS_STATUS = 3
 _SQLITE = "sqlite:///"
@@ -48,6 +55,54 @@ def plan_workload(settings: Settings, workload: Workload) -> Plan:
             return plan(workload, policy, book, ledger, now=now, entries=ledger.entries())
     finally:
         ledger.close()
+
+
+def replay_policy(settings: Settings, file: Path, *, since: datetime, until: datetime) -> Replay:
+    """What the policy in ``file`` would have answered to the steps in the ledger.
+
+    Raises:
+        GreenError: the policy is wrong, or the ledger cannot be read.
+    """
+    from mlflow_green.recorder.replay import replay
+
+    settings = replace(settings, policy_path=file)
+    policy = bootstrap.load_policy_for(settings)
+    book = bootstrap.book_without_meter(settings, policy, until)
+    entries: tuple[Entry, ...] = ()
+    if has_ledger(settings):
+        ledger = bootstrap.open_ledger(settings, SystemClock())
+        try:
+            entries = ledger.entries()
+        finally:
+            ledger.close()
+    return replay(entries, policy, book, since=since, until=until)
+
+
+class Books(Ledger, LedgerReader, Protocol):
+    """A ledger that can be asked for all that is in it."""
+
+
+def waits_now(settings: Settings, books: Books, now: datetime) -> tuple[Waiting, ...]:
+    """The steps that wait now, of every workflow run that goes on: it holds something, or its meter runs here."""
+    from mlflow_green.recorder.spool_session import unposted_sessions
+    from mlflow_green.recorder.waits import waits
+
+    holds = books.open_holds()
+    meters = [meter for meter in unposted_sessions(settings.spool_dir) if owner_alive(meter.owner, platform.node())]
+    runs = {hold.step.workflow_run for hold in holds}
+    begun = [asked for meter in meters for each in meter.begun.values() if (asked := each.hold or each.request)]
+    runs |= {asked.step.workflow_run for asked in begun}
+    # What a meter has not begun yet, it cannot be asked for.
+    has_silent_meter = any(not meter.begun for meter in meters)
+    return waits(
+        books.decisions(),
+        books.entries(),
+        holds,
+        books.balances(),
+        bootstrap.load_policy_for(settings),
+        now=now,
+        is_live=lambda run: run in runs or has_silent_meter,
+    )
 
 
 def has_ledger(settings: Settings) -> bool:
@@ -107,19 +162,23 @@ def snakemake_workload(
     """The jobs that ``snakemake ARGUMENTS`` would run in ``cwd``, by a dry run in a process of its own.
 
     Raises:
+        PolicyError: with every problem of the policy.
         DryRunFailed: Snakemake says what is wrong with the workflow.
     """
+    bootstrap.load_policy_for(settings)  # a wrong one is told without Snakemake's banner around it
     with tempfile.TemporaryDirectory(prefix="mlflow-green-") as folder:
         file = Path(folder) / "workload.json"
         environ = {**environ, WORKLOAD_FILE: str(file), "MLFLOW_GREEN_LEDGER": settings.ledger_url}
         if settings.policy_path is not None:
             environ["MLFLOW_GREEN_POLICY"] = str(settings.policy_path)
-        command = [sys.executable, "-m", "snakemake", *arguments, "--dry-run", "--scheduler", "green"]
+        command = [sys.executable, "-m", "snakemake", "--dry-run", "--quiet", "host", "rules", "progress"]
+        command += ["--scheduler", "green", *arguments]
         done = subprocess.run(
             command, cwd=cwd, env=environ, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
         )
         if done.returncode:
-            raise DryRunFailed(done.stderr.strip() or done.stdout.strip(), status=done.returncode)
+            said = done.stderr.strip() or done.stdout.strip()
+            raise DryRunFailed(said.rpartition("Building DAG of jobs...")[2].strip(), status=done.returncode)
         if not file.exists():
             lines = [line for line in done.stderr.splitlines() if "mlflow-green" in line]
             raise DryRunFailed(lines[0] if lines else "is MLFLOW_GREEN_DISABLE set?", status=_NO_JOBS_STATUS)

@@ -56,13 +56,11 @@ def explain(place: Place, step: str | None, as_json: bool) -> None:
     from mlflow_green.reports.explanation import explain_decision
     from mlflow_green.reports.export import decision_to_json
 
-    match = _STEP.match(step.strip()) if step else None
-    if step and match is None:
-        raise click.UsageError(f"{step!r} is not a step; write a rule such as train, or 'train[model=mlp]'")
+    named = step_named(step) if step else None
     with opened(place, place.settings()) as books:
         entries = books.entries() if books else ()
         decisions = all_decisions(books.decisions(), entries) if books else []
-    found = latest_decisions(decisions, match["name"], match["wildcards"]) if match else decisions
+    found = latest_decisions(decisions, *named) if named else decisions
     by_hold = {entry.hold_id: entry for entry in entries if entry.hold_id}
     if as_json:
         print_json({"decisions": [{**decision_to_json(row), "outcome": _outcome(row, by_hold)} for row in found]})
@@ -75,6 +73,14 @@ def explain(place: Place, step: str | None, as_json: bool) -> None:
     else:
         click.echo(_unknown_step(step, decisions) if step else "No step has asked for anything yet.", err=True)
     sys.exit(exit_codes.OK if found else exit_codes.FOUND)
+
+
+def step_named(step: str) -> tuple[str, str | None]:
+    """The rule and the wildcards that a user wrote; ``None`` for any wildcards."""
+    match = _STEP.match(step.strip())
+    if match is None:
+        raise click.UsageError(f"{step!r} is not a step; write a rule such as train, or 'train[model=mlp]'")
+    return match["name"], match["wildcards"]
 
 
 def all_decisions(decisions: Iterable[DecisionRow], entries: Iterable[Entry]) -> list[DecisionRow]:

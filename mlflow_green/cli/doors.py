@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from mlflow_green.metering.calibration import Comparison
     from mlflow_green.policy.document import Policy
     from mlflow_green.recorder.plan import Plan
+    from mlflow_green.recorder.replay import Replay
+    from mlflow_green.recorder.waits import Waiting
     from mlflow_green.records import Balance, CpuClockName, Site
     from mlflow_green.sensors.detect import Detection
     from mlflow_green.sensors.node_meter import NodeMeter
@@ -149,6 +152,18 @@ class Doors:
         from mlflow_green.bootstrap import try_channel
 
         return try_channel(settings, name, environ)
+
+    def replay(self, settings: Settings, file: Path, *, since: datetime, until: datetime) -> Replay:
+        """What the policy in ``file`` would have answered to the steps that ran. Writes nothing."""
+        from mlflow_green.planning import replay_policy
+
+        return replay_policy(settings, file, since=since, until=until)
+
+    def waits(self, settings: Settings, books: Books, now: datetime) -> tuple[Waiting, ...]:
+        """The steps that wait now, of every workflow run that goes on."""
+        from mlflow_green.planning import waits_now
+
+        return waits_now(settings, books, now)
 
     def sync(self, settings: Settings) -> int:
         """Write to MLflow what was not written; how many rows are left."""

@@ -22,6 +22,7 @@ _COMMANDS = {
     "balance": "books",
     "alerts": "alerts",
     "explain": "books",
+    "why-waiting": "waiting",
     "estimate": "estimate",
     "ledger": "books",
     "policy": "policy",
@@ -40,7 +41,9 @@ class _GreenGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         if cmd_name not in _COMMANDS:
             return None
-        command: click.Command = getattr(import_module(f"mlflow_green.cli.{_COMMANDS[cmd_name]}"), cmd_name)
+        command: click.Command = getattr(
+            import_module(f"mlflow_green.cli.{_COMMANDS[cmd_name]}"), cmd_name.replace("-", "_")
+        )
         return command
 
     def invoke(self, ctx: click.Context) -> Any:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Collection
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +22,6 @@ from mlflow_green.settings import POLICY_NAME
 
 if TYPE_CHECKING:
     from mlflow_green.policy.document import Policy
-    from mlflow_green.recorder.plan import Plan
 
 _PLAIN = re.compile(r"^[A-Za-z][A-Za-z0-9_.-]*$")
 _YAML_WORDS = {"null", "true", "false", "yes", "no", "on", "off", "y", "n"}
@@ -140,13 +141,49 @@ def plan(place: Place, arguments: tuple[str, ...], as_json: bool) -> None:
         print_json(plan_to_json(planned))
     else:
         print_plan(console(), planned)
-    sys.exit(_plan_status(planned))
+    sys.exit(_status({answer.action for answer in planned.answers}, any(a.is_delayed for a in planned.answers)))
 
 
-def _plan_status(planned: Plan) -> int:
-    if planned.count(Action.REFUSE) or planned.count(Action.HALT):
+@policy.command()
+@click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.option("--since", metavar="DATE", help="The first day, such as 2026-10-01; 30 days ago by default.")
+@click.option("--until", metavar="DATE", help="The first day that is left out; now by default.")
+@json_option
+@click.pass_obj
+def replay(place: Place, file: Path, since: str | None, until: str | None, as_json: bool) -> None:
+    """What the policy in FILE would have answered to the steps of the last 30 days.
+
+    Days begin at midnight UTC. Exit status as that of 'policy plan'.
+    """
+    from mlflow_green.reports.replays import print_replay, replay_to_json
+
+    end = _moment(until, "--until") if until else datetime.now(UTC)
+    start = _moment(since, "--since") if since else end - timedelta(days=30)
+    if start >= end:
+        raise click.UsageError(f"--since {start:%Y-%m-%d} is not before --until {end:%Y-%m-%d}")
+    replayed = place.doors.replay(place.settings(), file, since=start, until=end)
+    if as_json:
+        print_json(replay_to_json(replayed))
+    else:
+        print_replay(console(), replayed)
+    sys.exit(_status({answer.action for answer in replayed.answers}, any(a.waited_seconds for a in replayed.answers)))
+
+
+def _moment(text: str, option: str) -> datetime:
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise click.UsageError(
+            f"{option} {text} is no date; write it as 2026-10-01 or 2026-10-01T08:00+02:00"
+        ) from None
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+def _status(actions: Collection[Action | None], any_waits: bool) -> int:
+    """What happens to the steps of a plan or a replay, the worst of it."""
+    if Action.REFUSE in actions or Action.HALT in actions:
         return exit_codes.SOME_REFUSED
-    if planned.count(Action.DOWNGRADE) or any(answer.waits for answer in planned.answers):
+    if any_waits or Action.WAIT in actions or Action.DOWNGRADE in actions:
         return exit_codes.SOME_LESS
     return exit_codes.OK
 

@@ -63,5 +63,6 @@ def _per_microjoule(node_overhead: float, pue: float, factor_per_kwh: float, sca
     return _decimal(node_overhead) * _decimal(pue) * _decimal(factor_per_kwh) * scale / MICROJOULES_PER_KWH
 
 
+@lru_cache(maxsize=64)
 def _decimal(value: float) -> Fraction:
     return Fraction(repr(float(value)))

@@ -4,25 +4,22 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from statistics import median, median_low
 
 from mlflow_green.emissions.operational import charged_amounts
-from mlflow_green.ledger.ledger import Choose, Ledger
-from mlflow_green.ledger.memory import MemoryLedger
-from mlflow_green.ledger.posting import HISTORY_LENGTH_MAX, HoldState, past_use
+from mlflow_green.ledger.ledger import Ledger
+from mlflow_green.ledger.posting import HISTORY_LENGTH_MAX
 from mlflow_green.policy.document import Policy
 from mlflow_green.policy.forecast import estimate
 from mlflow_green.recorder.planner import Planner
 from mlflow_green.recorder.recorder import SAMPLING_PERIOD_SECONDS
-from mlflow_green.recorder.rehearsal import Job, Part, Rehearsal, VirtualClock
+from mlflow_green.recorder.rehearsal import Job, Part, PassingLedger, Rehearsal, VirtualClock
 from mlflow_green.recorder.ticket import Book, Ticket, build_entry, entry_of
 from mlflow_green.records import (
     Action,
     Balance,
-    Batch,
-    Committed,
     Decision,
     Domain,
     Energy,
@@ -89,10 +86,6 @@ class PlannedAnswer:
             return Action.HALT
         return Action.WAIT if self.refused_at is not None else self.decision.action
 
-    @property
-    def waits(self) -> bool:
-        return self.is_delayed or self.action is Action.WAIT
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedBalance:
@@ -128,28 +121,15 @@ class Plan:
         return sum(answer.action is action for answer in self.answers)
 
 
-class PlanLedger(MemoryLedger):
-    """Starts from the balances of the ``real`` ledger and has its history; what is added is in memory only.
-
-    It forgets what is over, as nobody asks a plan for it: its books stay as small as what runs at once.
-    """
+class PlanLedger(PassingLedger):
+    """Starts from the balances of the ``real`` ledger and has its history; what is added is in memory only."""
 
     def __init__(self, clock: VirtualClock, real: Ledger | None) -> None:
-        super().__init__(clock, real.balances() if real else ())
+        balances = real.balances() if real else ()
+        # What the steps of other runs still wait for is theirs: nobody else gets it.
+        super().__init__(clock, (replace(each, held=each.held + each.pending, pending=0) for each in balances))
         self._real = real
         self._past: dict[tuple[str, str], tuple[PastUse, ...]] = {}
-        self._added: defaultdict[tuple[str, str], list[PastUse]] = defaultdict(list)
-
-    def commit(self, batch: Batch, choose: Choose) -> Committed:
-        committed = super().commit(batch, choose)
-        for entry in self._entries.values():
-            use = past_use(entry)
-            if use is not None:
-                self._added[entry.project, entry.step].append(use)
-        self._holds = {key: booked for key, booked in self._holds.items() if booked.state is HoldState.HELD}
-        for done in (self._entries, self._journal, self._decisions):
-            done.clear()
-        return committed
 
     def past(self, project: str, step: str) -> tuple[PastUse, ...]:
         """What really ran."""
@@ -158,7 +138,7 @@ class PlanLedger(MemoryLedger):
         return self._past[project, step]
 
     def history(self, project: str, step: str) -> tuple[PastUse, ...]:
-        return (*self.past(project, step), *self._added[project, step])[-HISTORY_LENGTH_MAX:]
+        return (*self.past(project, step), *super().history(project, step))[-HISTORY_LENGTH_MAX:]
 
 
 def plan(

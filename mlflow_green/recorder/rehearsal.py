@@ -7,6 +7,7 @@ is imitated is the host program: which job it asks for next, and which it starts
 from __future__ import annotations
 
 import heapq
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -14,20 +15,25 @@ from functools import partial
 from itertools import count
 from typing import Protocol
 
+from mlflow_green.ledger.ledger import Choose
 from mlflow_green.ledger.memory import MemoryLedger
+from mlflow_green.ledger.posting import HISTORY_LENGTH_MAX, HoldState, past_use
 from mlflow_green.recorder.planner import Planner
 from mlflow_green.recorder.ticket import Ticket
 from mlflow_green.records import (
     Action,
     Answer,
+    Balance,
     Batch,
     Closing,
     ClosingKind,
+    Committed,
     Decision,
     Entry,
     HoldRequest,
     Outcome,
     Owner,
+    PastUse,
     TopUp,
     Unit,
     Usage,
@@ -50,6 +56,28 @@ class VirtualClock:
 
     def move_to(self, moment: datetime) -> None:
         self._moment = max(self._moment, moment)
+
+
+class PassingLedger(MemoryLedger):
+    """Forgets what is over, so that its books stay as small as what runs at once. What steps used is remembered."""
+
+    def __init__(self, clock: VirtualClock, balances: Iterable[Balance] = ()) -> None:
+        super().__init__(clock, balances)
+        self._uses: defaultdict[tuple[str, str], list[PastUse]] = defaultdict(list)
+
+    def commit(self, batch: Batch, choose: Choose) -> Committed:
+        committed = super().commit(batch, choose)
+        for entry in self._entries.values():
+            use = past_use(entry)
+            if use is not None:
+                self._uses[entry.project, entry.step].append(use)
+        self._holds = {key: booked for key, booked in self._holds.items() if booked.state is HoldState.HELD}
+        for done in (self._entries, self._journal, self._decisions):
+            done.clear()
+        return committed
+
+    def history(self, project: str, step: str) -> tuple[PastUse, ...]:
+        return tuple(self._uses[project, step][-HISTORY_LENGTH_MAX:])
 
 
 @dataclass(eq=False, slots=True, kw_only=True)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from rich.console import Console
 from rich.padding import Padding
+from rich.table import Table
 from rich.text import Text
 
 from mlflow_green import units
@@ -43,12 +46,19 @@ def explain_decision(console: Console, row: DecisionRow, entry: Entry | None) ->
     if entry is not None:
         told = f", {entry.reason}" if entry.reason and entry.reason != decision.reason else ""
         lines.append(("ended", f"{entry.outcome}, {energy_text(entry.total)}{told}"))
-    for name, text in lines:
-        console.print(Padding(Text(f"{name:<9}{text}"), (0, 0, 0, _INDENT), expand=False))
+    print_facts(console, lines)
     if row.balances:
         table = balance_table(row.balances, width=console.width - _INDENT)
         console.print(Padding(table, (1, 0, 0, _INDENT), expand=False))
     console.print()
+
+
+def print_facts(console: Console, lines: Iterable[tuple[str, str]]) -> None:
+    """A name and a text a line; a long text goes on under its own beginning."""
+    grid = Table.grid(padding=(0, 1), pad_edge=False)
+    for name, text in lines:
+        grid.add_row(Text(f"{name:<8}"), Text(text))
+    console.print(Padding(grid, (0, 0, 0, _INDENT), expand=False))
 
 
 def _watched(row: DecisionRow) -> str:

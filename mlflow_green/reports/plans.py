@@ -47,7 +47,8 @@ class _Line:
 
 def print_plan(console: Console, plan: Plan) -> None:
     """The tables, the reasons, the totals and the verdict."""
-    console.print(plan_table(plan.answers, width=console.width))
+    if plan.answers:
+        console.print(plan_table(plan.answers, width=console.width))
     for reason in _reasons(plan.answers):
         console.print(Text(reason))
     if plan.balances:
