@@ -68,7 +68,7 @@ channels:
             for _ in range(CROSSINGS):
                 spender.spend(WH)
                 comes_true(lambda: process.poll() is not None, chance.uniform(0, 0.2))
-            out, _ = process.communicate(timeout=60)
+            out, _ = process.communicate(timeout=200)
         assert out == f"killed {KILLS}\n"
         server.on_request = lambda _number: None
         sender = sender_in(tmp_path, policy)
