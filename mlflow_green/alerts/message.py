@@ -72,14 +72,14 @@ def write_message(
 ) -> Message:
     """One message about these alerts, at least one; ``standings`` by the key of their bucket, ``bucket_of``."""
     shown = notices[:ALERTS_SHOWN_MAX]
-    headlines = [headline(notice.payload) for notice in shown]
+    headlines = [headline(notice.payload, _currency(standings, notice)) for notice in shown]
     subject = headlines[0] if len(notices) == 1 else f"{len(notices)} alerts; first: {headlines[0]}"
     by_bucket: dict[tuple[str, ...], list[Notice]] = {}
     for notice in shown:
         by_bucket.setdefault(bucket_of(notice.payload), []).append(notice)
     parts = []
     for key, about in by_bucket.items():
-        parts += [_event(notice, policy_sha256, zone) for notice in about]
+        parts += [_event(notice, _currency(standings, notice), policy_sha256, zone) for notice in about]
         parts.append(_state(about[-1].payload, standings.get(key), now, zone))
     if len(notices) > len(shown):
         parts.append(f"{len(notices) - len(shown)} more alerts are not shown; 'mlflow-green alerts list' has them.")
@@ -105,7 +105,7 @@ def is_urgent(payload: Mapping[str, object], budget: Budget) -> bool:
     return budget.mode is Mode.HARD and payload.get("of") != "forecast" and (_number(payload, "at_ratio") or 0) >= 1
 
 
-def headline(payload: Mapping[str, object]) -> str:
+def headline(payload: Mapping[str, object], currency: str = "") -> str:
     """What happened and to which budget, in one line."""
     ratio, limit, unit = _number(payload, "at_ratio"), _whole(payload, "limit"), str(payload.get("unit"))
     if ratio is None or limit is None:
@@ -114,17 +114,23 @@ def headline(payload: Mapping[str, object]) -> str:
     base = "is expected to spend" if payload.get("of") == "forecast" else f"has {payload.get('of')}"
     return _line(
         f"budget {payload.get('budget')} {base} {ratio:.0%} of its {unit} limit"
-        f" ({format_amount(unit, amount)} of {format_amount(unit, limit)}, {payload.get('period')})"
+        f" ({format_amount(unit, amount, currency)} of {format_amount(unit, limit, currency)}, {payload.get('period')})"
     )
 
 
-def _event(notice: Notice, policy_sha256: str, zone: tzinfo) -> str:
+def _currency(standings: Mapping[tuple[str, ...], Standing], notice: Notice) -> str:
+    """That of the budget; empty where it has none, or is not known any more."""
+    standing = standings.get(bucket_of(notice.payload))
+    return standing.budget.currency if standing else ""
+
+
+def _event(notice: Notice, currency: str, policy_sha256: str, zone: tzinfo) -> str:
     """What happened, and who did it."""
     payload = notice.payload
     step = payload.get("step")
-    lines = [headline(payload), ""]
+    lines = [headline(payload, currency), ""]
     lines += _labelled("Who", _who(payload))
-    lines += _labelled("Use", *_use(payload))
+    lines += _labelled("Use", *_use(payload, currency))
     lines += _labelled("Explain", f"mlflow-green explain {shlex.quote(str(step))}" if step else "mlflow-green explain")
     lines += _labelled("Policy", f"sha256 {str(payload.get('policy_sha256') or policy_sha256)[:12]}")
     lines += _labelled("Alert", f"{notice.alert_id}, {_when(notice.at, zone)}")
@@ -161,15 +167,15 @@ def _who(payload: Mapping[str, object]) -> str:
     return _line(", ".join(known) or f"no single step; the account is {payload.get('account', 'not known')}")
 
 
-def _use(payload: Mapping[str, object]) -> list[str]:
+def _use(payload: Mapping[str, object], currency: str) -> list[str]:
     """Before and after the crossing."""
     unit, limit = str(payload.get("unit")), _whole(payload, "limit")
     before, after = _whole(payload, "before"), _whole(payload, "after", "amount")
     if after is None:
         return ["not known"]
     if before is None:
-        return [_share(unit, after, limit)]
-    return [f"{_share(unit, before, limit)} before -> {_share(unit, after, limit)} after"]
+        return [_share(unit, after, limit, currency)]
+    return [f"{_share(unit, before, limit, currency)} before -> {_share(unit, after, limit, currency)} after"]
 
 
 def _share(unit: str, amount: int, limit: int | None, currency: str = "") -> str:

@@ -26,10 +26,10 @@ ENDED = os.WEXITED | os.WNOHANG | os.WNOWAIT
 PATIENCE = Patience(lease=0.3, backoff=0.02, backoff_max=0.1)
 
 
-def sender_in(folder: Path, policy: Policy) -> Sender:
+def sender_in(folder: Path, policy: Policy, patience: Patience = PATIENCE, try_seconds: float = 0.15) -> Sender:
     clock = SystemClock()
-    carriers = Carriers(policy.channels, SmtpSettings(), os.environ, clock, try_seconds=0.15)
-    return Sender(ledger_in(folder), policy, carriers, clock, patience=PATIENCE)
+    carriers = Carriers(policy.channels, SmtpSettings(), os.environ, clock, try_seconds=try_seconds)
+    return Sender(ledger_in(folder), policy, carriers, clock, patience=patience)
 
 
 def serve(folder: Path, policy: Policy) -> None:

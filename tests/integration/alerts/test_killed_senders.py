@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from itertools import pairwise
 from threading import Event, Thread
 
+from mlflow_green.alerts.delivery import Patience
 from mlflow_green.alerts.webhook import verify_signature
 from mlflow_green.clock import SystemClock
 from mlflow_green.policy.document import load_policy
@@ -57,7 +58,7 @@ def test_of_senders_that_work_at_the_same_time_each_letter_is_sent_by_one(tmp_pa
         lead_to(server, monkeypatch)
 
         def serve():
-            sender = sender_in(tmp_path, policy)
+            sender = sender_in(tmp_path, policy, Patience(), try_seconds=30)
             while not is_over.is_set():
                 sender.send()
 

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from mlflow_green.alerts.message import Consumer, Notice, Standing, bucket_of, write_message
 from mlflow_green.alerts.webhook import BODY_BYTES_MAX
+from mlflow_green.policy.document import parse_policy
 from mlflow_green.policy.exhaustion import exhaustion
-from mlflow_green.records import Balance, Energy, Method
+from mlflow_green.records import Balance, Energy, Method, Unit
 from tests.testkit.alert_samples import WH, notify, policy
 from tests.testkit.ledger_samples import NOON, term
 
@@ -109,6 +110,24 @@ def test_a_row_of_an_older_version_makes_an_alert_too():
     told = message(Notice(alert_id="a1", at=NOON, payload=old)).text
     assert "82.0 Wh (82%)" in told
     assert "no single step; the account is project:demo" in told
+
+
+def test_money_is_told_in_its_currency():
+    priced = parse_policy(
+        b"""
+version: 1
+project: demo
+site: {price: 0.2 EUR/kWh}
+budgets: [{name: month, limit: 20 EUR, period: month}]
+"""
+    ).budget("month")
+    limit = 20_000_000
+    balance = Balance(term=term("month", unit=Unit.MONEY, limit=limit), spent=16_000_000, held=0)
+    about = notice(unit="money", limit=limit, before=0, after=16_000_000)
+    known = {bucket_of(about.payload): standing(balance=balance, budget=priced, consumers=(), forecast=None)}
+    text = write_message([about], known, policy_sha256="0" * 64, now=NOON, zone=PARIS).text
+    assert text.count("16.00 EUR") == 3
+    assert "16.00 " not in text.replace("16.00 EUR", "")
 
 
 def test_an_alert_that_is_only_a_sentence_says_that_sentence():
