@@ -133,7 +133,7 @@ class Sender:
                 for rule in rules:
                     if forecast is not None and forecast.is_sure_of(rule.threshold(balance.limit)):
                         dedup = "|".join((*balance.term.key, str(rule.at), "forecast"))
-                        alert = _forecast_alert(balance, rule, forecast)
+                        alert = _forecast_alert(balance, rule, forecast, self._budgets[name].currency)
                         self._books.put(ALERT, dedup, {**alert, "policy_sha256": self._policy.sha256})
 
     def _address_alerts(self) -> None:
@@ -264,7 +264,7 @@ class Sender:
         return found
 
 
-def _forecast_alert(balance: Balance, rule: Rule, forecast: Exhaustion) -> dict[str, object]:
+def _forecast_alert(balance: Balance, rule: Rule, forecast: Exhaustion, currency: str) -> dict[str, object]:
     term, unit = balance.term, balance.term.unit.value
     return {
         "budget": term.budget,
@@ -280,7 +280,8 @@ def _forecast_alert(balance: Balance, rule: Rule, forecast: Exhaustion) -> dict[
         "to": list(rule.to),
         "text": (
             f"budget {term.budget} ({term.account}, {term.period}) will have spent at least"
-            f" {format_amount(unit, forecast.spent_low)} of {format_amount(unit, balance.limit)} when its period ends"
+            f" {format_amount(unit, forecast.spent_low, currency)} of {format_amount(unit, balance.limit, currency)}"
+            " when its period ends"
         ),
     }
 

@@ -72,9 +72,15 @@ def write_message(
 ) -> Message:
     """One message about these alerts, at least one; ``standings`` by the key of their bucket, ``bucket_of``."""
     shown = notices[:ALERTS_SHOWN_MAX]
-    headlines = [headline(notice.payload) for notice in shown]
+    headlines = [headline(notice.payload, _currency(standings, notice)) for notice in shown]
     subject = headlines[0] if len(notices) == 1 else f"{len(notices)} alerts; first: {headlines[0]}"
-    parts = [_part(notice, standings.get(bucket_of(notice.payload)), policy_sha256, now, zone) for notice in shown]
+    by_bucket: dict[tuple[str, ...], list[Notice]] = {}
+    for notice in shown:
+        by_bucket.setdefault(bucket_of(notice.payload), []).append(notice)
+    parts = []
+    for key, about in by_bucket.items():
+        parts += [_event(notice, _currency(standings, notice), policy_sha256, zone) for notice in about]
+        parts.append(_state(about[-1].payload, standings.get(key), now, zone))
     if len(notices) > len(shown):
         parts.append(f"{len(notices) - len(shown)} more alerts are not shown; 'mlflow-green alerts list' has them.")
     data = {
@@ -99,7 +105,7 @@ def is_urgent(payload: Mapping[str, object], budget: Budget) -> bool:
     return budget.mode is Mode.HARD and payload.get("of") != "forecast" and (_number(payload, "at_ratio") or 0) >= 1
 
 
-def headline(payload: Mapping[str, object]) -> str:
+def headline(payload: Mapping[str, object], currency: str = "") -> str:
     """What happened and to which budget, in one line."""
     ratio, limit, unit = _number(payload, "at_ratio"), _whole(payload, "limit"), str(payload.get("unit"))
     if ratio is None or limit is None:
@@ -108,25 +114,47 @@ def headline(payload: Mapping[str, object]) -> str:
     base = "is expected to spend" if payload.get("of") == "forecast" else f"has {payload.get('of')}"
     return _line(
         f"budget {payload.get('budget')} {base} {ratio:.0%} of its {unit} limit"
-        f" ({format_amount(unit, amount)} of {format_amount(unit, limit)}, {payload.get('period')})"
+        f" ({format_amount(unit, amount, currency)} of {format_amount(unit, limit, currency)}, {payload.get('period')})"
     )
 
 
-def _part(notice: Notice, standing: Standing | None, policy_sha256: str, now: datetime, zone: tzinfo) -> str:
+def _currency(standings: Mapping[tuple[str, ...], Standing], notice: Notice) -> str:
+    """That of the budget; empty where it has none, or is not known any more."""
+    standing = standings.get(bucket_of(notice.payload))
+    return standing.budget.currency if standing else ""
+
+
+def _event(notice: Notice, currency: str, policy_sha256: str, zone: tzinfo) -> str:
+    """What happened, and who did it."""
     payload = notice.payload
-    lines = [headline(payload), ""]
-    lines += _labelled("Who", _who(payload))
-    lines += _labelled("Use", *_use(payload, standing))
-    if standing is not None:
-        lines += _labelled("Forecast", _forecast(standing, zone))
-        lines += _labelled("Most used", *_consumers(standing))
-        lines += _labelled("Effect", _effect(payload, standing.budget))
-        lines += _labelled("Do now", *_remedies(standing, zone))
     step = payload.get("step")
-    lines += _labelled("Explain", f"mlflow-green explain {_quoted(str(step))}" if step else "mlflow-green explain")
-    lines += _labelled("Data", *_data_lines(standing, now))
+    lines = [headline(payload, currency), ""]
+    lines += _labelled("Who", _who(payload))
+    lines += _labelled("Use", *_use(payload, currency))
+    lines += _labelled("Explain", f"mlflow-green explain {shlex.quote(str(step))}" if step else "mlflow-green explain")
     lines += _labelled("Policy", f"sha256 {str(payload.get('policy_sha256') or policy_sha256)[:12]}")
     lines += _labelled("Alert", f"{notice.alert_id}, {_when(notice.at, zone)}")
+    return "\n".join(lines)
+
+
+def _state(payload: Mapping[str, object], standing: Standing | None, now: datetime, zone: tzinfo) -> str:
+    """How the budget stands when the letter is written, after the last of its alerts."""
+    name = _line(payload.get("budget", ""))
+    if standing is None:
+        return f"How budget {name} stands now is not known: its bucket is not in this ledger, or not in green.yaml."
+    balance, unit, currency = standing.balance, standing.balance.term.unit.value, standing.budget.currency
+    lines = [f"Budget {name} at {_when(now, zone)}", ""]
+    lines += _labelled(
+        "Now",
+        f"{_share(unit, balance.spent, balance.limit, currency)} spent,"
+        f" {_share(unit, balance.held, balance.limit, currency)} held,"
+        f" of {format_amount(unit, balance.limit, currency)}",
+    )
+    lines += _labelled("Forecast", *_forecast(standing, zone))
+    lines += _labelled("Most used", *_consumers(standing))
+    lines += _labelled("Effect", _effect(payload, standing.budget))
+    lines += _labelled("Do now", *_remedies(standing, zone))
+    lines += _labelled("Data", *_data_lines(standing, now))
     return "\n".join(lines)
 
 
@@ -139,23 +167,15 @@ def _who(payload: Mapping[str, object]) -> str:
     return _line(", ".join(known) or f"no single step; the account is {payload.get('account', 'not known')}")
 
 
-def _use(payload: Mapping[str, object], standing: Standing | None) -> list[str]:
-    """Before and after the crossing, and how it stands now."""
-    unit, lines = str(payload.get("unit")), []
+def _use(payload: Mapping[str, object], currency: str) -> list[str]:
+    """Before and after the crossing."""
+    unit, limit = str(payload.get("unit")), _whole(payload, "limit")
     before, after = _whole(payload, "before"), _whole(payload, "after", "amount")
-    limit = _whole(payload, "limit")
-    if before is not None and after is not None:
-        lines.append(f"{_share(unit, before, limit)} before -> {_share(unit, after, limit)} after")
-    elif after is not None:
-        lines.append(f"{_share(unit, after, limit)} when it happened")
-    if standing is not None:
-        balance, currency = standing.balance, standing.budget.currency
-        lines.append(
-            f"now {_share(unit, balance.spent, balance.limit, currency)} spent and"
-            f" {_share(unit, balance.held, balance.limit, currency)} held of"
-            f" {format_amount(unit, balance.limit, currency)}"
-        )
-    return lines or ["not known"]
+    if after is None:
+        return ["not known"]
+    if before is None:
+        return [_share(unit, after, limit, currency)]
+    return [f"{_share(unit, before, limit, currency)} before -> {_share(unit, after, limit, currency)} after"]
 
 
 def _share(unit: str, amount: int, limit: int | None, currency: str = "") -> str:
@@ -163,29 +183,30 @@ def _share(unit: str, amount: int, limit: int | None, currency: str = "") -> str
     return f"{text} ({amount / limit:.0%})" if limit else text
 
 
-def _forecast(standing: Standing, zone: tzinfo) -> str:
-    found, unit, limit = standing.forecast, standing.balance.term.unit.value, standing.balance.limit
+def _forecast(standing: Standing, zone: tzinfo) -> list[str]:
+    found, limit = standing.forecast, standing.balance.limit
     if found is None:
-        return "none: fewer than 7 days, or 5 active ones, are known of this budget"
-    text = f"{format_amount(unit, found.daily, standing.budget.currency)} a day"
+        return ["none: fewer than 7 days, or 5 active ones, are known of this budget"]
+    unit, currency = standing.balance.term.unit.value, standing.budget.currency
+    lines = [f"{format_amount(unit, found.daily, currency)} a day, the mean"]
     if found.spent_low is not None:
-        low, point, high = (
-            format_amount(unit, amount, standing.budget.currency)
-            for amount in (found.spent_low, found.spent_point, found.spent_high)
-        )
-        text += f"; {point} [{low}, {high}] at the end of the period"
+        amounts = (found.spent_point, found.spent_low, found.spent_high)
+        point, low, high = (format_amount(unit, amount, currency) for amount in amounts)
+        lines.append(f"{point} [{low}, {high}] spent when the period ends")
     if standing.balance.spent >= limit:
-        text += "; the limit is reached already"
-    elif found.used_up_middle is not None:
-        first, last = _day(found.used_up_first, zone), _day(found.used_up_last, zone)
-        text += f"; used up on {_day(found.used_up_middle, zone)} [{first}, {last}]"
+        lines.append("the limit is reached already")
+    elif found.used_up_last is None and found.used_up_first is not None:
+        lines.append(f"too uncertain to say whether the limit is reached; not before {_day(found.used_up_first, zone)}")
+    elif found.used_up_middle is None:
+        lines.append("the limit is not reached in this time")
     else:
-        text += f"; the limit is probably not reached, at the earliest {_day(found.used_up_first, zone)}"
-    return f"{text} (estimated, {LEVEL_PERCENT} % interval; {found.method})"
+        first, last = _day(found.used_up_first, zone), _day(found.used_up_last, zone)
+        lines.append(f"used up on {_day(found.used_up_middle, zone)} [{first}, {last}]")
+    return [*lines, f"estimated, {LEVEL_PERCENT} % interval: {found.method}"]
 
 
 def _day(moment: datetime | None, zone: tzinfo) -> str:
-    return "not in this time" if moment is None else f"{moment.astimezone(zone):%Y-%m-%d}"
+    return "later" if moment is None else f"{moment.astimezone(zone):%Y-%m-%d}"
 
 
 def _consumers(standing: Standing) -> list[str]:
@@ -214,7 +235,7 @@ def _remedies(standing: Standing, zone: tzinfo) -> list[str]:
     if budget.override is not None:
         hours = budget.override.expires_seconds // SECONDS_PER_HOUR
         lines.append(
-            f"mlflow-green budget override {_quoted(budget.name)} {budget.override.max_extra:.0%} --until {hours}h"
+            f"mlflow-green budget override {shlex.quote(budget.name)} {budget.override.max_extra:.0%} --until {hours}h"
             f" --reason '...'   (approved by {', '.join(budget.override.approvers)})"
         )
     else:
@@ -224,9 +245,7 @@ def _remedies(standing: Standing, zone: tzinfo) -> list[str]:
     return lines
 
 
-def _data_lines(standing: Standing | None, now: datetime) -> list[str]:
-    if standing is None:
-        return ["how the budget stands now is not known: its bucket is not in this ledger or policy"]
+def _data_lines(standing: Standing, now: datetime) -> list[str]:
     age = "no use is posted yet"
     if standing.last_use_at is not None:
         hours = max(0.0, (now - standing.last_use_at).total_seconds()) / SECONDS_PER_HOUR
@@ -287,11 +306,6 @@ def _line(value: object) -> str:
     """One line of at most 300 characters, whatever a step or budget is called."""
     text = " ".join(str(value).split())
     return text if len(text) <= TEXT_LENGTH_MAX else text[: TEXT_LENGTH_MAX - 1] + "…"
-
-
-def _quoted(name: str) -> str:
-    """A name as a shell takes it."""
-    return shlex.quote(name)
 
 
 def _when(moment: datetime, zone: tzinfo) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
+from functools import cached_property
 from typing import Protocol
 
 from mlflow_green.alerts.message import Consumer, Standing
@@ -27,17 +28,23 @@ class AlertBooks(Ledger, LedgerReader, SharedOutbox, Protocol):
 
 
 class Standings:
-    """The books at one moment; what is costly is read once, and only when it is asked for."""
+    """The books at one moment, each page read once, and the entries only when a letter is written."""
 
     def __init__(self, books: AlertBooks, policy: Policy, now: datetime) -> None:
+        self._books = books
         self._policy = policy
         self._now = now
         with books.snapshot():
             self._balances = {balance.term.key: balance for balance in books.balances()}
             self._journal = books.journal()
-            self._entries: dict[str | None, Entry] = {
-                entry.hold_id: entry for entry in books.entries() if entry.hold_id
-            }
+
+    @cached_property
+    def _entries(self) -> Mapping[str | None, list[Entry]]:
+        """By hold; one that the batch system began again has several."""
+        found: defaultdict[str | None, list[Entry]] = defaultdict(list)
+        for entry in self._books.entries():
+            found[entry.hold_id].append(entry)
+        return dict(found)
 
     def current(self, budget: Budget) -> tuple[Balance, ...]:
         """The buckets of a budget in its current period; none for a budget of each workflow, which has no forecast."""
@@ -58,7 +65,7 @@ class Standings:
             return None
         rows = [row for row in self._journal if _bucket(row) == key and row.delta_spent]
         entries = {row.hold_id: self._entries[row.hold_id] for row in rows if row.hold_id in self._entries}
-        totals = [entry.total for entry in entries.values() if entry.total is not None]
+        totals = [entry.total for group in entries.values() for entry in group if entry.total is not None]
         return Standing(
             balance=balance,
             budget=budget,
@@ -92,10 +99,10 @@ def _bucket(row: JournalRow) -> tuple[str, ...]:
     return (row.budget, row.account, row.unit.value, row.period)
 
 
-def _consumers(rows: Sequence[JournalRow], entries: Mapping[str | None, Entry]) -> tuple[Consumer, ...]:
+def _consumers(rows: Sequence[JournalRow], entries: Mapping[str | None, list[Entry]]) -> tuple[Consumer, ...]:
     """The users and steps that used most, the first first."""
     amounts: Counter[str] = Counter()
     for row in rows:
-        entry = entries.get(row.hold_id)
-        amounts["without an entry" if entry is None else f"{entry.step} ({entry.user})"] += row.delta_spent
+        group = entries.get(row.hold_id)
+        amounts[f"{group[0].step} ({group[0].user})" if group else "without an entry"] += row.delta_spent
     return tuple(Consumer(name=name, amount=amount) for name, amount in amounts.most_common(CONSUMERS_SHOWN))

@@ -78,12 +78,20 @@ def apply(connection: Connection, change: Change, bucket_ids: Mapping[TermKey, i
 
 def _change_letter(connection: Connection, change: LetterChange, now: datetime) -> None:
     columns = schema.outbox.c
-    values: dict[Any, Any] = {columns.next_try: change.retry_at or now}
+    query = update(schema.outbox).where(columns.outbox_id == change.outbox_id)
+    if change.retry_at is None and change.error is None:
+        values: dict[Any, Any] = {
+            columns.state: LetterState.DELIVERED.value,
+            columns.next_try: now,
+            columns.error: None,
+        }
+        if connection.execute(query.values(values)).rowcount != 1:
+            raise LedgerError(f"there is no message {change.outbox_id} in the outbox")
+        return
+    values = {columns.next_try: change.retry_at or now}
     if change.error is not None:
         values |= {columns.tries: columns.tries + 1, columns.error: change.error}
     if change.retry_at is None:
-        state = LetterState.DELIVERED if change.error is None else LetterState.DEAD
-        values |= {columns.state: state.value, columns.error: change.error}
-    changed = connection.execute(update(schema.outbox).where(columns.outbox_id == change.outbox_id).values(values))
-    if changed.rowcount != 1:
-        raise LedgerError(f"there is no message {change.outbox_id} in the outbox")
+        values |= {columns.state: LetterState.DEAD.value}
+    # What another sender has delivered meanwhile stays so.
+    connection.execute(query.where(columns.state == LetterState.PENDING.value).values(values))

@@ -96,7 +96,7 @@ class Outbox(Protocol):
         ...
 
     def failed(self, outbox_id: int, retry_at: datetime | None, error: str) -> None:
-        """Try it again at ``retry_at``; never again where that is ``None``."""
+        """Try it again at ``retry_at``, never again where that is ``None``; what was delivered stays so."""
         ...
 
     def put(self, kind: str, dedup: str, payload: Mapping[str, object]) -> None:

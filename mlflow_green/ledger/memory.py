@@ -164,11 +164,11 @@ class MemoryLedger:
         self._tell(facts)
 
     def failed(self, outbox_id: int, retry_at: datetime | None, error: str) -> None:
-        tries = self._letter(outbox_id)[1].tries + 1
-        if retry_at is None:
-            self._change_letter(outbox_id, state=LetterState.DEAD, due_at=self._clock.now(), tries=tries, error=error)
-        else:
-            self._change_letter(outbox_id, due_at=retry_at, tries=tries, error=error)
+        _, row = self._letter(outbox_id)
+        if row.state is LetterState.PENDING:
+            state = LetterState.DEAD if retry_at is None else LetterState.PENDING
+            due_at = retry_at or self._clock.now()
+            self._change_letter(outbox_id, state=state, due_at=due_at, tries=row.tries + 1, error=error)
 
     def put(self, kind: str, dedup: str, payload: Mapping[str, object]) -> None:
         self._promise(Message(kind=kind, dedup=dedup, payload=payload))

@@ -540,6 +540,15 @@ def test_what_is_done_with_cannot_be_claimed(ledger):
     assert not ledger.claim(second, NOON + timedelta(days=1), NOON + timedelta(days=2))
 
 
+def test_a_failure_that_comes_late_changes_nothing_of_what_another_sender_delivered(ledger):
+    (number,) = put(ledger, "a")
+    ledger.delivered(number)
+    (before,) = ledger.rows("alert", DELIVERED)
+    ledger.failed(number, NOON + timedelta(hours=1), "it took too long")
+    ledger.failed(number, None, "it took too long")
+    assert ledger.rows("alert", *LetterState) == (before,)
+
+
 def test_a_delivered_message_tells_when_that_was(ledger, clock):
     (number,) = put(ledger, "a")
     clock.move(60)

@@ -11,7 +11,9 @@ from collections import defaultdict
 from contextlib import suppress
 from datetime import UTC, datetime
 from itertools import pairwise
+from threading import Event, Thread
 
+from mlflow_green.alerts.delivery import Patience
 from mlflow_green.alerts.webhook import verify_signature
 from mlflow_green.clock import SystemClock
 from mlflow_green.policy.document import load_policy
@@ -28,23 +30,57 @@ CHANNELS = {"a": 0, "b": 0, "c": 1}
 FAILURES = [(429, {"Retry-After": "0"}), (429, {"Retry-After": "1"}), 500, 503, HANGS, CLOSES]
 
 
+def policy_in(folder, crossings, monkeypatch):
+    """A policy whose channels are signed webhooks, each with its quiet window."""
+    monkeypatch.setenv("HOOK_SECRET", "a secret of the team")
+    rules = notify(*range(1, crossings + 1), to=", ".join(CHANNELS))
+    channels = "".join(
+        f"  {name}: {{webhook: 'env:HOOK_{name}', secret: 'env:HOOK_SECRET', quiet: {quiet}s, allow: [http, private]}}\n"
+        for name, quiet in CHANNELS.items()
+    )
+    (folder / "green.yaml").write_text(
+        "version: 1\nproject: demo\n"
+        f"budgets: [{{name: month, limit: 100 Wh, period: total, mode: soft, rules: [{rules}]}}]\n"
+        f"channels:\n{channels}"
+    )
+    return load_policy(folder / "green.yaml")
+
+
+def lead_to(server, monkeypatch):
+    for name in CHANNELS:
+        monkeypatch.setenv(f"HOOK_{name}", f"{server.url}&channel={name}")
+
+
+def test_of_senders_that_work_at_the_same_time_each_letter_is_sent_by_one(tmp_path, monkeypatch):
+    policy, ledger = policy_in(tmp_path, 10, monkeypatch), ledger_in(tmp_path)
+    spender = Spender(ledger, policy, SystemClock())
+    with receiver() as server:
+        lead_to(server, monkeypatch)
+
+        def serve():
+            sender = sender_in(tmp_path, policy, Patience(), try_seconds=30)
+            while not is_over.is_set():
+                sender.send()
+
+        is_over, threads = Event(), [Thread(target=serve) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for _ in range(10):
+            spender.spend(WH)
+        assert comes_true(lambda: not any(ledger.count(kind) for kind in ("alert", "notice", "letter")), 60)
+        is_over.set()
+        for thread in threads:
+            thread.join()
+    ids = [each.letter_id for each in server.received]
+    assert len(ids) == len(set(ids))
+    told = [(each.path, alert_id) for each in server.received for alert_id in each.data["alert_ids"]]
+    assert len(told) == len(set(told)) == 10 * len(CHANNELS)
+    ledger.close()
+
+
 def test_senders_killed_200_times_tell_every_crossing_and_none_twice(tmp_path, monkeypatch):
     chance = random.Random(7)
-    monkeypatch.setenv("HOOK_SECRET", "a secret of the team")
-    (tmp_path / "green.yaml").write_text(
-        f"""
-version: 1
-project: demo
-budgets:
-  - {{name: month, limit: 100 Wh, period: total, mode: soft, rules: [{notify(*range(1, CROSSINGS + 1), to=", ".join(CHANNELS))}]}}
-channels:
-"""
-        + "".join(
-            f"  {name}: {{webhook: 'env:HOOK_{name}', secret: 'env:HOOK_SECRET', quiet: {quiet}s, "
-            "allow: [http, private]}\n"
-            for name, quiet in CHANNELS.items()
-        )
-    )
+    policy = policy_in(tmp_path, CROSSINGS, monkeypatch)
     answers = (chance.choice(FAILURES) if chance.random() < 0.4 else 200 for _ in range(200))
     killed_while_sending = []
 
@@ -55,10 +91,8 @@ channels:
                 killed_while_sending.append(number)
 
     with receiver(answers) as server:
-        for name in CHANNELS:
-            monkeypatch.setenv(f"HOOK_{name}", f"{server.url}&channel={name}")
+        lead_to(server, monkeypatch)
         ledger = ledger_in(tmp_path)
-        policy = load_policy(tmp_path / "green.yaml")
         spender = Spender(ledger, policy, SystemClock())
         server.on_request = kill_some
         module = "tests.integration.alerts.sender_process"
@@ -68,7 +102,7 @@ channels:
             for _ in range(CROSSINGS):
                 spender.spend(WH)
                 comes_true(lambda: process.poll() is not None, chance.uniform(0, 0.2))
-            out, _ = process.communicate(timeout=60)
+            out, _ = process.communicate(timeout=200)
         assert out == f"killed {KILLS}\n"
         server.on_request = lambda _number: None
         sender = sender_in(tmp_path, policy)

@@ -16,6 +16,8 @@ from tests.testkit.certificate import write_certificate
 from tests.testkit.mail_server import mail_server
 from tests.testkit.receiver import receiver
 
+pytestmark = pytest.mark.filterwarnings("ignore:Requiring AUTH")  # of the mail server, which asks without TLS here
+
 LETTER = Letter(
     letter_id="letter-1",
     written_at=datetime(2026, 11, 21, 12, tzinfo=UTC),

@@ -22,6 +22,8 @@ from tests.testkit.receiver import receiver
 from tests.testkit.snakemake_folder import SnakemakeFolder
 from tests.testkit.waiting import comes_true
 
+pytestmark = pytest.mark.filterwarnings("ignore:Requiring AUTH")  # of the mail server, which asks without TLS here
+
 POLICY = f"""
 version: 1
 project: demo

@@ -7,8 +7,7 @@ from random import Random
 
 import pytest
 
-from mlflow_green.alerts.delivery import Fate, Patience, Sender, address_of
-from mlflow_green.alerts.standing import Standings
+from mlflow_green.alerts.delivery import Fate, Patience, Sender
 from mlflow_green.errors import ChannelFailed
 from mlflow_green.ledger.memory import MemoryLedger
 from mlflow_green.records import LetterState
@@ -25,9 +24,9 @@ class Alerts:
         self.post = ScriptedPost(clock)
         self.ids = count()
 
-    def sender(self, post=None):
+    def sender(self, post=None, books=None):
         return Sender(
-            self.ledger,
+            books or self.ledger,
             self.policy,
             post or self.post,
             self.clock,
@@ -208,23 +207,45 @@ def test_a_sender_that_dies_before_it_marks_a_letter_sends_it_again_with_the_sam
     assert (first.letter_id, first.data) == (second.letter_id, second.data)
 
 
-def test_of_two_senders_only_one_writes_to_an_address(alerts):
-    """The second comes while the first is between its look at the window and its letter."""
+class Interrupted:
+    """Books in which something happens right after a sender has looked at the letters."""
+
+    def __init__(self, ledger, happens):
+        self._ledger, self._happens = ledger, happens
+
+    def __getattr__(self, name):
+        return getattr(self._ledger, name)
+
+    def rows(self, kind, *states):
+        found = self._ledger.rows(kind, *states)
+        if kind == "letter" and self._happens:
+            happens, self._happens = self._happens, None
+            happens()
+        return found
+
+
+def test_of_two_senders_only_one_writes_to_an_address_in_its_window(alerts):
     it = alerts(policy(notify(10, 20)))
     it.spend(10 * WH)
+
+    def another_sends_and_a_second_threshold_is_crossed():
+        it.send()
+        it.spend(10 * WH)
+        it.sender()._address_alerts()
+
+    it.sender(books=Interrupted(it.ledger, another_sends_and_a_second_threshold_is_crossed)).send()
     it.send()
-    it.clock.move(hours(2))
+    assert it.moments() == [(0, 1)]
+    it.clock.move(hours(1))
+    it.send()
+    assert it.moments() == [(0, 1), (hours(1), 1)]
+
+
+def test_of_two_senders_only_one_tells_an_alert(alerts):
+    it = alerts(policy(notify(10)))
     it.spend(10 * WH)
-    first = it.sender()
-    first._address_alerts()
-    seen = {kind: it.ledger.rows(kind, *LetterState) for kind in ("notice", "letter")}
-    standings = Standings(it.ledger, it.policy, it.clock.now())
-    it.send()
-    for row in seen["notice"]:
-        if row.state is LetterState.PENDING:
-            first._write_letter(address_of(row), [row], len(seen["letter"]), standings)
-    first.send()
-    assert it.moments() == [(0, 1), (hours(2), 1)]
+    it.sender(books=Interrupted(it.ledger, it.send)).send()
+    assert it.moments() == [(0, 1)]
 
 
 def test_a_forecast_beyond_the_limit_is_told_once(alerts):
