@@ -10,7 +10,9 @@ from datetime import datetime
 from uuid import uuid4
 
 from mlflow_green.clock import Clock
+from mlflow_green.ledger.accounts import ancestry
 from mlflow_green.ledger.ledger import Choose
+from mlflow_green.ledger.pending import with_pending
 from mlflow_green.ledger.posting import (
     HISTORY_LENGTH_MAX,
     BookedHold,
@@ -74,7 +76,14 @@ class MemoryLedger:
     def commit(self, batch: Batch, choose: Choose) -> Committed:
         effects = post(batch, self._standing(), choose, now=self._clock.now(), new_hold_id=lambda: uuid4().hex)
         alerts = self._apply(effects)
-        return Committed(answers=effects.answers, top_ups=effects.top_ups, alerts=alerts, generation=self._generation)
+        return Committed(
+            answers=effects.answers,
+            top_ups=effects.top_ups,
+            alerts=alerts,
+            generation=self._generation,
+            adopted=effects.adopted,
+            fenced=effects.fenced,
+        )
 
     def adjust(self, hold_id: str, amounts: Mapping[Unit, int], reason: str) -> bool:
         """Correct what a closed hold was charged; ``False`` if this reason was given for it before.
@@ -88,9 +97,10 @@ class MemoryLedger:
 
     def balances(self, terms: Sequence[Term] = ()) -> tuple[Balance, ...]:
         if not terms:
-            return tuple(self._balances.values())
+            return with_pending(self._balances.values(), self.open_holds())
         known = (self._balances.get(term.key) or Balance(term=term, spent=0, held=0) for term in terms)
-        return tuple(replace(balance, term=term) for balance, term in zip(known, terms, strict=True))
+        named = (replace(balance, term=term) for balance, term in zip(known, terms, strict=True))
+        return with_pending(named, self.open_holds())
 
     def open_holds(self) -> tuple[Hold, ...]:
         return tuple(booked.hold for booked in self._holds.values() if booked.state is HoldState.HELD)
@@ -119,6 +129,12 @@ class MemoryLedger:
     def snapshot(self) -> Iterator[None]:
         """Everything read inside belongs together; in memory it does anyway."""
         yield
+
+    def accounts(self) -> Mapping[str, str | None]:
+        return {name: above for each in self._balances.values() for name, above in ancestry(each.term.account).items()}
+
+    def booked_holds(self) -> tuple[BookedHold, ...]:
+        return tuple(self._holds.values())
 
     def entries(self, *, workflow_run: str | None = None) -> tuple[Entry, ...]:
         return tuple(e for e in self._entries.values() if workflow_run in {None, e.workflow_run})
@@ -159,8 +175,10 @@ class MemoryLedger:
     # --- inside ----------------------------------------------------------------------------------
 
     def _standing(self) -> Standing:
+        pending = with_pending(self._balances.values(), (booked.hold for booked in self._holds.values()))
         return Standing(
-            balances=self._balances,
+            generation=self._generation,
+            balances={balance.term.key: balance for balance in pending},
             holds=self._holds,
             entry_ids=frozenset(self._entries),
             window_keys=frozenset(self._windows),

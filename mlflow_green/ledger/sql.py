@@ -25,8 +25,10 @@ from mlflow_green.ledger.change import Change, LetterChange, apply
 from mlflow_green.ledger.filesystem import journal_folder, refuse_network_file_system
 from mlflow_green.ledger.journaled import JournaledStore, open_shared_journal
 from mlflow_green.ledger.ledger import Choose
+from mlflow_green.ledger.pending import with_pending
 from mlflow_green.ledger.posting import (
     HISTORY_LENGTH_MAX,
+    BookedHold,
     HoldState,
     Message,
     Standing,
@@ -36,7 +38,7 @@ from mlflow_green.ledger.posting import (
 )
 from mlflow_green.ledger.sqlite import SqliteStore, explained
 from mlflow_green.ledger.store import Store
-from mlflow_green.ledger.transaction import load, load_buckets, load_holds
+from mlflow_green.ledger.transaction import load, load_buckets, load_generation, load_holds, load_wanting
 from mlflow_green.records import (
     Balance,
     Batch,
@@ -159,9 +161,15 @@ class SqlLedger:
             effects = post(batch, loaded.standing, choose, now=now, new_hold_id=lambda: uuid4().hex)
             change = Change(at=now, effects=effects)
             alerts = apply(connection, change, loaded.bucket_ids)
-            generation = connection.execute(select(schema.meta.c.generation)).scalar_one()
             self._record(connection, change)
-        return Committed(answers=effects.answers, top_ups=effects.top_ups, alerts=alerts, generation=generation)
+        return Committed(
+            answers=effects.answers,
+            top_ups=effects.top_ups,
+            alerts=alerts,
+            generation=loaded.standing.generation + effects.balances_changed,
+            adopted=effects.adopted,
+            fenced=effects.fenced,
+        )
 
     def adjust(self, hold_id: str, amounts: Mapping[Unit, int], reason: str) -> bool:
         """Correct what a closed hold was charged; ``False`` if this reason was given for it before.
@@ -179,7 +187,7 @@ class SqlLedger:
             keys = {term.key for booked in holds.values() for term in booked.hold.terms}
             balances, bucket_ids = load_buckets(connection, keys)
             now = self._store.now(connection, self._clock)
-            standing = Standing(balances=balances, holds=holds)
+            standing = Standing(generation=load_generation(connection), balances=balances, holds=holds)
             change = Change(at=now, effects=post_adjustment(hold_id, amounts, reason, standing, now))
             apply(connection, change, bucket_ids)
             self._record(connection, change)
@@ -189,10 +197,13 @@ class SqlLedger:
         with self._reading() as connection:
             if not terms:
                 found = connection.execute(select(schema.buckets).order_by(schema.buckets.c.bucket_id))
-                return tuple(rows.balance_of(row) for row in found.mappings())
+                every = [rows.balance_of(row) for row in found.mappings()]
+                return with_pending(every, load_wanting(connection))
             known, _ids = load_buckets(connection, {term.key for term in terms})
-        none = Balance(term=terms[0], spent=0, held=0)
-        return tuple(replace(known.get(term.key, none), term=term) for term in terms)
+            none = Balance(term=terms[0], spent=0, held=0)
+            return with_pending(
+                [replace(known.get(term.key, none), term=term) for term in terms], load_wanting(connection)
+            )
 
     def open_holds(self) -> tuple[Hold, ...]:
         query = select(schema.holds).where(schema.holds.c.state == HoldState.HELD.value)
@@ -244,6 +255,15 @@ class SqlLedger:
         """Everything read inside belongs together; writers wait meanwhile, so keep it short."""
         with self._reading():
             yield
+
+    def accounts(self) -> Mapping[str, str | None]:
+        with self._reading() as connection:
+            return {row.account: row.parent for row in connection.execute(select(schema.accounts))}
+
+    def booked_holds(self) -> tuple[BookedHold, ...]:
+        query = select(schema.holds).order_by(schema.holds.c.hold_number)
+        with self._reading() as connection:
+            return tuple(rows.booked_hold_of(row) for row in connection.execute(query).mappings())
 
     def entries(self, *, workflow_run: str | None = None) -> tuple[Entry, ...]:
         query = select(schema.entries).order_by(schema.entries.c.entry_number)
