@@ -130,22 +130,22 @@ class Ending:
         self._kill_at = monotonic_seconds() + grace_seconds
         self.give_up_seconds = self._kill_at + KILL_SECONDS_MAX
         self._told: set[int] = set()
-        self._is_killed = False
+        self._grace_is_over = False
 
     @property
     def kill_seconds(self) -> float:
-        """The moment of SIGKILL, monotonic; ``inf`` once it was sent."""
-        return math.inf if self._is_killed else self._kill_at
+        """The moment of SIGKILL, monotonic; ``inf`` once it has come."""
+        return math.inf if self._grace_is_over else self._kill_at
 
     def advance(self, alive: frozenset[int] | None = None) -> bool:
         """``alive`` are its live processes, where somebody has just looked."""
         if alive is None:
             alive = step_processes(self.hold_id)
+        self._grace_is_over = self._now() >= self._kill_at
         if not alive:
             return True
-        if self._now() >= self._kill_at:
+        if self._grace_is_over:
             send(alive, signal.SIGKILL)
-            self._is_killed = True
         else:
             send(alive - self._told, signal.SIGTERM)
             self._told |= alive

@@ -415,12 +415,16 @@ class Recorder:
 
     def _halt_refused(self) -> bool:
         """Halt those that are over their grant and have just been refused more; whether there was any."""
-        answered = [ticket for ticket in self._topping_up if not ticket.top_up_pending]
-        self._topping_up = [ticket for ticket in self._topping_up if ticket.top_up_pending]
+        asked, self._topping_up = [ticket for ticket in self._topping_up if ticket.running], []
         before = len(self._endings)
-        for ticket in answered:
-            if ticket.top_up_refused and ticket.running:
-                self._enforce(ticket, may_ask=False)
+        for ticket in asked:
+            if ticket.top_up_pending:
+                self._topping_up.append(ticket)
+            elif ticket.top_up_refused:
+                try:
+                    self._enforce(ticket, may_ask=False)
+                except Exception:  # noqa: BLE001 - a thread of the host program's process: it must not die unseen
+                    _log.exception("mlflow-green: %s is judged again at the next sample", ticket.step.label)
         return len(self._endings) > before
 
     def _hand_over_in_time(self, handover: Handover) -> None:

@@ -21,6 +21,7 @@ from mlflow_green.ledger.sql import SqlLedger, open_ledger
 from mlflow_green.ledger.verify import verify
 from mlflow_green.records import Batch, Committed, JournalRow, Term, TopUp, Unit
 from tests.testkit.ledger_samples import OWNER, admit_what_fits, open_on_share, request, settle, term
+from tests.testkit.waiting import comes_true
 
 AMPLE = (term(limit=10**15), term(limit=10**15, unit=Unit.CARBON))
 
@@ -289,3 +290,28 @@ def lost_words(ledger: SqlLedger, told: Sequence[Told]) -> list[str]:
         ):
             lost.append(f"{each} of {dict(known)}")
     return lost
+
+
+def kill_storm(place: Place, kills: int, workers: int) -> list[Told]:
+    """Workers that tell all; one is killed and started again, ``kills`` times. What all of them were told."""
+    place.open().close()
+    dice, told = random.Random(4), [place.folder / f"told-{number}" for number in range(workers)]
+    with Crew() as crew:
+        for number in range(workers):
+            crew.start(tell_all, place, f"w{number}", told[number])
+        for _ in range(kills):
+            wait_for_more(told, 5)
+            time.sleep(dice.uniform(0, 0.02))
+            assert not crew.failed
+            crew.restart(dice.randrange(workers))
+    return [each for path in told for each in told_in(path)]
+
+
+def wait_for_more(told: list[Path], count: int) -> None:
+    """Until the workers were told ``count`` things more than now."""
+
+    def size() -> int:
+        return sum(path.read_bytes().count(b"\n") for path in told if path.exists())
+
+    enough = size() + count
+    assert comes_true(lambda: size() >= enough, 60, 0.005)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import multiprocessing
 import os
 import signal
 import threading
@@ -13,6 +12,7 @@ import pytest
 
 from mlflow_green.ledger import gate as gate_file
 from mlflow_green.ledger.gate import Gate
+from tests.testkit.ledger_workers import processes
 from tests.testkit.waiting import comes_true
 
 
@@ -59,7 +59,7 @@ def sit(path, stops):
 
 
 def dead_or_stopped(path, *, stops):
-    process = multiprocessing.get_context("forkserver").Process(target=sit, args=(path, stops))
+    process = processes().Process(target=sit, args=(path, stops))
     process.start()
     assert comes_true(lambda: numbers_drawn(path) == 1, 30)
     return process

@@ -26,10 +26,12 @@ from tests.testkit.ledger_workers import (
     findings,
     folder_in_memory,
     is_stopped,
+    kill_storm,
     lost_words,
     sqlite_in,
     tell_all,
     told_in,
+    wait_for_more,
 )
 from tests.testkit.postgres import postgres_server
 from tests.testkit.waiting import comes_true
@@ -55,27 +57,7 @@ def place(request, folder) -> Place:
 
 
 def test_what_was_acknowledged_survives_a_storm_of_kill_nine(place):
-    place.open().close()
-    dice, told = random.Random(4), [place.folder / f"told-{number}" for number in range(WORKERS)]
-    with Crew() as crew:
-        for number in range(WORKERS):
-            crew.start(tell_all, place, f"w{number}", told[number])
-        for _ in range(KILLS_A_STORE):
-            wait_for_more(told, 5)
-            time.sleep(dice.uniform(0, 0.02))
-            assert not crew.failed
-            crew.restart(dice.randrange(WORKERS))
-    check(place, [each for path in told for each in told_in(path)], at_least=KILLS_A_STORE / 2)
-
-
-def wait_for_more(told: list[Path], count: int) -> None:
-    """Until the workers were told ``count`` things more than now."""
-
-    def size() -> int:
-        return sum(path.read_bytes().count(b"\n") for path in told if path.exists())
-
-    enough = size() + count
-    assert comes_true(lambda: size() >= enough, 60, 0.005)
+    check(place, kill_storm(place, KILLS_A_STORE, WORKERS), at_least=KILLS_A_STORE / 2)
 
 
 def check(place: Place, told: list[Told], at_least: float) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import platform
 import random
@@ -25,6 +24,7 @@ from mlflow_green.records import Outcome
 from tests.testkit import metered_program
 from tests.testkit.fakepowercap import FakePowercap
 from tests.testkit.keepers import keeper_of
+from tests.testkit.ledger_workers import processes
 from tests.testkit.waiting import comes_true
 
 SIDE_BY_SIDE_ROUNDS, KILLS_A_ROUND, LONE_ROUNDS = 30, 5, 50
@@ -32,10 +32,7 @@ SIDE_BY_SIDE_ROUNDS, KILLS_A_ROUND, LONE_ROUNDS = 30, 5, 50
 
 @pytest.fixture(scope="module")
 def programs():
-    """Starts programs from a process that has all imports, for two hundred of them would take a minute to import."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.testkit.metered_program"])
-    return context
+    return processes()
 
 
 class Host:
