@@ -256,7 +256,7 @@ class Laws:
         entry = closing.entry if closing else None
         for key, charged in legs.items():
             if entry is not None:
-                wanted = entry.charged.get(Unit(key[2]), 0) + (job.charged_extra if key[2] == "energy" else 0)
+                wanted = entry.charged.get(Unit(key[2]), 0)
                 demand(charged == wanted, "facts are booked as they are", job.name, key, charged, wanted)
             elif key[2] == "energy":
                 least = true * (1 - error)

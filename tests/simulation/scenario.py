@@ -52,7 +52,6 @@ class Scenario:
     voids: float
     overruns: float
     groups: float
-    audits: float
     reading_error: float  # half-width of the meter's band, as a part of the reading
 
 
@@ -68,28 +67,31 @@ class Need:
 def scenario_of(dice: random.Random) -> Scenario:
     """A world, drawn with these dice."""
 
-    def sometimes(chance: float, value: float) -> float:
-        return value if dice.random() < chance else 0.0
+    is_wild = dice.random() < 0.15
 
-    number = dice.randrange(POLICIES)
+    def sometimes(chance: float, value: float) -> float:
+        """In a wild world everything goes wrong, and more often."""
+        return value * (1 + is_wild) if dice.random() < chance or is_wild else 0.0
+
+    is_crowded = dice.random() < 0.15
+    number = dice.choice(tight_policies()) if is_crowded else dice.randrange(POLICIES)
     return Scenario(
         starts_at=dice.choice(STARTS),
         policy=policy(number),
         site=PRICED if has_price(number) else PLAIN,
         power_milliwatts_max=dice.choice((50_000, 100_000)),
         clients=dice.choice((1, 2, 2)),
-        steps_max=dice.choice((2, 3)),
+        steps_max=6 if is_crowded else dice.choice((2, 3)),
         period_ms=dice.choice((1000, 1500, 2000, 3000)),
         latency_ms=dice.choice((5, 50, 400)),
         timeout_ms=dice.choice((500, 1500)),
-        loses=sometimes(0.5, 0.15),
+        loses=sometimes(0.5, 0.2),
         doubles=sometimes(0.5, 0.2),
-        kills=sometimes(0.6, 0.4),
+        kills=sometimes(0.6, 0.5),
         is_thought_dead=sometimes(0.3, 0.6),
         voids=sometimes(0.4, 0.15),
         overruns=dice.choice((0.4, 0.6, 0.9)),
         groups=sometimes(0.25, 0.5),
-        audits=sometimes(0.2, 0.3),
         reading_error=sometimes(0.3, 0.1),
     )
 
@@ -130,8 +132,22 @@ def policy(number: int) -> Policy:
     return Policy.model_validate(document, context={"sha256": f"{number:064x}"})
 
 
+@cache
+def tight_policies() -> tuple[int, ...]:
+    """The numbers of those whose budgets are all hard, end what overruns, and have room for a step or two."""
+    return tuple(
+        number
+        for number in range(POLICIES)
+        if not has_price(number)
+        and all(
+            budget.mode is Mode.HARD and budget.overrun == "halt" and budget.limit[0].amount <= 600_000_000
+            for budget in policy(number).budgets
+        )
+    )
+
+
 def _budget(dice: random.Random, name: str, scope: dict, *, only_observes: bool, priced: bool) -> dict:
-    joules = dice.choice((150, 300, 500, 800, 1500))
+    joules = dice.choice((150, 250, 400, 600, 1200))
     limits = [f"{joules} J"]
     if priced:
         limits += [
@@ -140,7 +156,9 @@ def _budget(dice: random.Random, name: str, scope: dict, *, only_observes: bool,
         ]
     hard = {"mode": Mode.HARD.value, "overrun": dice.choice(("halt", "halt", "finish"))}
     mode = (
-        {"mode": "observe"} if only_observes else dice.choice((hard, hard, hard, {"mode": "soft"}, {"mode": "observe"}))
+        {"mode": "observe"}
+        if only_observes
+        else dice.choice((hard, hard, hard, hard, {"mode": "soft"}, {"mode": "observe"}))
     )
     return {
         "name": name,

@@ -78,11 +78,9 @@ class Job:
     began_ms: int | None = None
     ends_ms: int | None = None
     is_over: bool = False
-    is_orphan: bool = False
     closing: Closing | None = None  # its client's own word
     settled: bool = False  # the ledger has got that
     reading_error: float = 0.0  # of its meter, as a part of the reading
-    charged_extra: int = 0  # by audits, in microjoules
 
     @property
     def name(self) -> str:
@@ -248,10 +246,15 @@ class Client:
         world, dice = self.world, self.world.dice
         group = "pipe" if world.chance(world.scenario.groups) else None
         for number in range(dice.randrange(1, world.scenario.steps_max + 1)):
-            step = Step(workflow_run=self.name, name=f"{self.name}.s{number}")
-            self._ask(step, need_of(dice, world.scenario), group if number < 2 else None)
+            step, need = Step(workflow_run=self.name, name=f"{self.name}.s{number}"), need_of(dice, world.scenario)
+            if group and number < 2:
+                self._ask(step, need, group)
+            else:
+                world.after(dice.randrange(4000), self._ask, step, need)
 
     def _ask(self, step: Step, need: Need, group: str | None = None) -> None:
+        if not self.is_alive:
+            return
         ticket_id = f"{step.name}/{step.attempt}"
         job = Job(
             Ticket(step=step, spec=need.spec, group=group and f"{group} of {self.name}", ticket_id=ticket_id), need
@@ -551,7 +554,6 @@ class Client:
         self.is_alive = False
         world.tell(self.name, "is killed")
         for hold_id, job in self.running.items():
-            job.is_orphan = True
             assert job.began_ms is not None
             assert job.ends_ms is not None
             heard_ms = job.began_ms
