@@ -13,7 +13,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 import psycopg
 
@@ -62,6 +62,7 @@ class PostgresServer:
         self._durable = durable
         self._process: subprocess.Popen[bytes] | None = None
         self._count = 0
+        self._empty: list[str] = []
 
     @property
     def url(self) -> str:
@@ -72,14 +73,24 @@ class PostgresServer:
 
     def new_database(self) -> str:
         """The URL of a new, empty database."""
+        if self._empty:
+            return self._empty.pop()
         self._count += 1
         name = f"test{self._count}"
         self.execute(f"CREATE DATABASE {name}")
         return self.url_of(name)
 
     def drop_database(self, url: str) -> None:
-        """Free its 8 MB, for a test that makes many; whoever is connected is thrown out."""
-        self.execute(f"DROP DATABASE {urlsplit(url).path[1:]} WITH (FORCE)")
+        """Empty it for the next ``new_database``: making one copies 8 MB. Whoever is connected is thrown out."""
+        self.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND pid <> pg_backend_pid()",
+            "DROP SCHEMA public CASCADE",
+            "CREATE SCHEMA public AUTHORIZATION pg_database_owner",
+            "GRANT USAGE ON SCHEMA public TO PUBLIC",
+            url=url,
+        )
+        self._empty.append(url)
 
     def execute(self, *statements: str, url: str | None = None) -> list[tuple[object, ...]]:
         """Run statements as the administrator; the rows of the last one."""
