@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import click
 
-from mlflow_green.ledger.ledger import Ledger, LedgerReader, Outbox
+from mlflow_green.ledger.ledger import AllowanceBook, Ledger, LedgerReader, Outbox, PolicyBook
 from mlflow_green.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _SQLITE = "sqlite:///"
 
 
-class Books(Ledger, LedgerReader, Outbox, Protocol):
+class Books(Ledger, LedgerReader, Outbox, AllowanceBook, PolicyBook, Protocol):
     """A ledger as the commands see it."""
 
     def snapshot(self) -> AbstractContextManager[None]:

@@ -13,31 +13,47 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from datetime import datetime
+from decimal import Decimal
 from pathlib import Path
 from uuid import uuid4
 
 from sqlalchemy import Connection, func, inspect, select, update
 
 from mlflow_green.clock import Clock, boot_id
-from mlflow_green.errors import LedgerUnavailable
+from mlflow_green.errors import AllowanceRefused, LedgerUnavailable
 from mlflow_green.ledger import rows, schema
+from mlflow_green.ledger.allowances import NOTHING, counted, limit_key
 from mlflow_green.ledger.cache import cache_folder
 from mlflow_green.ledger.change import Change, LetterChange, apply
 from mlflow_green.ledger.filesystem import journal_folder, refuse_network_file_system
 from mlflow_green.ledger.journaled import SharedJournal, open_shared_journal
 from mlflow_green.ledger.ledger import Choose
+from mlflow_green.ledger.limit_rows import (
+    keys_of_budgets,
+    knows_policy,
+    load_allowances,
+    load_approved,
+    load_extras,
+)
 from mlflow_green.ledger.posting import (
     HISTORY_LENGTH_MAX,
+    Effects,
     HoldState,
     Message,
     Standing,
     joined_ranges,
     post,
     post_adjustment,
+    post_allowance,
+    post_applied,
+    post_approval,
+    post_policy,
 )
 from mlflow_green.ledger.sqlite import Gate, explained, ledger_path, sqlite_engine
-from mlflow_green.ledger.transaction import load, load_buckets, load_holds
+from mlflow_green.ledger.transaction import keys_of, load, load_buckets, load_holds, load_limits
 from mlflow_green.records import (
+    Allowance,
+    ApprovedLimit,
     Balance,
     Batch,
     Committed,
@@ -51,6 +67,7 @@ from mlflow_green.records import (
     OutboxRow,
     Outcome,
     PastUse,
+    PolicyVersion,
     Term,
     Unit,
 )
@@ -84,6 +101,7 @@ _JOURNAL = (
         schema.journal.c.kind,
         schema.journal.c.delta_held,
         schema.journal.c.delta_spent,
+        schema.journal.c.delta_limit,
         schema.journal.c.reason,
     )
     .join_from(schema.journal, schema.buckets)
@@ -162,8 +180,8 @@ class SqlLedger:
 
     def commit(self, batch: Batch, choose: Choose) -> Committed:
         with self._writing() as connection:
-            loaded = load(connection, batch)
             now = self._clock.now()
+            loaded = load(connection, batch, now)
             effects = post(batch, loaded.standing, choose, now=now, new_hold_id=lambda: uuid4().hex)
             change = Change(at=now, effects=effects)
             alerts = apply(connection, change, loaded.bucket_ids)
@@ -184,23 +202,31 @@ class SqlLedger:
             if connection.execute(told).first() is not None:
                 return False
             holds = load_holds(connection, [hold_id])
-            keys = {term.key for booked in holds.values() for term in booked.hold.terms}
-            balances, bucket_ids = load_buckets(connection, keys)
             now = self._clock.now()
-            standing = Standing(balances=balances, holds=holds)
+            terms = [term for booked in holds.values() for term in booked.hold.terms]
+            found = load_limits(connection, keys_of(terms), now)
+            standing = Standing(balances=found.balances, extras=found.extras, holds=holds)
             change = Change(at=now, effects=post_adjustment(hold_id, amounts, reason, standing, now))
-            apply(connection, change, bucket_ids)
+            apply(connection, change, found.bucket_ids)
             self._record(connection, change)
         return True
 
     def balances(self, terms: Sequence[Term] = ()) -> tuple[Balance, ...]:
+        now = self._clock.now()
         with self._reading() as connection:
             if not terms:
                 found = connection.execute(select(schema.buckets).order_by(schema.buckets.c.bucket_id))
-                return tuple(rows.balance_of(row) for row in found.mappings())
-            known, _ids = load_buckets(connection, {term.key for term in terms})
+                known = {balance.term.key: balance for balance in map(rows.balance_of, found.mappings())}
+            else:
+                known, _ids = load_buckets(connection, {term.key for term in terms})
+            extras = load_extras(connection, known, now)
+            approved = load_approved(connection, {limit_key(term) for term in terms})
+        known = {key: replace(balance, extra=extras.get(key, NOTHING).total) for key, balance in known.items()}
+        if not terms:
+            return tuple(known.values())
         none = Balance(term=terms[0], spent=0, held=0)
-        return tuple(replace(known.get(term.key, none), term=term) for term in terms)
+        told = (counted(term, approved.get(limit_key(term))) for term in terms)
+        return tuple(replace(known.get(term.key, none), term=term) for term in told)
 
     def open_holds(self) -> tuple[Hold, ...]:
         query = select(schema.holds).where(schema.holds.c.state == HoldState.HELD.value)
@@ -280,6 +306,87 @@ class SqlLedger:
         query = select(schema.decisions).order_by(schema.decisions.c.decision_id)
         with self._reading() as connection:
             return tuple(rows.decision_row_of(row) for row in connection.execute(query).mappings())
+
+    # --- AllowanceBook ---------------------------------------------------------------------------
+
+    def allow(
+        self,
+        allowance: Allowance,
+        term: Term | None = None,
+        *,
+        max_extra: Decimal | None = None,
+        to: Sequence[str] = (),
+    ) -> None:
+        with self._writing() as connection:
+            if load_allowances(connection, allowance.allowance_id):
+                return
+            now = self._clock.now()
+            standing = self._limits_around(connection, allowance, now)
+            effects = post_allowance(allowance, standing, now, term=term, max_extra=max_extra, to=to)
+            self._write(connection, effects, now)
+
+    def approve(
+        self, allowance_id: str, approved_by: str, *, max_extra: Decimal | None = None, to: Sequence[str] = ()
+    ) -> Allowance:
+        with self._writing() as connection:
+            asked = load_allowances(connection, allowance_id)
+            if not asked:
+                raise AllowanceRefused(f"nobody asked for {allowance_id}; 'mlflow-green budget list' shows what was")
+            now = self._clock.now()
+            standing = self._limits_around(connection, asked[0], now)
+            self._write(
+                connection, post_approval(asked[0], approved_by, standing, now, max_extra=max_extra, to=to), now
+            )
+            return load_allowances(connection, allowance_id)[0]
+
+    def allowances(self) -> tuple[Allowance, ...]:
+        with self._reading() as connection:
+            return load_allowances(connection)
+
+    def identity(self) -> str | None:
+        return None
+
+    def _limits_around(self, connection: Connection, allowance: Allowance, now: datetime) -> Standing:
+        """The bucket that an allowance raises and those that inherit from it, with their approved limits."""
+        found = load_limits(connection, {allowance.key}, now)
+        approved = load_approved(connection, {allowance.key[:3]})
+        return Standing(balances=found.balances, extras=found.extras, approved=approved)
+
+    # --- PolicyBook ------------------------------------------------------------------------------
+
+    def record_policy(self, version: PolicyVersion, terms: Sequence[Term] = ()) -> tuple[ApprovedLimit, ...]:
+        with self._writing() as connection:
+            now = self._clock.now()
+            standing = Standing(approved=load_approved(connection))
+            effects = post_policy(version, terms, standing, now)
+            if effects.limits or not knows_policy(connection, version.sha256):
+                self._write(connection, effects, now)
+            return tuple(load_approved(connection).values())
+
+    def apply_policy(
+        self,
+        version: PolicyVersion,
+        terms: Sequence[Term],
+        *,
+        approved_by: str,
+        reason: str = "",
+        to: Sequence[str] = (),
+    ) -> None:
+        with self._writing() as connection:
+            now = self._clock.now()
+            found = load_limits(connection, keys_of_budgets(connection, terms), now)
+            standing = Standing(balances=found.balances, extras=found.extras, approved=load_approved(connection))
+            effects = post_applied(version, terms, standing, now, approved_by=approved_by, reason=reason, to=to)
+            self._write(connection, effects, now)
+
+    def approved_limits(self) -> tuple[ApprovedLimit, ...]:
+        with self._reading() as connection:
+            return tuple(load_approved(connection).values())
+
+    def policies(self) -> tuple[PolicyVersion, ...]:
+        query = select(schema.policies).order_by(schema.policies.c.at)
+        with self._reading() as connection:
+            return tuple(PolicyVersion(**row) for row in connection.execute(query).mappings())
 
     # --- Outbox ----------------------------------------------------------------------------------
 
@@ -378,6 +485,11 @@ class SqlLedger:
         with self._writing() as connection:
             apply(connection, change)
             self._record(connection, change)
+
+    def _write(self, connection: Connection, effects: Effects, now: datetime) -> None:
+        change = Change(at=now, effects=effects)
+        apply(connection, change)
+        self._record(connection, change)
 
     def _record(self, connection: Connection, change: Change) -> None:
         """The last thing in a transaction."""

@@ -202,7 +202,7 @@ def balance_table(balances: Sequence[Balance], before: Sequence[Balance] = (), *
         _Column(title="Unit", cell=lambda b: "CO2e" if b.term.unit is Unit.CARBON else b.term.unit.value),
         _Column(title="Period", cell=lambda b: period_text(b.term.period), rank=2),
         _Column(title="Mode", cell=lambda b: b.term.mode.value, rank=4),
-        _Column(title="Limit", cell=lambda b: amount(b, b.term.limit), right=True),
+        _Column(title="Limit", cell=lambda b: amount(b, b.limit), right=True),
     ]
     if before:
         columns.append(_Column(title="Before", cell=lambda b: amount(b, spent_before.get(b.term.key, 0)), right=True))
@@ -210,9 +210,7 @@ def balance_table(balances: Sequence[Balance], before: Sequence[Balance] = (), *
         _Column(title="Spent", cell=lambda b: amount(b, b.spent), right=True),
         _Column(title="Held", cell=lambda b: amount(b, b.held), right=True),
         _Column(title="Available", cell=available, right=True),
-        _Column(
-            title="Used", cell=lambda b: _percent(b.committed / b.term.limit if b.term.limit else None), right=True
-        ),
+        _Column(title="Used", cell=lambda b: _percent(b.committed / b.limit if b.limit else None), right=True),
         _Column(title="", cell=lambda b: balance_bar(b, bar_width), rank=3),
     ]
     return _table(columns, balances, width=width)
@@ -226,7 +224,7 @@ def _budget_name(balance: Balance, balances: Sequence[Balance]) -> str:
 
 def balance_bar(balance: Balance, width: int) -> Text:
     """Spent, held and free as one bar: red once the limit is passed, yellow from 80 % on."""
-    limit = balance.term.limit
+    limit = balance.limit
     if limit <= 0:
         return Text(" " * width)
     used = balance.committed / limit
