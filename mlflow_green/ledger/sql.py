@@ -321,7 +321,7 @@ class SqlLedger:
             if load_allowances(connection, allowance.allowance_id):
                 return
             now = self._clock.now()
-            standing = self._limits_around(connection, allowance, now)
+            standing = self._limits_around(connection, allowance, now, term)
             effects = post_allowance(allowance, standing, now, term=term, max_extra=max_extra, to=to)
             self._write(connection, effects, now)
 
@@ -346,9 +346,11 @@ class SqlLedger:
     def identity(self) -> str | None:
         return None
 
-    def _limits_around(self, connection: Connection, allowance: Allowance, now: datetime) -> Standing:
-        """The bucket that an allowance raises and those that inherit from it, with their approved limits."""
-        found = load_limits(connection, {allowance.key}, now)
+    def _limits_around(
+        self, connection: Connection, allowance: Allowance, now: datetime, term: Term | None = None
+    ) -> Standing:
+        """The bucket that an allowance raises, those that inherit from it or it from, with their approved limits."""
+        found = load_limits(connection, {allowance.key} | keys_of([term] if term else []), now)
         approved = load_approved(connection, {allowance.key[:3]})
         return Standing(balances=found.balances, extras=found.extras, approved=approved)
 

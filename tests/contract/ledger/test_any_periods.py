@@ -164,7 +164,7 @@ class JournalPeriods(SqlitePeriods):
         self.ledger = self.open()
 
 
-@pytest.mark.parametrize(("machine", "examples"), [(MemoryPeriods, 80), (SqlitePeriods, 20), (JournalPeriods, 10)])
+@pytest.mark.parametrize(("machine", "examples"), [(MemoryPeriods, 60), (SqlitePeriods, 12), (JournalPeriods, 6)])
 def test_limits_of_a_chain_of_periods_are_those_of_the_model(machine, examples):
     case = machine.TestCase
     case.settings = settings(
