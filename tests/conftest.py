@@ -29,3 +29,12 @@ def pytest_xdist_make_scheduler(config, log):
             return SLURM if nodeid.startswith(SLURM) else nodeid.partition("::")[0]
 
     return ByModule(config, log)
+
+
+@pytest.fixture(scope="session")
+def postgres():
+    """A PostgreSQL server for all tests of this process; each takes a ``new_database()``."""
+    from tests.testkit.postgres import postgres_server
+
+    with postgres_server() as server:
+        yield server

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from sqlalchemy import Connection
@@ -13,6 +15,9 @@ from mlflow_green.ledger.cache import Cache, create_position, read_position, wri
 from mlflow_green.ledger.change import Change, apply
 from mlflow_green.ledger.journal_file import JournalFile, open_journal
 from mlflow_green.ledger.lease import Lease, take_lease
+from mlflow_green.ledger.sqlite import SqliteStore
+
+_log = logging.getLogger(__name__)
 
 
 def open_shared_journal(folder: Path, cache_folder: Path, *, host: str, boot: str) -> SharedJournal:
@@ -43,8 +48,62 @@ def open_shared_journal(folder: Path, cache_folder: Path, *, host: str, boot: st
     return SharedJournal(cache, lease, file, boot)
 
 
+class JournaledStore(SqliteStore):
+    """The cache of a journal: what it commits is in the journal before."""
+
+    excludes_other_hosts = True  # the lease keeps every other host out while this is open
+
+    def __init__(self, journal: SharedJournal, *, hostname: str, boot: str) -> None:
+        super().__init__(journal.cache_path, hostname=hostname, boot=boot, is_cache=True)
+        self._journal = journal
+        self._is_recorded = False
+        self._is_behind = False
+
+    def prepare(self) -> None:
+        super().prepare()
+        self._catch_up()
+
+    def reading(self) -> AbstractContextManager[Connection]:
+        if self._is_behind and not self._connection.in_transaction():
+            self._catch_up()
+        return super().reading()
+
+    @contextmanager
+    def writing(self) -> Iterator[Connection]:
+        if self._is_behind:
+            self._catch_up()
+        self._is_recorded = False
+        try:
+            with super().writing() as connection:
+                self._journal.catch_up(connection)
+                yield connection
+        except LedgerUnavailable as error:
+            if not self._is_recorded:
+                raise
+            self._is_behind = True
+            _log.warning("a transaction is in the journal, and not in its cache yet: %s", error)
+
+    def record(self, connection: Connection, change: Change) -> None:
+        if change.writes:
+            self._journal.append(connection, change)
+            self._is_recorded = True
+
+    def close(self) -> None:
+        super().close()
+        self._journal.close()
+
+    def _create_in(self, connection: Connection) -> None:
+        super()._create_in(connection)
+        self._journal.create_in(connection)
+
+    def _catch_up(self) -> None:
+        with super().writing() as connection:
+            self._journal.catch_up(connection)
+        self._is_behind = False
+
+
 class SharedJournal:
-    """The journal that a ``SqlLedger`` is the cache of; used inside the ledger's write transactions.
+    """The journal that a ``JournaledStore`` is the cache of; used inside the ledger's write transactions.
 
     These keep the processes of this host apart, the lease keeps the other hosts out. A transaction counts once its
     line is on the server's disk and the lease was still held after that; the cache is committed last, and what it

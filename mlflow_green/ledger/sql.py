@@ -1,4 +1,4 @@
-"""The ledger in an SQL database: SQLite on a local disk, which is a mere cache where the ledger is on a network.
+"""The ledger in an SQL database: a SQLite file, the cache of a journal on a network file system, or PostgreSQL.
 
 What is decided is decided by the pure rules of ``posting``; here it is read, proved by guarded
 updates and written, each batch in one transaction.
@@ -6,27 +6,27 @@ updates and written, each batch in one transaction.
 
 from __future__ import annotations
 
-import logging
 import socket
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
 from uuid import uuid4
 
-from sqlalchemy import Connection, func, inspect, select, update
+from sqlalchemy import Connection, func, select
 
 from mlflow_green.clock import Clock, boot_id
-from mlflow_green.errors import AllowanceRefused, LedgerUnavailable
+from mlflow_green.errors import AllowanceRefused
 from mlflow_green.ledger import rows, schema
+from mlflow_green.ledger.address import is_postgres, ledger_path, parsed_url
 from mlflow_green.ledger.allowances import NOTHING, counted, limit_key
 from mlflow_green.ledger.cache import cache_folder
 from mlflow_green.ledger.change import Change, LetterChange, apply
 from mlflow_green.ledger.filesystem import journal_folder, refuse_network_file_system
-from mlflow_green.ledger.journaled import SharedJournal, open_shared_journal
+from mlflow_green.ledger.journaled import JournaledStore, open_shared_journal
 from mlflow_green.ledger.ledger import Choose
 from mlflow_green.ledger.limit_rows import (
     keys_of_budgets,
@@ -49,7 +49,8 @@ from mlflow_green.ledger.posting import (
     post_approval,
     post_policy,
 )
-from mlflow_green.ledger.sqlite import Gate, explained, ledger_path, sqlite_engine
+from mlflow_green.ledger.sqlite import SqliteStore, explained
+from mlflow_green.ledger.store import Store
 from mlflow_green.ledger.transaction import keys_of, load, load_buckets, load_holds, load_limits
 from mlflow_green.records import (
     Allowance,
@@ -71,8 +72,6 @@ from mlflow_green.records import (
     Term,
     Unit,
 )
-
-_log = logging.getLogger(__name__)
 
 _HISTORY = (
     select(
@@ -118,69 +117,63 @@ def open_ledger(
     boot: str | None = None,
     cache_dir: Path | None = None,
 ) -> SqlLedger:
-    """Open the ledger of ``sqlite:///PATH``; make the folder and the file where there is none.
+    """Open the ledger of ``sqlite:///PATH`` or ``postgresql://...``; make its tables where there are none.
 
     Where ``PATH`` is on a network file system, or a journal is there already, the ledger is the journal in the folder
     beside it that ends in ``.journal``, and SQLite its cache in a folder of this user on a local disk. ``hostname``,
     ``boot`` (the kernel's boot id) and ``cache_dir`` are those of this machine unless a test says otherwise.
 
     Raises:
-        LedgerUnavailable: the file cannot be used, or another host uses it; the message says why and what to do.
+        LedgerUnavailable: it cannot be used, or another host uses the file; the message says why and what to do.
     """
-    path = ledger_path(url)
     hostname, boot = hostname or socket.gethostname(), boot or boot_id()
-    journal = None
+    parsed = parsed_url(url)
+    if is_postgres(parsed):
+        from mlflow_green.ledger.postgres import PostgresStore
+
+        store: Store = PostgresStore(parsed)
+    else:
+        store = _open_file(ledger_path(url), mountinfo_path, cache_dir, hostname=hostname, boot=boot)
+    try:
+        store.prepare()
+    except BaseException:
+        store.close()
+        raise
+    return SqlLedger(store, clock)
+
+
+def _open_file(path: Path, mountinfo_path: Path, cache_dir: Path | None, *, hostname: str, boot: str) -> Store:
     with explained(path, "open"), ExitStack() as undo:
         refuse_network_file_system(path, mountinfo_path)
         folder = journal_folder(path, mountinfo_path)
         if folder is None:
             path.parent.mkdir(parents=True, exist_ok=True)
-        else:
-            cache_dir = cache_dir or cache_folder(folder, mountinfo_path)
-            journal = open_shared_journal(folder, cache_dir, host=hostname, boot=boot)
-            undo.callback(journal.close)
-        ledger = SqlLedger(journal.cache_path if journal else path, clock, journal)
+            return SqliteStore(path, hostname=hostname, boot=boot)
+        cache_dir = cache_dir or cache_folder(folder, mountinfo_path)
+        journal = open_shared_journal(folder, cache_dir, host=hostname, boot=boot)
+        undo.callback(journal.close)
+        store = JournaledStore(journal, hostname=hostname, boot=boot)
         undo.pop_all()
-    try:
-        ledger.prepare(hostname, boot)
-    except BaseException:
-        ledger.close()
-        raise
-    return ledger
-
-
-def forget_host(path: str) -> None:
-    """Let the next host that opens the ledger own it; only for a file that no other host uses any more."""
-    with explained(Path(path), "write"):
-        engine = sqlite_engine(Path(path))
-        with engine.execution_options(green_writes=True).begin() as connection:
-            connection.execute(update(schema.meta).values(host=None, boot_id=None))
-        engine.dispose()
+        return store
 
 
 class SqlLedger:
-    """``Ledger``, ``LedgerReader`` and ``Outbox`` on one SQLite file; with a ``journal`` that file is its cache.
+    """``Ledger``, ``LedgerReader`` and ``Outbox`` in the database of a ``store``.
 
-    Use it from one thread at a time, in any thread; a process that forks opens its own. Any number of
-    processes of one host may use the file. Every method raises ``LedgerUnavailable`` when the file cannot
-    be read or written; then nothing was written, and the same call may be made again later.
+    Use it from one thread at a time, in any thread; a process that forks opens its own. Any number of processes may
+    use one database, on a file those of one host. Every method raises ``LedgerUnavailable`` when it cannot be read or
+    written; the message says whether anything may have been written, and the same call may be made again in any case.
     """
 
-    def __init__(self, path: Path, clock: Clock, journal: SharedJournal | None = None) -> None:
-        self._path = path
+    def __init__(self, store: Store, clock: Clock) -> None:
+        self._store = store
         self._clock = clock
-        self._journal = journal
-        self._is_recorded = False
-        self._is_behind = False
-        self._engine = sqlite_engine(path, is_cache=journal is not None)
-        self._gate = Gate(path.with_name(path.name + ".lock"))
-        self._connection = self._engine.connect()
 
     # --- Ledger ----------------------------------------------------------------------------------
 
     def commit(self, batch: Batch, choose: Choose) -> Committed:
         with self._writing() as connection:
-            now = self._clock.now()
+            now = self._store.now(connection, self._clock)
             loaded = load(connection, batch, now)
             effects = post(batch, loaded.standing, choose, now=now, new_hold_id=lambda: uuid4().hex)
             change = Change(at=now, effects=effects)
@@ -202,7 +195,7 @@ class SqlLedger:
             if connection.execute(told).first() is not None:
                 return False
             holds = load_holds(connection, [hold_id])
-            now = self._clock.now()
+            now = self._store.now(connection, self._clock)
             terms = [term for booked in holds.values() for term in booked.hold.terms]
             found = load_limits(connection, keys_of(terms), now)
             standing = Standing(balances=found.balances, extras=found.extras, holds=holds)
@@ -212,8 +205,8 @@ class SqlLedger:
         return True
 
     def balances(self, terms: Sequence[Term] = ()) -> tuple[Balance, ...]:
-        now = self._clock.now()
         with self._reading() as connection:
+            now = self._store.now(connection, self._clock)
             if not terms:
                 found = connection.execute(select(schema.buckets).order_by(schema.buckets.c.bucket_id))
                 known = {balance.term.key: balance for balance in map(rows.balance_of, found.mappings())}
@@ -261,15 +254,15 @@ class SqlLedger:
     @property
     def excludes_other_hosts(self) -> bool:
         """True on a network file system: the lease keeps every other host out while this ledger is open."""
-        return self._journal is not None
+        return self._store.excludes_other_hosts
+
+    def identity(self) -> str | None:
+        """Who writes here, as the database knows him: the role on PostgreSQL, ``None`` on a file."""
+        return self._store.identity()
 
     def close(self) -> None:
-        """Release the file; may be called again."""
-        self._connection.close()
-        self._engine.dispose()
-        self._gate.close()
-        if self._journal is not None:
-            self._journal.close()
+        """Release the database; may be called again."""
+        self._store.close()
 
     # --- LedgerReader ----------------------------------------------------------------------------
 
@@ -320,7 +313,7 @@ class SqlLedger:
         with self._writing() as connection:
             if load_allowances(connection, allowance.allowance_id):
                 return
-            now = self._clock.now()
+            now = self._store.now(connection, self._clock)
             standing = self._limits_around(connection, allowance, now, term)
             effects = post_allowance(allowance, standing, now, term=term, max_extra=max_extra, to=to)
             self._write(connection, effects, now)
@@ -332,7 +325,7 @@ class SqlLedger:
             asked = load_allowances(connection, allowance_id)
             if not asked:
                 raise AllowanceRefused(f"nobody asked for {allowance_id}; 'mlflow-green budget list' shows what was")
-            now = self._clock.now()
+            now = self._store.now(connection, self._clock)
             standing = self._limits_around(connection, asked[0], now)
             self._write(
                 connection, post_approval(asked[0], approved_by, standing, now, max_extra=max_extra, to=to), now
@@ -342,9 +335,6 @@ class SqlLedger:
     def allowances(self) -> tuple[Allowance, ...]:
         with self._reading() as connection:
             return load_allowances(connection)
-
-    def identity(self) -> str | None:
-        return None
 
     def _limits_around(
         self, connection: Connection, allowance: Allowance, now: datetime, term: Term | None = None
@@ -358,7 +348,7 @@ class SqlLedger:
 
     def record_policy(self, version: PolicyVersion, terms: Sequence[Term] = ()) -> tuple[ApprovedLimit, ...]:
         with self._writing() as connection:
-            now = self._clock.now()
+            now = self._store.now(connection, self._clock)
             standing = Standing(approved=load_approved(connection))
             effects = post_policy(version, terms, standing, now)
             if effects.limits or not knows_policy(connection, version.sha256):
@@ -375,7 +365,7 @@ class SqlLedger:
         to: Sequence[str] = (),
     ) -> None:
         with self._writing() as connection:
-            now = self._clock.now()
+            now = self._store.now(connection, self._clock)
             found = load_limits(connection, keys_of_budgets(connection, terms), now)
             standing = Standing(balances=found.balances, extras=found.extras, approved=load_approved(connection))
             effects = post_applied(version, terms, standing, now, approved_by=approved_by, reason=reason, to=to)
@@ -418,69 +408,6 @@ class SqlLedger:
         with self._reading() as connection:
             return int(connection.execute(query).scalar_one())
 
-    # --- opening ---------------------------------------------------------------------------------
-
-    def prepare(self, hostname: str, boot: str) -> None:
-        """Create the tables in an empty file; refuse a file of a newer version, another program or another host."""
-        if not self._has_tables():
-            self._create(hostname, boot)
-        with self._reading() as connection:
-            found = connection.execute(select(schema.meta)).mappings().one()
-        if found["schema_version"] > schema.SCHEMA_VERSION:
-            raise LedgerUnavailable(
-                f"the ledger {self._path} was written by a newer mlflow-green (its schema is"
-                f" {found['schema_version']}, this one knows {schema.SCHEMA_VERSION});"
-                " run 'pip install --upgrade mlflow-green', or set MLFLOW_GREEN_LEDGER to another file"
-            )
-        self._check_host(found["host"], found["boot_id"], hostname, boot)
-        self._catch_up()
-
-    def _has_tables(self) -> bool:
-        with self._reading() as connection:
-            return self._has_tables_in(connection)
-
-    def _has_tables_in(self, connection: Connection) -> bool:
-        names = set(inspect(connection).get_table_names())
-        if names and not names >= {schema.meta.name, schema.journal.name}:
-            raise LedgerUnavailable(
-                f"{self._path} is another program's database (tables {', '.join(sorted(names)[:3])}, ...);"
-                " set MLFLOW_GREEN_LEDGER to a file of its own"
-            )
-        return bool(names)
-
-    def _create(self, hostname: str, boot: str) -> None:
-        with self._transaction("write", self._gate.passed()) as connection:
-            if self._has_tables_in(connection):  # another process was faster
-                return
-            schema.metadata.create_all(connection, checkfirst=False)
-            connection.execute(
-                schema.meta.insert(),
-                {
-                    "meta_id": 1,
-                    "schema_version": schema.SCHEMA_VERSION,
-                    "generation": 0,
-                    "host": hostname,
-                    "boot_id": boot,
-                },
-            )
-            if self._journal is not None:
-                self._journal.create_in(connection)
-
-    def _check_host(self, known_host: str | None, known_boot: str | None, hostname: str, boot: str) -> None:
-        # Containers of one machine have names of their own but one kernel, whose file locks they share.
-        is_same_kernel = boot == known_boot and boot != "unknown"
-        if known_host is None or (known_host == hostname and not is_same_kernel):
-            # A reader without the right to write may read all the same.
-            with suppress(LedgerUnavailable), self._writing() as connection:
-                connection.execute(update(schema.meta).values(host=hostname, boot_id=boot))
-        elif not is_same_kernel:
-            raise LedgerUnavailable(
-                f"the ledger {self._path} belongs to host {known_host} and this is {hostname}: two hosts on one SQLite"
-                " file can corrupt it; work there, or set MLFLOW_GREEN_LEDGER to a local file of this host, e.g."
-                " sqlite:////var/tmp/green-ledger.db. If the machine was renamed, or the file has moved here for good,"
-                f" run: python -c \"from mlflow_green.ledger.sql import forget_host; forget_host('{self._path}')\""
-            )
-
     # --- transactions ----------------------------------------------------------------------------
 
     def _do(self, change: Change) -> None:
@@ -495,53 +422,10 @@ class SqlLedger:
 
     def _record(self, connection: Connection, change: Change) -> None:
         """The last thing in a transaction."""
-        if self._journal is not None and change.writes:
-            self._journal.append(connection, change)
-            self._is_recorded = True
+        self._store.record(connection, change)
 
-    @contextmanager
-    def _writing(self) -> Iterator[Connection]:
-        if self._is_behind:
-            self._catch_up()
-        self._is_recorded = False
-        try:
-            with self._transaction("write", self._gate.passed()) as connection:
-                if self._journal is not None:
-                    self._journal.catch_up(connection)
-                yield connection
-        except LedgerUnavailable as error:
-            if not self._is_recorded:
-                raise
-            self._is_behind = True
-            _log.warning("a transaction is in the journal, and not in its cache yet: %s", error)
-
-    def _catch_up(self) -> None:
-        if self._journal is not None:
-            with self._transaction("write", self._gate.passed()) as connection:
-                self._journal.catch_up(connection)
-            self._is_behind = False
+    def _writing(self) -> AbstractContextManager[Connection]:
+        return self._store.writing()
 
     def _reading(self) -> AbstractContextManager[Connection]:
-        if self._connection.in_transaction():  # inside snapshot()
-            return nullcontext(self._connection)
-        if self._is_behind:
-            self._catch_up()
-        return self._transaction("read", nullcontext())
-
-    @contextmanager
-    def _transaction(self, doing: str, gate: AbstractContextManager[None]) -> Iterator[Connection]:
-        connection = self._connection
-        with explained(self._path, doing), gate:
-            connection.execution_options(green_writes=doing == "write")
-            try:
-                with connection.begin():
-                    yield connection
-            except BaseException:
-                self._roll_back()
-                raise
-
-    def _roll_back(self) -> None:
-        """After a COMMIT that failed, SQLite is still inside the transaction though SQLAlchemy is not."""
-        raw = self._connection.connection.dbapi_connection
-        if raw is not None:
-            raw.rollback()
+        return self._store.reading()

@@ -7,15 +7,17 @@ import os
 import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
-from sqlalchemy import Connection, Engine, create_engine, event
-from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError
+from sqlalchemy import Connection, Engine, RowMapping, create_engine, event, update
+from sqlalchemy.engine import URL
+from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.pool import StaticPool
 
 from mlflow_green.errors import LedgerError, LedgerUnavailable
+from mlflow_green.ledger import schema
+from mlflow_green.ledger.store import Store
 
 BUSY_TIMEOUT_SECONDS = 60
 GATE_TIMEOUT_SECONDS = 10
@@ -47,22 +49,59 @@ def wal_is_safe(version: Version) -> bool:
     return version >= (3, 51, 3) or (3, 50, 7) <= version < (3, 51, 0) or (3, 44, 6) <= version < (3, 45, 0)
 
 
-def ledger_path(url: str) -> Path:
-    """The file of ``sqlite:///relative`` or ``sqlite:////absolute``.
+class SqliteStore(Store):
+    """One SQLite file, used by the processes of one host: ``hostname`` and ``boot``, the kernel's boot id."""
 
-    Raises:
-        LedgerUnavailable: the URL names no SQLite file.
-    """
-    advice = "write MLFLOW_GREEN_LEDGER=sqlite:////absolute/path/ledger.db"
-    try:
-        parsed = make_url(url)
-    except ArgumentError:
-        raise LedgerUnavailable(f"{url!r} is not the URL of a ledger; {advice}") from None
-    if parsed.get_backend_name() != "sqlite":
-        raise LedgerUnavailable(f"a ledger in {parsed.get_backend_name()} is not supported yet; {advice}")
-    if not parsed.database or parsed.database == ":memory:":
-        raise LedgerUnavailable(f"{url!r} names no file, so nothing would survive; {advice}")
-    return Path(parsed.database)
+    def __init__(self, path: Path, *, hostname: str, boot: str, is_cache: bool = False) -> None:
+        super().__init__(str(path), sqlite_engine(path, is_cache=is_cache))
+        self.path = path
+        self._hostname = hostname
+        self._boot = boot
+        self._lock = Gate(path.with_name(path.name + ".lock"))
+
+    def close(self) -> None:
+        super().close()
+        self._lock.close()
+
+    def _explained(self, doing: str) -> AbstractContextManager[None]:
+        return explained(self.path, doing)
+
+    def _foreign_text(self, tables: str) -> str:
+        return (
+            f"{self.path} is another program's database (tables {tables}, ...);"
+            " set MLFLOW_GREEN_LEDGER to a file of its own"
+        )
+
+    def _gate(self) -> AbstractContextManager[None]:
+        return self._lock.passed()
+
+    def _check(self, meta: RowMapping) -> None:
+        """Refuse a file of another host."""
+        # Containers of one machine have names of their own but one kernel, whose file locks they share.
+        known_host, is_same_kernel = meta["host"], self._boot == meta["boot_id"] and self._boot != "unknown"
+        if known_host is None or (known_host == self._hostname and not is_same_kernel):
+            # A reader without the right to write may read all the same.
+            with suppress(LedgerUnavailable), self.writing() as connection:
+                connection.execute(update(schema.meta).values(host=self._hostname, boot_id=self._boot))
+        elif not is_same_kernel:
+            raise LedgerUnavailable(
+                f"the ledger {self.path} belongs to host {known_host} and this is {self._hostname}: two hosts on one"
+                " SQLite file can corrupt it; work there, or set MLFLOW_GREEN_LEDGER to a local file of this host, e.g."
+                " sqlite:////var/tmp/green-ledger.db. If the machine was renamed, or the file has moved here for good,"
+                f" run: python -c \"from mlflow_green.ledger.sqlite import forget_host; forget_host('{self.path}')\""
+            )
+
+    def _new_meta(self) -> dict[str, object]:
+        return super()._new_meta() | {"host": self._hostname, "boot_id": self._boot}
+
+
+def forget_host(path: str) -> None:
+    """Let the next host that opens the ledger own it; only for a file that no other host uses any more."""
+    with explained(Path(path), "write"):
+        engine = sqlite_engine(Path(path))
+        with engine.execution_options(green_writes=True).begin() as connection:
+            connection.execute(update(schema.meta).values(host=None, boot_id=None))
+        engine.dispose()
 
 
 def sqlite_engine(path: Path, *, is_cache: bool = False) -> Engine:

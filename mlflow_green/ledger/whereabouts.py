@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlflow_green.clock import boot_id
+from mlflow_green.ledger.address import is_postgres, ledger_path, parsed_url
 from mlflow_green.ledger.cache import cache_folders
 from mlflow_green.ledger.filesystem import journal_folder, network_file_system, refuse_network_file_system
 from mlflow_green.ledger.lease import LEASE_SECONDS, Holder, in_use_text, other_holder
-from mlflow_green.ledger.sqlite import explained, ledger_path
+from mlflow_green.ledger.sqlite import explained
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +42,8 @@ def whereabouts(url: str, mountinfo_path: Path) -> Whereabouts:
     Raises:
         LedgerUnavailable: no ledger can be there, or its lease cannot be read.
     """
+    if is_postgres(parsed_url(url)):
+        return Whereabouts()
     path = ledger_path(url)
     with explained(path, "find"):
         refuse_network_file_system(path, mountinfo_path)

@@ -60,8 +60,14 @@ class SetClock:
 def open_at(folder: Path, **options) -> SqlLedger:
     """A ledger in ``folder``; no mount is known there unless ``mountinfo_path`` says so."""
     options.setdefault("mountinfo_path", folder / "no-mountinfo")
+    return open_url(f"sqlite:///{folder / 'ledger.db'}", **options)
+
+
+def open_url(url: str, **options) -> SqlLedger:
+    """The ledger of a URL, e.g. of a new database of the fixture ``postgres``."""
+    options.setdefault("mountinfo_path", Path("/no-mountinfo"))
     options.setdefault("clock", SetClock())
-    return open_ledger(f"sqlite:///{folder / 'ledger.db'}", **options)
+    return open_ledger(url, **options)
 
 
 def open_on_share(folder: Path, *, host: str = "login1", boot: str | None = None, **options) -> SqlLedger:
@@ -100,7 +106,7 @@ def let_lapse(folder: Path) -> None:
 
 def die(ledger: SqlLedger) -> None:
     """Leave a ledger on a share as kill -9 does: nothing is released, nobody renews the lease any more."""
-    ledger._journal._pid = 0
+    ledger._store._journal._pid = 0
     ledger.close()
 
 

@@ -3,10 +3,10 @@ from __future__ import annotations
 import pytest
 
 from mlflow_green.ledger.memory import MemoryLedger
-from tests.testkit.ledger_samples import SetClock, open_at, open_on_share
+from tests.testkit.ledger_samples import SetClock, open_at, open_on_share, open_url
 
 OPEN = {
-    "memory": lambda _folder, clock: MemoryLedger(clock),
+    "memory": lambda folder, clock: MemoryLedger(clock),
     "sqlite": lambda folder, clock: open_at(folder, clock=clock),
     "journal": lambda folder, clock: open_on_share(folder, clock=clock),
 }
@@ -17,8 +17,19 @@ def clock():
     return SetClock()
 
 
-@pytest.fixture(params=OPEN)
+@pytest.fixture
+def database(postgres):
+    """The URL of a PostgreSQL database of this test alone."""
+    url = postgres.new_database()
+    yield url
+    postgres.drop_database(url)
+
+
+@pytest.fixture(params=[*OPEN, "postgresql"])
 def ledger(request, tmp_path, clock):
-    books = OPEN[request.param](tmp_path, clock)
+    if request.param == "postgresql":
+        books = open_url(request.getfixturevalue("database"), clock=clock)
+    else:
+        books = OPEN[request.param](tmp_path, clock)
     yield books
     books.close()

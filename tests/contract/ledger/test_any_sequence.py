@@ -21,6 +21,7 @@ from tests.testkit.ledger_samples import (
     lose,
     open_at,
     open_on_share,
+    open_url,
     request,
     settle,
     term,
@@ -168,8 +169,25 @@ class JournalBooks(SqliteBooks):
         self.ledger = self.open()
 
 
-@pytest.mark.parametrize(("machine", "examples"), [(MemoryBooks, 60), (SqliteBooks, 25), (JournalBooks, 15)])
-def test_any_sequence_of_batches_does_what_the_model_does(machine, examples):
+class PostgresBooks(Books):
+    server = None
+
+    def make(self):
+        self.url = self.server.new_database()
+        return open_url(self.url)
+
+    def teardown(self):
+        if hasattr(self, "ledger"):
+            self.ledger.close()
+            self.server.drop_database(self.url)
+
+
+@pytest.mark.parametrize(
+    ("machine", "examples"), [(MemoryBooks, 60), (SqliteBooks, 25), (JournalBooks, 15), (PostgresBooks, 15)]
+)
+def test_any_sequence_of_batches_does_what_the_model_does(machine, examples, request):
+    if machine is PostgresBooks:
+        machine.server = request.getfixturevalue("postgres")
     case = machine.TestCase
     case.settings = settings(
         max_examples=examples, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck)

@@ -421,7 +421,7 @@ def test_a_runtime_folder_on_the_share_is_passed_over(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_GREEN_RUNTIME_DIR", str(tmp_path / "share" / "runtime"))
     ledger = open_on_share(tmp_path, cache_dir=None)
     assert not (tmp_path / "share" / "runtime").exists()
-    cache = Path(ledger.balances.__self__._path).parent
+    cache = Path(ledger._store.path).parent
     ledger.close()
     shutil.rmtree(cache)
 

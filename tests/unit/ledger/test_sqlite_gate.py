@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from mlflow_green.errors import LedgerUnavailable
-from mlflow_green.ledger.sqlite import ledger_path, wal_is_safe
+from mlflow_green.ledger.address import ledger_path
+from mlflow_green.ledger.sqlite import wal_is_safe
 
 
 @pytest.mark.parametrize("version", [(3, 51, 3), (3, 53, 4), (4, 0, 0), (3, 50, 7), (3, 50, 9), (3, 44, 6)])

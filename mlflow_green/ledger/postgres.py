@@ -1,0 +1,181 @@
+"""A ledger in PostgreSQL, for a team and for jobs on several hosts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+
+from sqlalchemy import Connection, Engine, RootTransaction, RowMapping, create_engine, event, text
+from sqlalchemy.engine import URL
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
+from sqlalchemy.pool import NullPool
+
+from mlflow_green.clock import Clock, SystemClock
+from mlflow_green.errors import LedgerError, LedgerUnavailable
+from mlflow_green.ledger.address import place, with_password
+from mlflow_green.ledger.store import Store
+
+CONNECT_TIMEOUT_SECONDS = 10
+WAIT_SECONDS_MAX = 60
+WRITERS_LOCK = 0x6D6C67726E  # "mlgrn"; advisory locks are of one database
+
+# Writers queue at one lock, first come, first served, so the rules decide on balances that nobody else changes. A
+# writer that was stopped in the middle loses its session rather than hold up the others.
+_BEGIN_WRITE = f"""
+BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;
+SET LOCAL lock_timeout = '{WAIT_SECONDS_MAX}s';
+SET LOCAL statement_timeout = '{WAIT_SECONDS_MAX}s';
+SET LOCAL idle_in_transaction_session_timeout = '{WAIT_SECONDS_MAX}s';
+SELECT set_config('synchronous_commit', 'on', true) WHERE current_setting('synchronous_commit') = 'off';
+SELECT pg_advisory_xact_lock({WRITERS_LOCK})
+"""
+_BEGIN_READ = f"""
+BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY;
+SET LOCAL lock_timeout = '{WAIT_SECONDS_MAX}s';
+SET LOCAL statement_timeout = '{WAIT_SECONDS_MAX}s'
+"""
+
+# What the server or libpq says, and what to do about it. A reason comes with its SQLSTATE (appendix A of PostgreSQL's
+# manual) once there is a session; before, there is only a text.
+_STEPS_BY_STATE = {
+    "25006": "the server is a read-only standby; name the primary in MLFLOW_GREEN_LEDGER",
+    "53100": "the server's disk is full; free some space there",
+    "55P03": "another process has been writing for a minute; see pg_stat_activity on the server, then try again",
+    "57014": "the server was too slow for it, or somebody cancelled it; see pg_stat_activity there, then try again",
+}
+_STEPS_BY_SIGN = {
+    "password": "set PGPASSWORD, add a line to ~/.pgpass, or write env:NAME as the password in MLFLOW_GREEN_LEDGER",
+    "does not exist": "make it with 'createdb' or 'createuser' on the server, or correct MLFLOW_GREEN_LEDGER",
+    "pg_hba": "the server takes no connection of this user from here; have its pg_hba.conf changed",
+    "too many": "the server has no connection left; raise its max_connections, or use a pooler",
+    "remaining connection slots": "the server has no connection left; raise its max_connections, or use a pooler",
+}
+_ANY_STEP = "see whether the server runs and can be reached from here ('pg_isready'), then try again"
+
+
+class PostgresStore(Store):
+    """One connection to a PostgreSQL database. It is opened anew when the server was restarted."""
+
+    def __init__(self, url: URL) -> None:
+        self._url = with_password(url)
+        self._pid = os.getpid()
+        self.place = place(url)
+        with self._explained("open"):
+            super().__init__(self.place, postgres_engine(self._url))
+
+    def now(self, connection: Connection, clock: Clock) -> datetime:
+        """By the server's clock, which all hosts have in common; a test's own clock counts instead."""
+        if not isinstance(clock, SystemClock):
+            return clock.now()
+        at: datetime = connection.execute(text("SELECT clock_timestamp()")).scalar_one()
+        return at.astimezone(UTC)
+
+    def identity(self) -> str:
+        with self.reading() as connection:
+            return str(connection.execute(text("SELECT session_user")).scalar_one())
+
+    def close(self) -> None:
+        if os.getpid() == self._pid:  # a forked child would end its parent's session
+            super().close()
+
+    def _begin(self, connection: Connection) -> RootTransaction:
+        try:
+            return connection.begin()
+        except DBAPIError as error:
+            if not error.connection_invalidated:
+                raise
+        return connection.begin()  # the server was restarted since the last transaction
+
+    def _check(self, meta: RowMapping) -> None:
+        """There is nothing to check: every host may use it."""
+
+    def _foreign_text(self, tables: str) -> str:
+        return (
+            f"{self.place} has tables of another program ({tables}, ...) and no ledger; give the ledger a database"
+            " of its own: createdb green, then MLFLOW_GREEN_LEDGER=postgresql://USER@HOST/green"
+        )
+
+    @contextmanager
+    def _explained(self, doing: str) -> Iterator[None]:
+        try:
+            yield
+        except IntegrityError as error:
+            raise LedgerError(
+                f"the ledger {self.place} refused a row as impossible: {self._cause(error)}; nothing was written"
+            ) from error
+        except DataError as error:
+            raise LedgerError(
+                f"the ledger {self.place} cannot keep a value: {self._cause(error)}; amounts are at most 2**63 - 1, and"
+                " texts have no NUL character; nothing was written"
+            ) from error
+        except DBAPIError as error:
+            raise self._unavailable(doing, error) from error
+
+    def _unavailable(self, doing: str, error: DBAPIError) -> LedgerError:
+        cause, state = self._cause(error), getattr(error.orig, "sqlstate", None)
+        if state == "54000":
+            return LedgerError(
+                f"the ledger {self.place} cannot keep a name of more than about 2,700 bytes: {cause}; nothing was"
+                " written; shorten the step's wildcards"
+            )
+        if state == "42501":
+            return LedgerUnavailable(f"cannot {doing} the ledger {self.place}: {cause}; {self._rights(doing)}")
+        step = _STEPS_BY_STATE.get(state or "")
+        if step is None:
+            step = next((step for sign, step in _STEPS_BY_SIGN.items() if sign in cause.lower()), _ANY_STEP)
+        written = "nothing was written"
+        if self._commits and doing == "write":
+            written = "whether it was written is not known; saying it again is safe"
+        return LedgerUnavailable(f"cannot {doing} the ledger {self.place}: {cause}; {written}; {step}")
+
+    def _rights(self, doing: str) -> str:
+        role = self._url.username or "THIS_ROLE"
+        if doing != "write":
+            return f"have its owner run: GRANT SELECT ON ALL TABLES IN SCHEMA public TO {role}"
+        tables = "GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public"
+        return (
+            f"nothing was written; have its owner run: {tables} TO {role};"
+            f" GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO {role}"
+        )
+
+    def _cause(self, error: DBAPIError) -> str:
+        """What the server or libpq said, in one line and without the password."""
+        said = " ".join(str(error.orig).split())
+        return said.replace(self._url.password, "***") if self._url.password else said
+
+
+def postgres_engine(url: URL) -> Engine:
+    """An engine that begins transactions itself: the driver would begin them with a round trip of their own.
+
+    Raises:
+        LedgerUnavailable: the driver is not installed.
+    """
+    try:
+        engine = create_engine(
+            url.set(drivername="postgresql+psycopg"),
+            poolclass=NullPool,
+            isolation_level="AUTOCOMMIT",
+            connect_args={
+                "connect_timeout": CONNECT_TIMEOUT_SECONDS,
+                "application_name": "mlflow-green",
+                # A server that is gone without a word is noticed within a minute.
+                "keepalives_idle": 20,
+                "keepalives_interval": 10,
+                "keepalives_count": 3,
+                "tcp_user_timeout": 60_000,
+            },
+        )
+    except ImportError as error:
+        raise LedgerUnavailable(
+            f"the ledger {place(url)} needs PostgreSQL's driver, and it cannot be imported ({error});"
+            " run: pip install 'mlflow-green[postgres]'"
+        ) from error
+    event.listen(engine, "begin", _begin)
+    return engine
+
+
+def _begin(connection: Connection) -> None:
+    writes = connection.get_execution_options().get("green_writes", False)
+    connection.exec_driver_sql(_BEGIN_WRITE if writes else _BEGIN_READ)
