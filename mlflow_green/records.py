@@ -7,7 +7,7 @@ missing value is ``None``, never 0. Times are aware UTC; durations come from a m
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 
@@ -603,7 +603,12 @@ class Owner:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hold:
-    """A reserved amount. Closed once: settled, voided or lost."""
+    """A reserved amount. Closed once: settled, voided or lost.
+
+    ``epoch`` is 1 for who opened it, and one more for each ``owner`` that took it over; a message of an older epoch
+    changes nothing. ``wanted`` is what its last top-up asked for and did not get, > 0 in each unit that it names: no
+    new hold may take it. It is empty once the hold is closed. ``policy_sha256`` names the policy that admitted it.
+    """
 
     hold_id: str
     step: Step
@@ -617,6 +622,9 @@ class Hold:
     terms: tuple[Term, ...]
     owner: Owner
     opened_at: datetime
+    epoch: int = 1
+    wanted: Mapping[Unit, int] = field(default_factory=dict)
+    policy_sha256: str = ""
 
     @classmethod
     def of_nothing(cls, request: HoldRequest, decision: Decision, owner: Owner, *, hold_id: str) -> Hold:
@@ -634,6 +642,7 @@ class Hold:
             terms=(),
             owner=owner,
             opened_at=request.requested_at,
+            policy_sha256=decision.policy_sha256,
         )
 
 
@@ -712,6 +721,7 @@ class Closing:
 
     ``earlier`` are the entries of earlier starts of the same job, which the batch system began again: entries of
     their own with the same ``hold_id``, charged to the hold together with ``entry``.
+    ``epoch`` is that of the hold as its owner knows it, ``None`` to close it whoever owns it.
     """
 
     kind: ClosingKind
@@ -719,14 +729,21 @@ class Closing:
     entry: Entry | None
     reason: str = ""
     earlier: tuple[Entry, ...] = ()
+    epoch: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TopUp:
-    """A running step asks for more; the ledger grants what there is, down to 0."""
+    """A running step asks for more; the ledger grants what there is, down to 0, and keeps room for the rest.
+
+    ``epoch`` is as in ``Closing``. ``may_finish``: the step goes on without the rest (``overrun: finish``), so nobody
+    is kept from starting for it.
+    """
 
     hold_id: str
     amounts: Mapping[Unit, int]
+    epoch: int | None = None
+    may_finish: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -743,7 +760,10 @@ class Fact:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """Everything that one ledger transaction does, in this order: close, post, top up, hold."""
+    """Everything that one ledger transaction does, in this order: adopt, close, post, top up, hold.
+
+    ``adoptions`` are ids of open holds that ``owner`` takes over.
+    """
 
     closings: tuple[Closing, ...] = ()
     windows: tuple[NodeWindow, ...] = ()
@@ -751,6 +771,7 @@ class Batch:
     top_ups: tuple[TopUp, ...] = ()
     requests: tuple[HoldRequest, ...] = ()
     owner: Owner | None = None
+    adoptions: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -766,12 +787,16 @@ class Committed:
     """What a transaction did: answers and top-ups in the order of the batch, alerts that were crossed.
 
     ``generation`` grows with every change of a balance, so an unchanged one means that nothing moved.
+    ``adopted`` are the adoptions of the batch as they are now, in its order, ``None`` for a hold that is not open.
+    ``fenced`` are the holds that a closing left open, because somebody has taken them over since.
     """
 
     answers: tuple[Answer, ...]
     top_ups: tuple[Mapping[Unit, int], ...]
     alerts: tuple[str, ...]
     generation: int
+    adopted: tuple[Hold | None, ...] = ()
+    fenced: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

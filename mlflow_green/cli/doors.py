@@ -6,14 +6,14 @@ Tests give a command other doors: ``CliRunner.invoke(cli, [...], obj=Place(..., 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import click
 
-from mlflow_green.ledger.ledger import AllowanceBook, Ledger, LedgerReader, Outbox, PolicyBook
+from mlflow_green.ledger import verify
+from mlflow_green.ledger.ledger import AllowanceBook, Outbox, PolicyBook
 from mlflow_green.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -28,12 +28,8 @@ if TYPE_CHECKING:
 _SQLITE = "sqlite:///"
 
 
-class Books(Ledger, LedgerReader, Outbox, AllowanceBook, PolicyBook, Protocol):
+class Books(verify.Books, Outbox, AllowanceBook, PolicyBook, Protocol):
     """A ledger as the commands see it."""
-
-    def snapshot(self) -> AbstractContextManager[None]:
-        """Everything read inside belongs together."""
-        ...
 
 
 class Doors:

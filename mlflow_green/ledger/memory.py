@@ -12,8 +12,10 @@ from uuid import uuid4
 
 from mlflow_green.clock import Clock
 from mlflow_green.errors import AllowanceRefused
+from mlflow_green.ledger.accounts import ancestry
 from mlflow_green.ledger.allowances import NOTHING, LimitKey, counted, extras_of, limit_key
 from mlflow_green.ledger.ledger import Choose
+from mlflow_green.ledger.pending import with_pending
 from mlflow_green.ledger.posting import (
     HISTORY_LENGTH_MAX,
     BookedHold,
@@ -88,7 +90,14 @@ class MemoryLedger:
         now = self._clock.now()
         effects = post(batch, self._standing(now), choose, now=now, new_hold_id=lambda: uuid4().hex)
         alerts = self._apply(effects)
-        return Committed(answers=effects.answers, top_ups=effects.top_ups, alerts=alerts, generation=self._generation)
+        return Committed(
+            answers=effects.answers,
+            top_ups=effects.top_ups,
+            alerts=alerts,
+            generation=self._generation,
+            adopted=effects.adopted,
+            fenced=effects.fenced,
+        )
 
     def adjust(self, hold_id: str, amounts: Mapping[Unit, int], reason: str) -> bool:
         """Correct what a closed hold was charged; ``False`` if this reason was given for it before.
@@ -104,10 +113,11 @@ class MemoryLedger:
     def balances(self, terms: Sequence[Term] = ()) -> tuple[Balance, ...]:
         now = self._balances_at(self._clock.now())
         if not terms:
-            return tuple(now.values())
+            return with_pending(now.values(), self.open_holds())
         known = (now.get(term.key) or Balance(term=term, spent=0, held=0) for term in terms)
         told = (counted(term, self._approved.get(limit_key(term))) for term in terms)
-        return tuple(replace(balance, term=term) for balance, term in zip(known, told, strict=True))
+        named = (replace(balance, term=term) for balance, term in zip(known, told, strict=True))
+        return with_pending(named, self.open_holds())
 
     def open_holds(self) -> tuple[Hold, ...]:
         return tuple(booked.hold for booked in self._holds.values() if booked.state is HoldState.HELD)
@@ -136,6 +146,12 @@ class MemoryLedger:
     def snapshot(self) -> Iterator[None]:
         """Everything read inside belongs together; in memory it does anyway."""
         yield
+
+    def accounts(self) -> Mapping[str, str | None]:
+        return {name: above for each in self._balances.values() for name, above in ancestry(each.term.account).items()}
+
+    def booked_holds(self) -> tuple[BookedHold, ...]:
+        return tuple(self._holds.values())
 
     def entries(self, *, workflow_run: str | None = None) -> tuple[Entry, ...]:
         return tuple(e for e in self._entries.values() if workflow_run in {None, e.workflow_run})
@@ -238,8 +254,10 @@ class MemoryLedger:
         return {key: replace(balance, extra=extras.get(key, NOTHING).total) for key, balance in self._balances.items()}
 
     def _standing(self, now: datetime) -> Standing:
+        pending = with_pending(self._balances_at(now).values(), (booked.hold for booked in self._holds.values()))
         return Standing(
-            balances=self._balances_at(now),
+            generation=self._generation,
+            balances={balance.term.key: balance for balance in pending},
             extras=extras_of(self._allowances.values(), now),
             approved=self._approved,
             holds=self._holds,

@@ -28,6 +28,7 @@ from mlflow_green.ledger.allowances import (
     told,
 )
 from mlflow_green.ledger.ledger import Choose
+from mlflow_green.ledger.pending import pending_under, seniority
 from mlflow_green.records import (
     Action,
     AlertRule,
@@ -92,13 +93,15 @@ class BookedHold:
 class Standing:
     """What a batch touches, as the books have it: nothing else may be missing, more may be there.
 
-    ``entry_ids`` and ``window_keys`` are those of the batch that were posted before. ``last_decisions``
-    maps a step's key to the action and reason that it was answered last. ``lost_charges`` is what each lost hold of
-    the batch's closings was charged so far, corrections included. A bucket that inherits from one that is here, or
-    that one here inherits from, is here too. ``extras`` are those of the buckets, ``approved`` the limits of their
-    budgets.
+    ``generation`` is the number of the last change of any balance. ``holds`` have every open hold that wants more under
+    one of the ``balances``, whose ``pending`` that is. ``entry_ids`` and ``window_keys`` are those of the batch that
+    were posted before. ``last_decisions`` maps a step's key to the action and reason that it was answered last.
+    ``lost_charges`` is what each lost hold of the batch's closings was charged so far, corrections included. A bucket
+    that inherits from one that is here, or that one here inherits from, is here too. ``extras`` are those of the
+    buckets, ``approved`` the limits of their budgets.
     """
 
+    generation: int
     balances: Mapping[TermKey, Balance] = field(default_factory=dict)
     holds: Mapping[str, BookedHold] = field(default_factory=dict)
     entry_ids: frozenset[str] = frozenset()
@@ -138,7 +141,8 @@ class BucketChange:
 class Effects:
     """Everything that one transaction writes. Rows of the journal have no number yet (0).
 
-    ``alerts`` have crossed their threshold now; the store leaves out those that it told before.
+    ``alerts`` have crossed their threshold now. The store leaves out those whose ``dedup`` it has: older versions
+    wrote one at every crossing, and numbered none.
     """
 
     answers: tuple[Answer, ...]
@@ -158,6 +162,8 @@ class Effects:
     approvals: tuple[Allowance, ...] = ()
     limits: tuple[ApprovedLimit, ...] = ()
     policies: tuple[PolicyVersion, ...] = ()
+    adopted: tuple[Hold | None, ...] = ()
+    fenced: tuple[str, ...] = ()
 
     @property
     def writes(self) -> bool:
@@ -168,7 +174,7 @@ class Effects:
 
 
 def post(batch: Batch, standing: Standing, choose: Choose, *, now: datetime, new_hold_id: Callable[[], str]) -> Effects:
-    """Close, post, top up and hold, in this order.
+    """Adopt, close, post, top up and hold, in this order.
 
     Raises:
         HoldClosed: a request's key belongs to a closed hold.
@@ -176,9 +182,10 @@ def post(batch: Batch, standing: Standing, choose: Choose, *, now: datetime, new
     """
     posting = _Posting.of(standing, now)
     posting.learn(term for request in batch.requests for term in request.terms)
+    adopted = tuple(posting.adopt(hold_id, batch.owner) for hold_id in batch.adoptions)
     for closing in batch.closings:
         posting.close(closing)
-    top_ups = tuple(posting.top_up(asked) for asked in batch.top_ups)
+    top_ups = posting.top_up_all(batch.top_ups)
     posting, answers = _answer_all(posting, batch.requests, _Opening(choose, batch.owner, new_hold_id))
     return posting.effects(
         standing,
@@ -186,6 +193,7 @@ def post(batch: Batch, standing: Standing, choose: Choose, *, now: datetime, new
         top_ups=top_ups,
         windows=_new_windows(batch.windows, standing.window_keys),
         facts=batch.facts,
+        adopted=adopted,
     )
 
 
@@ -318,8 +326,10 @@ class _Posting:
     last_decisions: dict[str, tuple[Action, str]]
     lost_charges: dict[tuple[str, TermKey], int]
     limits: Limits
+    wanting: dict[str, Hold]
     opened: list[str] = field(default_factory=list)
     changed: list[str] = field(default_factory=list)
+    fenced: list[str] = field(default_factory=list)
     guarded: dict[TermKey, int] = field(default_factory=dict)
     journal: list[JournalRow] = field(default_factory=list)
     entries: list[Entry] = field(default_factory=list)
@@ -336,6 +346,7 @@ class _Posting:
             last_decisions=dict(standing.last_decisions),
             lost_charges=dict(standing.lost_charges),
             limits=Limits.of(standing.extras, standing.approved, (b.term for b in standing.balances.values()), now),
+            wanting={hold_id: booked.hold for hold_id, booked in standing.holds.items() if booked.hold.wanted},
         )
 
     def fork(self) -> _Posting:
@@ -349,8 +360,10 @@ class _Posting:
             last_decisions=dict(self.last_decisions),
             lost_charges=dict(self.lost_charges),
             limits=self.limits.fork(),
+            wanting=dict(self.wanting),
             opened=list(self.opened),
             changed=list(self.changed),
+            fenced=list(self.fenced),
             guarded=dict(self.guarded),
             journal=list(self.journal),
             entries=list(self.entries),
@@ -366,6 +379,8 @@ class _Posting:
                 self.limits.follow(term)
             else:
                 self.balances[term.key] = replace(known, term=replace(term, rollover=known.term.rollover))
+            if self.wanting:
+                self._sum_pending(term)
             self._inherit(term.key)
             self._pass_on(term.key)
 
@@ -465,16 +480,40 @@ class _Posting:
             },
         )
 
+    def _sum_pending(self, term: Term) -> None:
+        balance = self.balances[term.key]
+        self.balances[term.key] = replace(balance, pending=pending_under(balance.term, self.wanting.values()))
+
+    # --- adopting --------------------------------------------------------------------------------
+
+    def adopt(self, hold_id: str, owner: Owner | None) -> Hold | None:
+        """The open hold, from now on the new owner's; asked again by the same one, it stays as it is."""
+        if owner is None:
+            raise LedgerError(f"nobody takes over hold {hold_id}: a batch with adoptions names its owner")
+        booked = self.holds.get(hold_id)
+        if booked is None or booked.state is not HoldState.HELD:
+            return None
+        hold = booked.hold
+        if hold.owner != owner:
+            hold = replace(hold, owner=owner, epoch=hold.epoch + 1)
+            self._change(BookedHold(hold=hold, state=HoldState.HELD))
+        return hold
+
     # --- closing ---------------------------------------------------------------------------------
 
     def close(self, closing: Closing) -> None:
-        """Release the hold and charge its entry; a hold that is closed already stays as it is, unless it was lost."""
+        """Release the hold and charge its entry; a hold that is closed already stays as it is, unless it was lost.
+
+        A closing of an older epoch leaves an open hold to who has it now.
+        """
         _check_entries(closing)
         booked = self.holds.get(closing.hold_id) if closing.hold_id else None
         if booked is None:
             # A refused step has no hold. A hold that this ledger never saw is a fact all the same.
             for entry in entries_of(closing):
                 self._post_once(entry)
+        elif booked.state is HoldState.HELD and _is_fenced(booked.hold, closing.epoch):
+            self.fenced.append(booked.hold.hold_id)
         elif booked.state is HoldState.HELD:
             self._close_open(booked.hold, closing)
         elif booked.state is HoldState.LOST and closing.entry is not None:
@@ -493,7 +532,7 @@ class _Posting:
             )
             if closing.kind is ClosingKind.LOST:
                 self.lost_charges[hold.hold_id, term.key] = charged.get(term.unit, 0)
-        self._change(BookedHold(hold=hold, state=CLOSED_STATE[closing.kind]))
+        self._change(BookedHold(hold=replace(hold, wanted={}), state=CLOSED_STATE[closing.kind]))
         for entry in entries_of(closing):
             if entry.entry_id in self.entry_ids:
                 raise LedgerError(f"entry {entry.entry_id} of open hold {hold.hold_id} was posted before")
@@ -528,32 +567,51 @@ class _Posting:
             self.entries.append(entry)
 
     def _change(self, booked: BookedHold) -> None:
-        hold_id = booked.hold.hold_id
-        self.holds[hold_id] = booked
-        if hold_id not in self.changed:
-            self.changed.append(hold_id)
+        hold = booked.hold
+        self.holds[hold.hold_id] = booked
+        if hold.hold_id not in self.changed:
+            self.changed.append(hold.hold_id)
+        if hold.wanted or hold.hold_id in self.wanting:
+            self.wanting[hold.hold_id] = hold
+            for term in hold.terms:
+                self._sum_pending(term)
 
     # --- topping up ------------------------------------------------------------------------------
 
-    def top_up(self, asked: TopUp) -> Mapping[Unit, int]:
-        """Grant what there is; all units shrink by one factor, so that none is granted for nothing."""
-        booked = self.holds.get(asked.hold_id)
-        if booked is None or booked.state is not HoldState.HELD:
+    def top_up_all(self, asked: Sequence[TopUp]) -> tuple[Mapping[Unit, int], ...]:
+        """What each is granted, in their order; the oldest hold is served first, whatever that is."""
+        known = [index for index, one in enumerate(asked) if one.hold_id in self.holds]
+        known.sort(key=lambda index: seniority(self.holds[asked[index].hold_id].hold))
+        granted = {index: self._top_up(asked[index]) for index in known}
+        return tuple(granted.get(index, dict.fromkeys(one.amounts, 0)) for index, one in enumerate(asked))
+
+    def _top_up(self, asked: TopUp) -> Mapping[Unit, int]:
+        """Grant what there is, and note what is lacking in place of what the hold wanted before."""
+        booked = self.holds[asked.hold_id]
+        if booked.state is not HoldState.HELD or _is_fenced(booked.hold, asked.epoch):
             return dict.fromkeys(asked.amounts, 0)
-        granted = self._grant(booked.hold.terms, asked.amounts)
+        hold = booked.hold
+        granted = self._grant(hold, asked.amounts)
+        lacking = {unit: amount - granted[unit] for unit, amount in asked.amounts.items() if amount > granted[unit]}
+        wanted = {} if asked.may_finish else lacking
         if any(granted.values()):
-            self._raise_hold(booked.hold, granted)
+            hold = self._raised(hold, granted)
+        if hold is not booked.hold or wanted != hold.wanted:
+            self._change(BookedHold(hold=replace(hold, wanted=wanted), state=HoldState.HELD))
         return granted
 
-    def _grant(self, terms: Iterable[Term], amounts: Mapping[Unit, int]) -> dict[Unit, int]:
+    def _grant(self, hold: Hold, amounts: Mapping[Unit, int]) -> dict[Unit, int]:
+        """What there is beside what older holds still want; all units shrink by one factor, so none is for nothing."""
+        older = [other for other in self.wanting.values() if seniority(other) < seniority(hold)]
         share = Fraction(1)
-        for balance in (self.balances[term.key] for term in terms):
-            wanted = amounts.get(balance.term.unit, 0)
-            if balance.term.mode is Mode.HARD and wanted > 0:
-                share = min(share, Fraction(max(0, balance.available), wanted))
+        for balance in (self.balances[term.key] for term in hold.terms):
+            asked = amounts.get(balance.term.unit, 0)
+            if balance.term.mode is Mode.HARD and asked > 0:
+                room = balance.limit - balance.committed - pending_under(balance.term, older)
+                share = min(share, Fraction(max(0, room), asked))
         return {unit: max(0, amount) * share.numerator // share.denominator for unit, amount in amounts.items()}
 
-    def _raise_hold(self, hold: Hold, granted: Mapping[Unit, int]) -> None:
+    def _raised(self, hold: Hold, granted: Mapping[Unit, int]) -> Hold:
         for term in hold.terms:
             if granted.get(term.unit, 0):
                 self.move(term, hold.hold_id, "top_up", delta_held=granted[term.unit])
@@ -561,7 +619,7 @@ class _Posting:
         amounts = dict(hold.amounts)
         for unit, amount in granted.items():
             amounts[unit] = amounts.get(unit, 0) + amount
-        self._change(BookedHold(hold=replace(hold, amounts=amounts), state=HoldState.HELD))
+        return replace(hold, amounts=amounts)
 
     # --- holding ---------------------------------------------------------------------------------
 
@@ -621,14 +679,14 @@ class _Posting:
             raise LedgerError(f"{hold.step.label} cannot hold {amount} {term.unit.value}: an amount is at least 0")
         self.move(term, hold.hold_id, "hold", delta_held=amount, reason=decision.reason)
         if term.unit in hold.amounts:
-            self._guard(term)
+            self._guard(term, keeps_free=self.balances[term.key].pending)
 
-    def _guard(self, term: Term) -> None:
+    def _guard(self, term: Term, *, keeps_free: int = 0) -> None:
         if term.mode is not Mode.HARD:
             return
         balance = replace(self.balances[term.key], term=term)
         self.guarded[term.key] = balance.limit
-        if balance.committed > balance.limit:
+        if balance.committed + keeps_free > balance.limit:
             raise LedgerError(over_limit_text(term))
 
     def record(
@@ -658,6 +716,7 @@ class _Posting:
         top_ups: tuple[Mapping[Unit, int], ...] = (),
         windows: tuple[NodeWindow, ...] = (),
         facts: tuple[Fact, ...] = (),
+        adopted: tuple[Hold | None, ...] = (),
         policies: tuple[PolicyVersion, ...] = (),
         messages: tuple[Message, ...] = (),
     ) -> Effects:
@@ -674,23 +733,44 @@ class _Posting:
             facts=facts,
             decisions=tuple(self.decisions),
             messages=(*map(mlflow_message, self.entries), *messages),
-            alerts=tuple(
-                alert
-                for key, balance in self.balances.items()
-                for alert in crossings(standing.balances.get(key), balance)
-            ),
+            alerts=tuple(self._alerts(standing)),
             balances_changed=any(_moves(change, standing) for change in buckets)
+            or any(before.pending != self.balances[key].pending for key, before in standing.balances.items())
             or any(allowance.is_approved for allowance in (*self.limits.made, *self.limits.agreed)),
+            adopted=adopted,
+            fenced=tuple(self.fenced),
             allowances=tuple(self.limits.made),
             approvals=tuple(self.limits.agreed),
             limits=tuple(self.limits.written),
             policies=policies,
         )
 
+    def _alerts(self, standing: Standing) -> Iterator[Message]:
+        """Every threshold that lies between a balance as it was and as it is now, reached from below."""
+        for key, after in self.balances.items():
+            before = standing.balances.get(key) or Balance(term=after.term, spent=0, held=0)
+            for rule in after.term.alerts:
+                if _reached(rule, after) and (key not in standing.balances or not _reached(rule, before)):
+                    hold_id = self._crossed_by(rule, before, after)
+                    hold = self.holds[hold_id].hold if hold_id else None
+                    yield _alert(rule, before, after, hold, standing.generation + 1)
+
+    def _crossed_by(self, rule: AlertRule, before: Balance, after: Balance) -> str | None:
+        """The hold whose row brought the balance to where it stays; ``None`` where no hold did, but e.g. the limit."""
+        found: str | None = None
+        balance = replace(after, spent=before.spent, held=before.held)
+        for row in self.journal:
+            if (row.budget, row.account, row.unit.value, row.period) == after.term.key:
+                was_below = not _reached(rule, balance)
+                balance = replace(balance, spent=balance.spent + row.delta_spent, held=balance.held + row.delta_held)
+                if was_below and _reached(rule, balance):
+                    found = row.hold_id
+        return found
+
     def _bucket_changes(self, standing: Standing) -> Iterator[BucketChange]:
         for key, after in self.balances.items():
             before = standing.balances.get(key)
-            if before != after:
+            if before is None or replace(before, pending=after.pending) != after:
                 yield BucketChange(
                     term=after.term,
                     is_new=before is None,
@@ -705,6 +785,11 @@ def _moves(change: BucketChange, standing: Standing) -> bool:
     before = standing.balances.get(change.term.key)
     relimited = before is not None and before.term.limit != change.term.limit
     return bool(change.delta_held or change.delta_spent or relimited)
+
+
+def _is_fenced(hold: Hold, epoch: int | None) -> bool:
+    """Whether a message comes from an owner that somebody has taken the hold over from."""
+    return epoch is not None and epoch < hold.epoch
 
 
 def entries_of(closing: Closing) -> tuple[Entry, ...]:
@@ -855,13 +940,6 @@ def mlflow_message(entry: Entry) -> Message:
     return Message(kind="mlflow", dedup=f"entry:{entry.entry_id}", payload={"entry_id": entry.entry_id})
 
 
-def crossings(before: Balance | None, after: Balance) -> Iterator[Message]:
-    """The alerts whose threshold lies between the two balances, reached from below."""
-    for rule in after.term.alerts:
-        if _reached(rule, after) and (before is None or not _reached(rule, before)):
-            yield _alert(rule, after)
-
-
 def _amount(rule: AlertRule, balance: Balance) -> int:
     return balance.committed if rule.of_committed else balance.spent
 
@@ -871,17 +949,18 @@ def _reached(rule: AlertRule, balance: Balance) -> bool:
     return _amount(rule, balance) >= Fraction(str(rule.at_ratio)) * balance.limit
 
 
-def _alert(rule: AlertRule, balance: Balance) -> Message:
-    term = balance.term
+def _alert(rule: AlertRule, before: Balance, after: Balance, hold: Hold | None, generation: int) -> Message:
+    """``generation`` makes every crossing a message of its own; ``hold`` is whose row crossed the threshold."""
+    term = after.term
     base = "committed" if rule.of_committed else "spent"
-    amount = _amount(rule, balance)
+    amount = _amount(rule, after)
     text = (
-        f"budget {term.budget} ({term.account}, {term.period}): {format_amount(term.unit, amount)} of"
-        f" {format_amount(term.unit, balance.limit)} {term.unit.value} {base}, past {rule.at_ratio:.0%}"
+        f"budget {term.budget} ({term.account}, {term.period}) is past {rule.at_ratio:.0%} {base}:"
+        f" {format_amount(term.unit, amount)} of {format_amount(term.unit, after.limit)} {term.unit.value}"
     )
     return Message(
         kind="alert",
-        dedup="|".join((*term.key, repr(rule.at_ratio), base)),
+        dedup="|".join((*term.key, repr(rule.at_ratio), base, ",".join(rule.to), str(generation))),
         payload={
             "budget": term.budget,
             "account": term.account,
@@ -890,7 +969,17 @@ def _alert(rule: AlertRule, balance: Balance) -> Message:
             "at_ratio": rule.at_ratio,
             "of": base,
             "amount": amount,
-            "limit": balance.limit,
+            "limit": after.limit,
+            "before": _amount(rule, before),
+            "after": amount,
+            "spent": after.spent,
+            "held": after.held,
+            "hold_id": hold.hold_id if hold else None,
+            "step": hold.step.label if hold else None,
+            "user": hold.user if hold else None,
+            "project": hold.project if hold else None,
+            "policy_sha256": hold.policy_sha256 if hold else None,
+            "generation": generation,
             "to": list(rule.to),
             "text": text,
         },

@@ -86,16 +86,13 @@ def hold_row(booked: BookedHold) -> Row:
         "tier": hold.tier,
         "decision": hold.decision.value,
         "would_decision": hold.would_decision.value,
+        "policy_sha256": hold.policy_sha256,
         "amounts": amounts_json(hold.amounts),
         "terms": [_term_json(term) for term in hold.terms],
-        "owner": {
-            "host": hold.owner.host,
-            "boot_id": hold.owner.boot_id,
-            "pid": hold.owner.pid,
-            "started_ticks": hold.owner.started_ticks,
-            "spool_dir": hold.owner.spool_dir,
-        },
+        "owner": owner_json(hold.owner),
         "opened_at": hold.opened_at,
+        "epoch": hold.epoch,
+        "wanted": amounts_json(hold.wanted),
     }
 
 
@@ -113,6 +110,9 @@ def booked_hold_of(row: ReadRow) -> BookedHold:
         terms=tuple(_term_of(term) for term in row["terms"]),
         owner=Owner(**row["owner"]),
         opened_at=row["opened_at"],
+        epoch=row["epoch"],
+        wanted=_amounts_of(row["wanted"]),
+        policy_sha256=row["policy_sha256"],
     )
     return BookedHold(hold=hold, state=HoldState(row["state"]))
 
@@ -220,6 +220,7 @@ def decision_row(row: DecisionRow) -> Row:
                 "spent": balance.spent,
                 "held": balance.held,
                 "extra": balance.extra,
+                "pending": balance.pending,
             }
             for balance in row.balances
         ],
@@ -232,15 +233,7 @@ def decision_row_of(row: ReadRow) -> DecisionRow:
         hold_id=row["hold_id"],
         step=Step(**row["step"]),
         decision=_decision_of(row["decision"]),
-        balances=tuple(
-            Balance(
-                term=_term_of(balance["term"]),
-                spent=balance["spent"],
-                held=balance["held"],
-                extra=balance.get("extra", 0),
-            )
-            for balance in row["balances"]
-        ),
+        balances=tuple(Balance(**{**balance, "term": _term_of(balance["term"])}) for balance in row["balances"]),
     )
 
 
@@ -265,6 +258,16 @@ def approved_limit_of(row: ReadRow) -> ApprovedLimit:
 
 def amounts_json(amounts: Mapping[Unit, int]) -> Row:
     return {unit.value: amount for unit, amount in amounts.items()}
+
+
+def owner_json(owner: Owner) -> Row:
+    return {
+        "host": owner.host,
+        "boot_id": owner.boot_id,
+        "pid": owner.pid,
+        "started_ticks": owner.started_ticks,
+        "spool_dir": owner.spool_dir,
+    }
 
 
 def _amounts_of(json: Mapping[str, int]) -> dict[Unit, int]:

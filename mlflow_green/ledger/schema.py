@@ -103,6 +103,7 @@ holds = Table(
     Column("tier", String),
     Column("decision", String(16), nullable=False),
     Column("would_decision", String(16), nullable=False),
+    Column("policy_sha256", String(64), nullable=False, server_default=""),
     Column("amounts", JSON, nullable=False),
     Column("terms", JSON, nullable=False),
     Column("owner", JSON, nullable=False),

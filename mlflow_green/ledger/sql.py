@@ -35,8 +35,10 @@ from mlflow_green.ledger.limit_rows import (
     load_approved,
     load_extras,
 )
+from mlflow_green.ledger.pending import with_pending
 from mlflow_green.ledger.posting import (
     HISTORY_LENGTH_MAX,
+    BookedHold,
     Effects,
     HoldState,
     Message,
@@ -51,7 +53,15 @@ from mlflow_green.ledger.posting import (
 )
 from mlflow_green.ledger.sqlite import SqliteStore, explained
 from mlflow_green.ledger.store import Store
-from mlflow_green.ledger.transaction import keys_of, load, load_buckets, load_holds, load_limits
+from mlflow_green.ledger.transaction import (
+    keys_of,
+    load,
+    load_buckets,
+    load_generation,
+    load_holds,
+    load_limits,
+    load_wanting,
+)
 from mlflow_green.records import (
     Allowance,
     ApprovedLimit,
@@ -178,9 +188,15 @@ class SqlLedger:
             effects = post(batch, loaded.standing, choose, now=now, new_hold_id=lambda: uuid4().hex)
             change = Change(at=now, effects=effects)
             alerts = apply(connection, change, loaded.bucket_ids)
-            generation = connection.execute(select(schema.meta.c.generation)).scalar_one()
             self._record(connection, change)
-        return Committed(answers=effects.answers, top_ups=effects.top_ups, alerts=alerts, generation=generation)
+        return Committed(
+            answers=effects.answers,
+            top_ups=effects.top_ups,
+            alerts=alerts,
+            generation=loaded.standing.generation + effects.balances_changed,
+            adopted=effects.adopted,
+            fenced=effects.fenced,
+        )
 
     def adjust(self, hold_id: str, amounts: Mapping[Unit, int], reason: str) -> bool:
         """Correct what a closed hold was charged; ``False`` if this reason was given for it before.
@@ -198,7 +214,9 @@ class SqlLedger:
             now = self._store.now(connection, self._clock)
             terms = [term for booked in holds.values() for term in booked.hold.terms]
             found = load_limits(connection, keys_of(terms), now)
-            standing = Standing(balances=found.balances, extras=found.extras, holds=holds)
+            standing = Standing(
+                generation=load_generation(connection), balances=found.balances, extras=found.extras, holds=holds
+            )
             change = Change(at=now, effects=post_adjustment(hold_id, amounts, reason, standing, now))
             apply(connection, change, found.bucket_ids)
             self._record(connection, change)
@@ -214,12 +232,13 @@ class SqlLedger:
                 known, _ids = load_buckets(connection, {term.key for term in terms})
             extras = load_extras(connection, known, now)
             approved = load_approved(connection, {limit_key(term) for term in terms})
+            wanting = load_wanting(connection)
         known = {key: replace(balance, extra=extras.get(key, NOTHING).total) for key, balance in known.items()}
         if not terms:
-            return tuple(known.values())
+            return with_pending(known.values(), wanting)
         none = Balance(term=terms[0], spent=0, held=0)
         told = (counted(term, approved.get(limit_key(term))) for term in terms)
-        return tuple(replace(known.get(term.key, none), term=term) for term in told)
+        return with_pending([replace(known.get(term.key, none), term=term) for term in told], wanting)
 
     def open_holds(self) -> tuple[Hold, ...]:
         query = select(schema.holds).where(schema.holds.c.state == HoldState.HELD.value)
@@ -272,6 +291,15 @@ class SqlLedger:
         with self._reading():
             yield
 
+    def accounts(self) -> Mapping[str, str | None]:
+        with self._reading() as connection:
+            return {row.account: row.parent for row in connection.execute(select(schema.accounts))}
+
+    def booked_holds(self) -> tuple[BookedHold, ...]:
+        query = select(schema.holds).order_by(schema.holds.c.hold_number)
+        with self._reading() as connection:
+            return tuple(rows.booked_hold_of(row) for row in connection.execute(query).mappings())
+
     def entries(self, *, workflow_run: str | None = None) -> tuple[Entry, ...]:
         query = select(schema.entries).order_by(schema.entries.c.entry_number)
         if workflow_run is not None:
@@ -310,6 +338,14 @@ class SqlLedger:
         max_extra: Decimal | None = None,
         to: Sequence[str] = (),
     ) -> None:
+        role = self.identity()
+        if role is not None:
+            if allowance.is_approved:
+                raise AllowanceRefused(
+                    f"this ledger knows who agrees, so {role} cannot say so for another: ask without an approver, and"
+                    f" have another role run 'mlflow-green budget approve {allowance.allowance_id}'"
+                )
+            allowance = replace(allowance, requested_by=role)
         with self._writing() as connection:
             if load_allowances(connection, allowance.allowance_id):
                 return
@@ -321,6 +357,7 @@ class SqlLedger:
     def approve(
         self, allowance_id: str, approved_by: str, *, max_extra: Decimal | None = None, to: Sequence[str] = ()
     ) -> Allowance:
+        approved_by = self.identity() or approved_by
         with self._writing() as connection:
             asked = load_allowances(connection, allowance_id)
             if not asked:
@@ -342,14 +379,16 @@ class SqlLedger:
         """The bucket that an allowance raises, those that inherit from it or it from, with their approved limits."""
         found = load_limits(connection, {allowance.key} | keys_of([term] if term else []), now)
         approved = load_approved(connection, {allowance.key[:3]})
-        return Standing(balances=found.balances, extras=found.extras, approved=approved)
+        return Standing(
+            generation=load_generation(connection), balances=found.balances, extras=found.extras, approved=approved
+        )
 
     # --- PolicyBook ------------------------------------------------------------------------------
 
     def record_policy(self, version: PolicyVersion, terms: Sequence[Term] = ()) -> tuple[ApprovedLimit, ...]:
         with self._writing() as connection:
             now = self._store.now(connection, self._clock)
-            standing = Standing(approved=load_approved(connection))
+            standing = Standing(generation=load_generation(connection), approved=load_approved(connection))
             effects = post_policy(version, terms, standing, now)
             if effects.limits or not knows_policy(connection, version.sha256):
                 self._write(connection, effects, now)
@@ -367,7 +406,12 @@ class SqlLedger:
         with self._writing() as connection:
             now = self._store.now(connection, self._clock)
             found = load_limits(connection, keys_of_budgets(connection, terms), now)
-            standing = Standing(balances=found.balances, extras=found.extras, approved=load_approved(connection))
+            standing = Standing(
+                generation=load_generation(connection),
+                balances=found.balances,
+                extras=found.extras,
+                approved=load_approved(connection),
+            )
             effects = post_applied(version, terms, standing, now, approved_by=approved_by, reason=reason, to=to)
             self._write(connection, effects, now)
 

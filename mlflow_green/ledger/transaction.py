@@ -6,12 +6,14 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from sqlalchemy import Connection, Table, bindparam, delete, func, insert, or_, select, update
+from sqlalchemy import Connection, String, Table, and_, bindparam, cast, delete, func, insert, or_, select, update
 
 from mlflow_green.errors import LedgerError
 from mlflow_green.ledger import rows, schema
+from mlflow_green.ledger.accounts import ancestry
 from mlflow_green.ledger.allowances import NOTHING, Extras, limit_key, previous_key
 from mlflow_green.ledger.limit_rows import columns_of, load_approved, load_extras, write_limits
+from mlflow_green.ledger.pending import with_pending
 from mlflow_green.ledger.posting import (
     BookedHold,
     BucketChange,
@@ -24,17 +26,20 @@ from mlflow_green.ledger.posting import (
     entries_of,
     over_limit_text,
 )
-from mlflow_green.records import Action, Balance, Batch, Entry, Fact, JournalRow, NodeWindow, Term
+from mlflow_green.records import Action, Balance, Batch, Entry, Fact, Hold, JournalRow, NodeWindow, Term
 
 _BUCKETS, _HOLDS = schema.buckets.c, schema.holds.c
 
 # Statements are built once: building one costs as much as running it.
+_IS_WANTING = and_(_HOLDS.state == HoldState.HELD.value, cast(_HOLDS.wanted, String) != "{}")
 _SELECT_HOLDS = select(schema.holds).where(
     or_(
         _HOLDS.hold_id.in_(bindparam("hold_ids", expanding=True)),
         _HOLDS.step_key.in_(bindparam("step_keys", expanding=True)),
+        _IS_WANTING,
     )
 )
+_SELECT_WANTING = select(schema.holds).where(_IS_WANTING)
 # SQLite scans the whole table for (a, b, c, d) IN (...); this finds a few too many, by the index.
 _SELECT_BUCKETS = select(schema.buckets).where(
     _BUCKETS.budget.in_(bindparam("budgets", expanding=True)),
@@ -77,6 +82,10 @@ _SELECT_CHARGES = (
     .where(schema.journal.c.hold_id.in_(bindparam("hold_ids", expanding=True)))
     .group_by(schema.journal.c.hold_id, _BUCKETS.bucket_id)
 )
+_SELECT_ACCOUNTS = select(schema.accounts.c.account).where(
+    schema.accounts.c.account.in_(bindparam("accounts", expanding=True))
+)
+_SELECT_GENERATION = select(schema.meta.c.generation)
 _SELECT_DEDUPS = select(schema.outbox.c.dedup).where(schema.outbox.c.dedup.in_(bindparam("dedups", expanding=True)))
 # The guard is a plain UPDATE whose row count is checked: after WITH ... UPDATE pysqlite reports -1.
 _UPDATE_BUCKET = (
@@ -101,7 +110,10 @@ _UPDATE_HOLD = (
     .where(_HOLDS.hold_id == bindparam("key"), _HOLDS.state == HoldState.HELD.value)
     .values(
         state=bindparam("new_state"),
-        amounts=bindparam("new_amounts", type_=schema.holds.c.amounts.type),
+        amounts=bindparam("new_amounts", type_=_HOLDS.amounts.type),
+        owner=bindparam("new_owner", type_=_HOLDS.owner.type),
+        epoch=bindparam("new_epoch"),
+        wanted=bindparam("new_wanted", type_=_HOLDS.wanted.type),
     )
 )
 _DELETE_FACT = delete(schema.facts).where(
@@ -121,13 +133,16 @@ def load(connection: Connection, batch: Batch, now: datetime) -> Loaded:
     """Everything that ``post`` needs to know about this batch."""
     step_keys = [request.step.key for request in batch.requests]
     closed = [closing.hold_id for closing in batch.closings if closing.hold_id]
-    holds = load_holds(connection, {*closed, *(asked.hold_id for asked in batch.top_ups)}, step_keys)
+    named = {*closed, *(asked.hold_id for asked in batch.top_ups), *batch.adoptions}
+    holds = load_holds(connection, named, step_keys)
     asked = [term for request in batch.requests for term in request.terms]
     terms = [*asked, *(term for booked in holds.values() for term in booked.hold.terms)]
     found = load_limits(connection, keys_of(terms), now)
     lost = [hold_id for hold_id in closed if hold_id in holds and holds[hold_id].state is HoldState.LOST]
+    pending = with_pending(found.balances.values(), (booked.hold for booked in holds.values()))
     standing = Standing(
-        balances=found.balances,
+        generation=load_generation(connection),
+        balances={balance.term.key: balance for balance in pending},
         extras=found.extras,
         approved=load_approved(connection, {limit_key(term) for term in asked}),
         holds=holds,
@@ -142,10 +157,20 @@ def load(connection: Connection, batch: Batch, now: datetime) -> Loaded:
 def load_holds(
     connection: Connection, hold_ids: Collection[str], step_keys: Collection[str] = ()
 ) -> dict[str, BookedHold]:
+    """These holds, and every open one that waits for more."""
     if not hold_ids and not step_keys:
         return {}
     found = connection.execute(_SELECT_HOLDS, {"hold_ids": list(hold_ids), "step_keys": list(step_keys)})
     return {row["hold_id"]: rows.booked_hold_of(row) for row in found.mappings()}
+
+
+def load_wanting(connection: Connection) -> tuple[Hold, ...]:
+    """Every open hold that waits for more."""
+    return tuple(rows.booked_hold_of(row).hold for row in connection.execute(_SELECT_WANTING).mappings())
+
+
+def load_generation(connection: Connection) -> int:
+    return int(connection.execute(_SELECT_GENERATION).scalar_one())
 
 
 def load_buckets(
@@ -303,12 +328,18 @@ def _write_buckets(
 
 
 def _insert_bucket(connection: Connection, term: Term, now: datetime) -> int:
-    account = select(schema.accounts.c.account).where(schema.accounts.c.account == term.account)
-    if connection.execute(account).first() is None:
-        connection.execute(_INSERTS["accounts"], {"account": term.account, "opened_at": now})
+    _insert_account(connection, term.account, now)
     result = connection.execute(_INSERTS["buckets"], {**rows.bucket_row(term), "spent": 0, "held": 0})
     assert result.inserted_primary_key is not None
     return int(result.inserted_primary_key[0])
+
+
+def _insert_account(connection: Connection, account: str, now: datetime) -> None:
+    """The account and those above it, as far as they are not there yet."""
+    lineage = ancestry(account)
+    known = set(connection.execute(_SELECT_ACCOUNTS, {"accounts": list(lineage)}).scalars())
+    values = [{"account": name, "parent": above, "opened_at": now} for name, above in lineage.items()]
+    _insert(connection, schema.accounts, [row for row in values if row["account"] not in known])
 
 
 def _update_bucket(connection: Connection, change: BucketChange, bucket_id: int) -> None:
@@ -340,6 +371,9 @@ def _update_holds(connection: Connection, changed: Sequence[BookedHold]) -> None
             "key": booked.hold.hold_id,
             "new_state": booked.state.value,
             "new_amounts": rows.amounts_json(booked.hold.amounts),
+            "new_owner": rows.owner_json(booked.hold.owner),
+            "new_epoch": booked.hold.epoch,
+            "new_wanted": rows.amounts_json(booked.hold.wanted),
         }
         for booked in changed
     ]

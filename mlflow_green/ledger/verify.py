@@ -10,7 +10,7 @@ from typing import Protocol
 
 from mlflow_green.ledger.allowances import NOTHING, extras_of, inheritance, previous_key
 from mlflow_green.ledger.ledger import Ledger, LedgerReader
-from mlflow_green.ledger.posting import TermKey, charged_sum
+from mlflow_green.ledger.posting import BookedHold, HoldState, TermKey, charged_sum
 from mlflow_green.records import Allowance, Balance, Domain, Entry, Hold, JournalRow, NodeWindow, Owner, Unit
 from mlflow_green.units import format_amount
 
@@ -26,6 +26,14 @@ class Books(Ledger, LedgerReader, Protocol):
         """Everything read inside belongs together."""
         ...
 
+    def accounts(self) -> Mapping[str, str | None]:
+        """Every account with the one right above it; ``None`` for the topmost."""
+        ...
+
+    def booked_holds(self) -> tuple[BookedHold, ...]:
+        """Every hold there is, open or closed, oldest first."""
+        ...
+
 
 def verify(
     books: Books, owner_alive: Callable[[Owner], bool], running_samplers: Collection[str] = ()
@@ -38,14 +46,17 @@ def verify(
     with books.snapshot():
         try:
             balances, journal, entries = books.balances(), books.journal(), books.entries()
-            windows, holds = books.node_windows(), books.open_holds()
+            windows, accounts, booked = books.node_windows(), books.accounts(), books.booked_holds()
             allowances = books.allowances()
         except ValueError as error:  # a record refused what the store holds
             return (f"a stored row breaks its own rules: {error}",)
+    holds = [each.hold for each in booked if each.state is HoldState.HELD]
     return (
         *_balance_findings(balances, journal),
+        *_account_findings(balances, accounts),
         *_limit_findings(balances, journal, allowances),
         *_hold_findings(journal, holds),
+        *_state_findings(booked),
         *_entry_findings(journal, entries, holds),
         *_window_findings(windows),
         *_share_findings(windows, entries, holds, running_samplers),
@@ -108,6 +119,15 @@ def _limit_findings(
                 yield f"{_name(key)} inherited {has}, {_name(previous.term.key)} leaves it {due}"
 
 
+def _account_findings(balances: Iterable[Balance], accounts: Mapping[str, str | None]) -> Iterator[str]:
+    for balance in balances:
+        if balance.term.account not in accounts:
+            yield f"{_name(balance.term.key)} is of an account that does not exist"
+    for account, parent in accounts.items():
+        if parent is not None and parent not in accounts:
+            yield f"account {account} is below {parent}, which does not exist"
+
+
 def _hold_findings(journal: Iterable[JournalRow], open_holds: Iterable[Hold]) -> Iterator[str]:
     """Under each of its terms a hold has one opening row, at most one terminal row, and nothing left once closed."""
     is_open = {hold.hold_id: hold for hold in open_holds}
@@ -131,6 +151,17 @@ def _hold_findings(journal: Iterable[JournalRow], open_holds: Iterable[Hold]) ->
         for term in hold.terms:
             if (hold.hold_id, term.key) not in by_hold:
                 yield f"open hold {hold.hold_id} of {hold.step.label} has no row in the journal of {_name(term.key)}"
+
+
+def _state_findings(booked: Iterable[BookedHold]) -> Iterator[str]:
+    """Only an open hold wants more, and each owner of a hold has an epoch of its own, the first of them 1."""
+    for hold, state in ((each.hold, each.state) for each in booked):
+        if hold.wanted and state is not HoldState.HELD:
+            yield f"hold {hold.hold_id} of {hold.step.label} is {state.value} and still wants {dict(hold.wanted)}"
+        if any(amount <= 0 for amount in hold.wanted.values()):
+            yield f"hold {hold.hold_id} of {hold.step.label} wants {dict(hold.wanted)}, and an amount is above 0"
+        if hold.epoch < 1:
+            yield f"hold {hold.hold_id} of {hold.step.label} has epoch {hold.epoch}, and the first is 1"
 
 
 def _by_hold_and_bucket(journal: Iterable[JournalRow]) -> dict[tuple[str, TermKey], list[JournalRow]]:

@@ -192,10 +192,10 @@ def _needs(question: _Question, estimate: Estimate) -> Mapping[Unit, int | None]
     needs: dict[Unit, int | None] = {}
     for unit in units:
         rooms = [
-            ceiling - view.balance.committed
+            _room(view, stop, ceiling)
             for view in question.views
             if view.balance.term.unit is unit
-            for _, ceiling, _ in _ceilings(view)
+            for stop, ceiling, _ in _ceilings(view)
         ]
         amount = question.unknown_amounts.get(unit)
         needs[unit] = None if amount is None else max(0, min([amount, *rooms]))
@@ -210,6 +210,11 @@ def _ceilings(view: _View) -> Iterator[tuple[_Stop, int, int]]:
     for rule in view.budget.rules:
         if rule.base == "committed" and rule.do in {Verb.WAIT, Verb.REFUSE}:
             yield _stop_of(rule), rule.threshold(limit), _patience(view, rule)
+
+
+def _room(view: _View, stop: _Stop, ceiling: int) -> int:
+    """What a new hold may take below a ceiling; of the limit itself, only what no running step still waits for."""
+    return ceiling - view.balance.committed - (view.balance.pending if stop is _Stop.LIMIT else 0)
 
 
 def _stop_of(rule: Rule) -> _Stop:
@@ -239,7 +244,7 @@ def _obstacles(view: _View, estimate: Estimate, needs: Mapping[Unit, int | None]
             yield _Obstacle(stop=_Stop.NO_FACTOR, view=view, ceiling=limit, room=balance.available, needed=None)
         return
     for stop, ceiling, patience in _ceilings(view):
-        room = ceiling - balance.committed
+        room = _room(view, stop, ceiling)
         if room < needed or (unknown and room <= 0):
             yield _Obstacle(
                 stop=stop,
@@ -277,7 +282,11 @@ def _hope(question: _Question, obstacle: _Obstacle) -> str | None:
         return None
     balance = obstacle.view.balance
     least = obstacle.needed or 1
-    if balance.held > 0 and not obstacle.of_spent and balance.spent + least <= obstacle.ceiling:
+    if (
+        (balance.held > 0 or balance.pending > 0)
+        and not obstacle.of_spent
+        and balance.spent + least <= obstacle.ceiling
+    ):
         return "until other steps settle"
     if obstacle.stop is _Stop.UNKNOWN_WAIT:
         return None

@@ -6,6 +6,7 @@ their ticket later. One transaction a round, with everything queued meanwhile, k
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import queue
 import threading
@@ -138,6 +139,7 @@ class Bookkeeper:
         self._waiting: list[Ticket] = []
         self._is_down = False
         self._is_all_posted = True
+        self._said: set[str] = set()
         self._balances: dict[tuple[str, str, str, str], Balance] = {}
         self._thread = threading.Thread(target=self._run, name="green-ledger", daemon=True)
 
@@ -172,7 +174,7 @@ class Bookkeeper:
         def add(work: _Work) -> None:
             if late is not None:
                 work.late.append(late)
-            work.closings.append(closing)
+            work.closings.append(dataclasses.replace(closing, epoch=_epoch(ticket)))
             work.facts.extend(facts)
 
         self._inbox.put(add)
@@ -185,7 +187,9 @@ class Bookkeeper:
             for pending in (work.asks, self._delayed, self._waiting):
                 pending[:] = [ticket for ticket in pending if ticket not in gone]
             work.closings.extend(
-                Closing(kind=ClosingKind.VOID, hold_id=ticket.hold.hold_id, entry=None, reason=reason)
+                Closing(
+                    kind=ClosingKind.VOID, hold_id=ticket.hold.hold_id, entry=None, reason=reason, epoch=_epoch(ticket)
+                )
                 for ticket in gone
                 if ticket.hold
             )
@@ -197,10 +201,11 @@ class Bookkeeper:
         posted = list(windows)
         self._inbox.put(lambda work: work.windows.extend(posted))
 
-    def top_up(self, ticket: Ticket, amounts: dict[Unit, int]) -> None:
+    def top_up(self, ticket: Ticket, amounts: dict[Unit, int], *, may_finish: bool = False) -> None:
+        """Ask for more. ``may_finish``: the step goes on without it, so no room is kept for it."""
         ticket.top_up_asked_seconds = self._clock.monotonic_seconds()
         ticket.top_up_pending = True
-        asked = TopUp(hold_id=ticket.hold_id, amounts=amounts)
+        asked = TopUp(hold_id=ticket.hold_id, amounts=amounts, epoch=_epoch(ticket), may_finish=may_finish)
         self._inbox.put(lambda work: work.top_ups.append((ticket, asked)))
 
     def recheck(self) -> None:
@@ -307,10 +312,27 @@ class Bookkeeper:
         for (ticket, asked), granted in zip(work.top_ups, committed.top_ups, strict=True):
             self._topped_up(ticket, asked, granted)
         refusals = self._answer(work.asks, committed.answers, now)
+        self._keep_fenced(work.closings, committed.fenced)
         for alert in committed.alerts:
-            self._say(alert)
+            # Holds and settlements may cross a threshold to and fro all the time: what comes before its amounts.
+            self._say_once(alert.partition(": ")[0], alert)
         if refusals:
             self._commit(_Work(closings=refusals))
+
+    def _keep_fenced(self, closings: Sequence[Closing], fenced: Sequence[str]) -> None:
+        """Whoever has taken a hold over closes it; what was metered here is posted again then, as later evidence."""
+        for closing in closings:
+            if closing.hold_id in fenced and closing.entry is not None:
+                self._unposted.closings.append(closing)
+                taken = f"hold {closing.hold_id} of {closing.entry.step} was taken over by another process"
+                self._say_once(
+                    taken, f"{taken}, which took this one for dead; what was metered here corrects its charge"
+                )
+
+    def _say_once(self, fact: str, text: str) -> None:
+        if fact not in self._said:
+            self._said.add(fact)
+            self._say(text)
 
     def _topped_up(self, ticket: Ticket, asked: TopUp, granted: Mapping[Unit, int]) -> None:
         ticket.granted = {unit: amount + granted.get(unit, 0) for unit, amount in ticket.granted.items()}
@@ -395,3 +417,8 @@ class Bookkeeper:
             )
         if tickets:
             self._wake()
+
+
+def _epoch(ticket: Ticket) -> int | None:
+    """The epoch under which this process has the ticket's hold, if it has one."""
+    return None if ticket.hold is None else ticket.hold.epoch

@@ -136,7 +136,7 @@ class Planner:
         )
         points = {unit: interval.point for unit, interval in used.items()}
         overrun = overrun_text(self._policy, hold, points, grant)
-        return Verdict(top_up=dict(need) if need else None, overrun=overrun)
+        return Verdict(top_up=dict(need) if need else None, may_finish=not self.leashes(hold), overrun=overrun)
 
     def _site_so_far(self, ticket: Ticket, usage: Usage) -> Site:
         """What the step would be charged by if it ended now."""

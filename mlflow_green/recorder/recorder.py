@@ -59,10 +59,12 @@ _UNWRITTEN_LINES_MAX = 10_000
 class Verdict:
     """What enforcement says about a running step after a sample: ask for more, end it, or neither.
 
+    ``may_finish``: it runs on even if it gets no more.
     ``overrun`` says that it has passed its grant by the point value and may still run on.
     """
 
     top_up: dict[Unit, int] | None = None
+    may_finish: bool = False
     halt_reason: str | None = None
     grace_seconds: float = 0.0
     overrun: str | None = None
@@ -91,7 +93,7 @@ class Bookkeeping(Protocol):
     def settle(self, ticket: Ticket, closing: Closing, facts: Sequence[Fact] = ()) -> None: ...
     def void(self, tickets: Sequence[Ticket], reason: str) -> None: ...
     def post(self, windows: Sequence[NodeWindow]) -> None: ...
-    def top_up(self, ticket: Ticket, amounts: dict[Unit, int]) -> None: ...
+    def top_up(self, ticket: Ticket, amounts: dict[Unit, int], *, may_finish: bool) -> None: ...
     def recheck(self) -> None: ...
     def read_balances(self, terms: Sequence[Term]) -> None: ...
     def flush(self, timeout_seconds: float) -> bool: ...
@@ -471,7 +473,8 @@ class Recorder:
         elif verdict.halt_reason:
             self._warn(ticket, verdict.halt_reason)
         elif verdict.top_up and not ticket.top_up_pending:
-            self._bookkeeper.top_up(ticket, verdict.top_up)
+            may_finish = verdict.may_finish or not self._halts
+            self._bookkeeper.top_up(ticket, verdict.top_up, may_finish=may_finish)
         if verdict.overrun and not ticket.overrun_said:
             ticket.overrun_said = True
             self._say(verdict.overrun)

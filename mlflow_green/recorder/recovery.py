@@ -1,5 +1,8 @@
 """After a crash: end what still runs here, charge what may have been used, and close the holds of dead owners.
 
+What is ended and charged is taken over first, so that neither its owner, should that live after all, nor another
+recovery can close it meanwhile.
+
 The spool tells what was read up to the last sample, and up to the end of a step that a keeper went on with. What came
 after the last sample is not known, so a lost hold is charged its last reading + P_max x the silence: all of the silence
 where a process of the step was still found running, at most lease + grace otherwise; for a block of a Python program,
@@ -10,6 +13,7 @@ after their wall time.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import os
@@ -23,7 +27,7 @@ from pathlib import Path
 from mlflow_green.clock import Clock, boot_id
 from mlflow_green.errors import LedgerError, LedgerUnavailable
 from mlflow_green.ledger.ledger import Ledger
-from mlflow_green.metering.supervise import end_processes, owner_alive, step_processes
+from mlflow_green.metering.supervise import end_processes, owner_alive, step_processes, this_process
 from mlflow_green.recorder.late_hold import admit_at_nothing, hold_late, told_if_refused
 from mlflow_green.recorder.loss import (
     BLOCK_SILENCE,
@@ -85,19 +89,25 @@ def recover(
             hold_late(ledger, session.promised, session.origin.main if session.origin else session.owner)
     placed = placed_steps(sessions, nodes)
     waiting, over, lost = close_placed(ledger, placed, nodes, job_ends, clock.now(), say)
-    dead = _dead_holds(ledger, spool_dir, alive, sessions)
+    open_holds = ledger.open_holds()
+    dead = _dead_holds(open_holds, spool_dir, alive, sessions)
     for hold_id in placed:
         dead.pop(hold_id, None)
-    ran_on = _end_orphans(sessions, dead, say)
-    lost += _close_sessions(ledger, sessions, everybody, dead, ran_on, waiting, clock.now(), say)
+    unfinished = {hold_id for session in sessions if not session.leaves_orphans for hold_id in session.unfinished}
+    ran_on = _running(sessions, unfinished | dead.keys())
+    # Nobody is robbed who may live: what another recovery left open may have been taken over by a process that lives.
+    left = [hold for hold in open_holds if not alive(hold.owner) or hold.epoch > 1]
+    left = [hold for hold in left if hold.hold_id in unfinished | ran_on]
+    taken = _take_over(ledger, left, ran_on, this_process(host, spool_dir))
+    _end_orphans(ran_on, say)
+    lost += _close_sessions(ledger, sessions, everybody, dead, taken, waiting, clock.now(), say)
     closed = [node for node in nodes if not waiting & node.begun.keys()]
     _post_nodes(ledger, [node for node in closed if has_ended(node, over, clock.now())], say)
     # Their spool is gone, and with it every reading: they are charged what they held.
     for hold_id, hold in dead.items():
         closing = lost_as_held(hold, None, began_at=hold.opened_at, why="its owner died and its readings are gone")
         with told_if_refused(say, f"hold {hold_id} of {hold.step.label}, whose owner died"):
-            ledger.commit(Batch(closings=(closing,)), admit_at_nothing)
-            lost += 1
+            lost += not ledger.commit(Batch(closings=taken.stamped([closing])), admit_at_nothing).fenced
     if lost:
         steps = "1 step" if lost == 1 else f"{lost} steps"
         say(
@@ -109,12 +119,37 @@ def recover(
     return lost
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Taken:
+    """Holds that were taken over, with their epochs; and which steps ran on after their meter, or may have."""
+
+    epochs: Mapping[str, int]
+    ran_on: set[str]
+
+    def stamped(self, closings: Iterable[Closing]) -> tuple[Closing, ...]:
+        """The closings, which count only if nobody has taken their holds over since."""
+        return tuple(dataclasses.replace(each, epoch=self.epochs.get(each.hold_id or "")) for each in closings)
+
+
+def _take_over(ledger: Ledger, holds: Sequence[Hold], ran_on: set[str], owner: Owner) -> _Taken:
+    """Take over these holds. What another recovery took just before, and may have ended, counts as having run on."""
+    if not holds:
+        return _Taken({}, ran_on)
+    batch = Batch(adoptions=tuple(hold.hold_id for hold in holds), owner=owner)
+    adopted = [hold for hold in ledger.commit(batch, admit_at_nothing).adopted if hold]
+    seen = {hold.hold_id: hold.epoch for hold in holds}
+    return _Taken(
+        epochs={hold.hold_id: hold.epoch for hold in adopted},
+        ran_on=ran_on | {hold.hold_id for hold in adopted if hold.epoch > seen[hold.hold_id] + 1},
+    )
+
+
 def _close_sessions(
     ledger: Ledger,
     sessions: Sequence[SpoolSession],
     everybody: Sequence[SpoolSession],
     dead: dict[str, Hold],
-    ran_on: set[str],
+    taken: _Taken,
     waiting: set[str],
     now: datetime,
     say: Callable[[str], None],
@@ -129,7 +164,7 @@ def _close_sessions(
             if said is None:
                 continue
             _hear_leaders(said, everybody)
-            closings = _closings(said, mine, ran_on, now)
+            closings = taken.stamped(_closings(said, mine, taken.ran_on, now))
             if _post_session(ledger, said, closings, say):
                 lost += sum(closing.kind is ClosingKind.LOST for closing in closings)
                 if not waiting & said.placed.keys():
@@ -165,9 +200,11 @@ def _post_nodes(ledger: Ledger, nodes: Iterable[SpoolSession], say: Callable[[st
             remove_node_file(node.path)
 
 
-def _dead_holds(ledger: Ledger, spool_dir: Path, alive: Alive, sessions: Sequence[SpoolSession]) -> dict[str, Hold]:
+def _dead_holds(
+    open_holds: Iterable[Hold], spool_dir: Path, alive: Alive, sessions: Sequence[SpoolSession]
+) -> dict[str, Hold]:
     """Open holds of dead owners, but for those whose readings wait in another project's spool folder."""
-    dead = [hold for hold in ledger.open_holds() if not alive(hold.owner)]
+    dead = [hold for hold in open_holds if not alive(hold.owner)]
     here = {session.owner for session in sessions}
     begun = {hold_id for session in sessions for hold_id in session.begun}
     elsewhere = {owner for owner in {hold.owner for hold in dead} - here if _is_spooled_elsewhere(owner, spool_dir)}
@@ -239,15 +276,16 @@ def _put_aside(path: Path, problem: str, say: Callable[[str], None]) -> None:
     say(f"{problem}; it is kept as {aside} and not counted, please report it")
 
 
-def _end_orphans(sessions: Sequence[SpoolSession], dead: Mapping[str, Hold], say: Callable[[str], None]) -> set[str]:
-    """End what outlived a dead meter; the hold ids of what was found running."""
+def _running(sessions: Sequence[SpoolSession], hold_ids: Iterable[str]) -> set[str]:
+    """Which of these steps outlived their meter and are to be ended."""
     spared = {hold_id for session in sessions if session.leaves_orphans for hold_id in session.begun}
-    unfinished = {hold_id for session in sessions for hold_id in session.unfinished}
-    ran_on = {hold_id for hold_id in (unfinished | dead.keys()) - spared if step_processes(hold_id)}
+    return {hold_id for hold_id in hold_ids if hold_id not in spared and step_processes(hold_id)}
+
+
+def _end_orphans(ran_on: set[str], say: Callable[[str], None]) -> None:
     if ran_on:
         say(f"ending {'1 step' if len(ran_on) == 1 else f'{len(ran_on)} steps'} that outlived a killed run")
         end_processes(ran_on, GRACE_SECONDS)
-    return ran_on
 
 
 def _still_runs(session: SpoolSession, now: datetime) -> bool:
@@ -300,13 +338,13 @@ def _post_session(
 ) -> bool:
     try:
         windows = unposted_windows(ledger, session.windows)
-        ledger.commit(Batch(closings=tuple(closings), windows=windows), admit_at_nothing)
+        committed = ledger.commit(Batch(closings=tuple(closings), windows=windows), admit_at_nothing)
     except LedgerUnavailable:
         raise
     except LedgerError as error:  # one impossible file must not keep every later run from starting
         _put_aside(session.path, f"the ledger did not take {session.path}: {error}", say)
         return False
-    return True
+    return not committed.fenced  # else another recovery is at it, and needs the file
 
 
 def _lost(hold: Hold, began_at: datetime, session: SpoolSession, *, still_ran: bool, now: datetime) -> Closing:

@@ -30,7 +30,7 @@ class SpoolOnly:
     def post(self, windows: Sequence[NodeWindow]) -> None:
         """The spool has the windows of every tick."""
 
-    def top_up(self, ticket: Ticket, _amounts: dict[Unit, int]) -> None:
+    def top_up(self, ticket: Ticket, _amounts: dict[Unit, int], *, may_finish: bool = False) -> None:  # noqa: ARG002
         ticket.top_up_refused = True
 
     def recheck(self) -> None:

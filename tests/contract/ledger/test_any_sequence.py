@@ -37,7 +37,10 @@ amounts = st.integers(0, 70)
 
 
 class Books(RuleBasedStateMachine):
-    """``held`` maps a step to its hold, amounts and terms; ``spent`` maps a budget to what was charged."""
+    """``held`` maps a step to its hold, amounts and terms; ``spent`` maps a budget to what was charged.
+
+    ``wanted`` maps a step to the energy that its last top-up asked for and did not get.
+    """
 
     def make(self):
         raise NotImplementedError
@@ -46,13 +49,22 @@ class Books(RuleBasedStateMachine):
     def start(self):
         self.ledger = self.make()
         self.held, self.closed, self.spent, self.steps = {}, {}, dict.fromkeys(TERMS, 0), 0
+        self.wanted = {}
 
     def committed(self, budget):
         return self.spent[budget] + sum(a.get(budget.unit, 0) for _, a, terms in self.held.values() if budget in terms)
 
+    def pending(self, budget, names=None):
+        """What running steps wait for under a hard budget, all of them or only those that are named."""
+        if budget.unit is not Unit.ENERGY or budget.mode is not Mode.HARD:
+            return 0
+        chosen = self.wanted if names is None else names
+        return sum(self.wanted.get(name, 0) for name in chosen if budget in self.held[name][2])
+
     def fits(self, wanted, terms):
-        """A budget that facts have overrun has no room, not even for nothing."""
-        return all(self.committed(t) + wanted[t.unit] <= t.limit for t in terms if t.mode is Mode.HARD)
+        """A budget that facts have overrun has no room, not even for nothing; what others wait for is no room."""
+        hard = [t for t in terms if t.mode is Mode.HARD]
+        return all(self.committed(t) + self.pending(t) + wanted[t.unit] <= t.limit for t in hard)
 
     @rule(
         asked=st.lists(st.tuples(amounts, amounts, st.sets(st.sampled_from(TERMS))), min_size=1, max_size=3),
@@ -83,6 +95,7 @@ class Books(RuleBasedStateMachine):
             return
         name = data.draw(st.sampled_from(sorted(self.held)))
         hold, _, terms = self.held.pop(name)
+        self.wanted.pop(name, None)
         closing = {
             "settle": settle(hold, used, operational_micrograms_co2e=carbon),
             "lose": lose(hold, used, used + extra),
@@ -113,17 +126,21 @@ class Books(RuleBasedStateMachine):
                 for budget in terms:
                     self.spent[budget] += more if budget.unit is Unit.ENERGY else 0
 
-    @rule(data=st.data(), wanted=st.integers(1, 40))
-    def top_up(self, data, wanted):
+    @rule(data=st.data(), wanted=st.integers(1, 40), may_finish=st.booleans())
+    def top_up(self, data, wanted, may_finish):
         if not self.held:
             return
         name = data.draw(st.sampled_from(sorted(self.held)))
         hold, held, terms = self.held[name]
         hard = [t for t in terms if t.mode is Mode.HARD and t.unit is Unit.ENERGY]
-        room = min([wanted, *(max(0, t.limit - self.committed(t)) for t in hard)])
-        batch = Batch(top_ups=(TopUp(hold_id=hold.hold_id, amounts={Unit.ENERGY: wanted}),))
-        assert self.ledger.commit(batch, admit_what_fits).top_ups == ({Unit.ENERGY: room},)
+        age = {other: (each.opened_at, each.hold_id) for other, (each, _, _) in self.held.items()}
+        older = [other for other in self.wanted if age[other] < age[name]]
+        rooms = [max(0, t.limit - self.committed(t) - self.pending(t, older)) for t in hard]
+        room = min([wanted, *rooms])
+        asked = TopUp(hold_id=hold.hold_id, amounts={Unit.ENERGY: wanted}, may_finish=may_finish)
+        assert self.ledger.commit(Batch(top_ups=(asked,)), admit_what_fits).top_ups == ({Unit.ENERGY: room},)
         self.held[name] = (hold, {**held, Unit.ENERGY: held.get(Unit.ENERGY, 0) + room}, terms)
+        self.wanted[name] = 0 if may_finish else wanted - room
 
     @invariant()
     def balances_are_those_of_the_model(self):
@@ -131,6 +148,7 @@ class Books(RuleBasedStateMachine):
             for budget, balance in zip(TERMS, self.ledger.balances(TERMS), strict=True):
                 assert balance.spent == self.spent[budget]
                 assert balance.committed == self.committed(budget)
+                assert balance.pending == self.pending(budget)
 
     @invariant()
     def the_books_close(self):

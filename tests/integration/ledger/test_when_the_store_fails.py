@@ -267,7 +267,7 @@ def test_the_guard_refuses_what_was_decided_on_balances_of_yesterday(tmp_path):
     before = ledger.balances([budget])[0]
     ledger.commit(batch, admit_what_fits)
     late = replace(batch, requests=(request("b", 30, budget),))
-    stale = Standing(balances={budget.key: before})
+    stale = Standing(generation=1, balances={budget.key: before})
     effects = post(late, stale, admit_what_fits, now=SetClock().now(), new_hold_id=lambda: "b")
     engine = sqlite_file.sqlite_engine(tmp_path / "ledger.db")
     with engine.connect() as connection, pytest.raises(LedgerError, match="impossible"):

@@ -9,7 +9,7 @@ import pytest
 
 from mlflow_green.ledger.memory import MemoryLedger
 from mlflow_green.ledger.verify import verify
-from mlflow_green.records import Batch, Domain
+from mlflow_green.records import Batch, Domain, Unit
 from tests.testkit.ledger_samples import (
     OWNER,
     SetClock,
@@ -147,6 +147,39 @@ def test_an_open_hold_whose_owner_is_gone(books):
     books.commit(Batch(requests=(request("d", 1, term()),), owner=OWNER), admit_what_fits)
     (text,) = findings(books, owner_alive=lambda owner: owner != OWNER)
     assert "process 42 on node1, is gone" in text
+
+
+def test_an_account_without_the_one_above_it(books):
+    accounts = {"project:demo": "org:gone"}
+    (text,) = findings(books, accounts=lambda: accounts)
+    assert text == "account project:demo is below org:gone, which does not exist"
+
+
+def test_a_budget_of_an_account_that_does_not_exist(books):
+    assert any("of an account that does not exist" in text for text in findings(books, accounts=lambda: {"x": None}))
+
+
+def holds_with(books, **changes):
+    booked = books.booked_holds()[0]
+    return lambda: (replace(booked, hold=replace(booked.hold, **changes)), *books.booked_holds()[1:])
+
+
+def test_a_closed_hold_that_still_wants_more(books):
+    (text,) = findings(books, booked_holds=holds_with(books, wanted={Unit.ENERGY: 3}))
+    assert "is settled and still wants" in text
+
+
+def test_an_open_hold_that_wants_nothing_by_name(books):
+    books.commit(Batch(requests=(request("d", 1, term()),), owner=OWNER), admit_what_fits)
+    booked = books.booked_holds()[-1]
+    wanting = replace(booked, hold=replace(booked.hold, wanted={Unit.ENERGY: 0}))
+    (text,) = findings(books, booked_holds=lambda: (*books.booked_holds()[:-1], wanting))
+    assert "an amount is above 0" in text
+
+
+def test_a_hold_without_an_epoch(books):
+    (text,) = findings(books, booked_holds=holds_with(books, epoch=0))
+    assert "has epoch 0" in text
 
 
 def test_a_row_that_breaks_its_own_rules_is_a_finding_not_a_crash(books):

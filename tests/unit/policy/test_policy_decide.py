@@ -346,3 +346,35 @@ def test_with_nothing_held_and_no_boundary_near_no_step_waits(question):
     empty = tuple(replace(each, held=0) for each in balances)
     if all(budget.period != "day" for budget in policy.budgets):
         assert decided((policy, request, empty)).action is not Action.WAIT
+
+
+# --- what running steps wait for ----------------------------------------------------------------------------
+
+
+def waits_for(policy, pending, *, spent=0, held=0):
+    return tuple(replace(each, pending=round(pending * WH)) for each in balances_of(policy, spent, held))
+
+
+def answer_beside(policy, request, pending, **more):
+    return decide(policy, request, waits_for(policy, pending, **more), now=NOW, power_watts_max=100.0)
+
+
+def test_what_a_running_step_waits_for_is_no_room_for_a_new_one():
+    decision = answer_beside(policy_of(flow()), asks(10), 31, spent=40, held=20)
+    assert (decision.action, decision.available) == (Action.WAIT, 9 * WH)
+    assert answer_beside(policy_of(flow()), asks(9), 31, spent=40, held=20).action is Action.ADMIT
+
+
+def test_a_step_waits_for_one_that_holds_nothing_and_wants_all():
+    assert answer_beside(policy_of(flow()), asks(10), 100).action is Action.WAIT
+
+
+def test_an_unknown_step_holds_what_running_steps_leave():
+    decision = answer_beside(policy_of(flow()), asks(None), 30, spent=40, held=29)
+    assert decision.amounts == {Unit.ENERGY: 1 * WH}
+    assert answer_beside(policy_of(flow()), asks(None), 31, spent=40, held=29).action is Action.WAIT
+
+
+def test_a_rule_of_what_is_committed_does_not_count_what_is_only_waited_for():
+    policy = policy_of(flow(rules="{at: 60%, do: wait}"))
+    assert answer_beside(policy, asks(10), 30, spent=20, held=30).action is Action.ADMIT

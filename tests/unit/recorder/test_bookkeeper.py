@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from mlflow_green.ledger.verify import verify
 from mlflow_green.recorder.ticket import Ticket, entry_of
-from mlflow_green.records import Action, Closing, ClosingKind, Outcome, Unit
-from tests.testkit.ledger_samples import NOON, usage, window
+from mlflow_green.records import Action, AlertRule, Batch, Closing, ClosingKind, Outcome, Unit
+from tests.testkit.ledger_samples import NOON, OWNER, admit_what_fits, lose, usage, window
 from tests.testkit.recorder_parts import BOOK, FailingLedger, SimplePlanner, bookkeeper, down, ticket
 
 SECONDS = 10
@@ -202,3 +204,58 @@ def test_a_planner_that_fails_loses_no_question_and_no_fact(ledger, said) -> Non
     keeper.flush(SECONDS)
     assert second.refused
     assert spent(ledger) == 7
+
+
+def test_what_was_read_of_a_hold_that_was_taken_over_corrects_what_its_new_owner_charges(ledger, said) -> None:
+    keeper, step = bookkeeper(ledger, SimplePlanner(enforces=True), said), ticket("train")
+    keeper.ask([step])
+    assert keeper.flush(SECONDS)
+    adoption = Batch(adoptions=(step.hold_id,), owner=replace(OWNER, pid=43))
+    (adopted,) = ledger.commit(adoption, admit_what_fits).adopted
+    keeper.top_up(step, {Unit.ENERGY: 20})
+    settle(keeper, step, 7)
+    assert not keeper.flush(SECONDS), "the spool must stay"
+    assert (step.granted[Unit.ENERGY], step.top_up_refused) == (10, True)
+    assert ledger.open_holds() == (adopted,)
+    charged = replace(lose(adopted, used=0, charged=90), epoch=adopted.epoch)
+    ledger.commit(Batch(closings=(charged,)), admit_what_fits)
+    assert keeper.flush(SECONDS)
+    assert (spent(ledger), len(ledger.entries())) == (7, 1)
+    assert len([text for text in said if "taken over" in text]) == 1
+    assert verify(ledger, lambda owner: True) == ()
+
+
+def test_an_unused_hold_that_was_taken_over_is_left_to_its_new_owner(ledger, said) -> None:
+    keeper, step = bookkeeper(ledger, SimplePlanner(enforces=True), said), ticket("train")
+    keeper.ask([step])
+    assert keeper.flush(SECONDS)
+    ledger.commit(Batch(adoptions=(step.hold_id,), owner=replace(OWNER, pid=43)), admit_what_fits)
+    keeper.void([step], "not needed")
+    assert keeper.flush(SECONDS), "it has nothing to tell"
+    assert len(ledger.open_holds()) == 1
+
+
+def test_room_is_kept_for_a_step_that_asks_for_more_unless_it_may_finish_without(ledger, said) -> None:
+    keeper, step = bookkeeper(ledger, SimplePlanner(enforces=True, limit=50), said), ticket("train")
+    keeper.ask([step])
+    keeper.flush(SECONDS)
+    keeper.top_up(step, {Unit.ENERGY: 45})
+    keeper.flush(SECONDS)
+    assert [balance.pending for balance in ledger.balances()] == [5]
+    keeper.top_up(step, {Unit.ENERGY: 5}, may_finish=True)
+    keeper.flush(SECONDS)
+    assert [balance.pending for balance in ledger.balances()] == [0]
+
+
+def test_a_threshold_that_is_crossed_to_and_fro_is_said_once(ledger, said) -> None:
+    planner = SimplePlanner(enforces=True, amount=60)
+    planner.term = replace(planner.term, alerts=(AlertRule(at_ratio=0.5, of_committed=True, to=("team",)),))
+    keeper = bookkeeper(ledger, planner, said)
+    for name in ("first", "second", "third"):
+        keeper.ask([step := ticket(name)])
+        keeper.flush(SECONDS)
+        settle(keeper, step, 0)
+        keeper.flush(SECONDS)
+    assert ledger.count("alert") == 3
+    assert len(said) == 1
+    assert "is past 50% committed" in said[0]
