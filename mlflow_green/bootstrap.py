@@ -866,11 +866,12 @@ def run_command(
         grace_seconds=books.planner.grace_seconds if books.planner and enforces else None,
     )
     acts = books.planner is not None and books.planner.acts
+    tiers = policy.tier_environments if policy else {}
     code = command.run_command(
         recorder,
         ticket,
         argv,
-        environment=lambda ticket: job_environment(ticket, workflow_run, acts=acts),
+        environment=lambda ticket: job_environment(ticket, workflow_run, acts=acts, tier_environments=tiers),
         answered=books.answered,
         say=say,
     )

@@ -34,6 +34,9 @@ CLOSE_SECONDS = 30.0
 TRACKING_SECONDS = 15.0
 SLURM_SECONDS = 5.0
 
+TierEnvironments = Mapping[str, Mapping[str, str]]
+"""By the name of a tier: variable to value."""
+
 
 class _Steps:
     """The steps of one workflow execution, as the process meters them that runs them.
@@ -42,13 +45,21 @@ class _Steps:
     belong to the job's thread: they write the spool, and the end of a halted step waits for its processes.
 
     ``acts``: any budget may change what runs; in observe nothing may. ``fails_closed``: a hard budget is at stake, and
-    what cannot be enforced must not run.
+    what cannot be enforced must not run. ``tier_environments``: what else a job sees that was granted a tier.
     """
 
     def __init__(
-        self, recorder: Recorder, workflow_run: str, say: Callable[[str], None], *, acts: bool, fails_closed: bool
+        self,
+        recorder: Recorder,
+        workflow_run: str,
+        say: Callable[[str], None],
+        *,
+        acts: bool,
+        fails_closed: bool,
+        tier_environments: TierEnvironments,
     ) -> None:
         self._recorder = recorder
+        self._tier_environments = tier_environments
         self._say = say
         self.workflow_run = workflow_run
         self.acts = acts
@@ -82,7 +93,7 @@ class _Steps:
 
     def environment(self, ticket: Ticket) -> dict[str, str]:
         """What a job sees of its budget, and what lets its MLflow runs be found again."""
-        return job_environment(ticket, self.workflow_run, acts=self.acts)
+        return job_environment(ticket, self.workflow_run, acts=self.acts, tier_environments=self._tier_environments)
 
     def cannot_enforce(self, problem: str) -> None:
         """The host program lacks what refusing and halting need: fatal under a hard budget, else said."""
@@ -112,7 +123,14 @@ class Session(_Steps):
         workflow: Mapping[str, object],
         say: Callable[[str], None],
     ) -> None:
-        super().__init__(recorder, workflow_run, say, acts=planner.acts, fails_closed=planner.enforces)
+        super().__init__(
+            recorder,
+            workflow_run,
+            say,
+            acts=planner.acts,
+            fails_closed=planner.enforces,
+            tier_environments=policy.tier_environments,
+        )
         self._settings = settings
         self._policy = policy
         self._ledger = ledger
@@ -147,6 +165,7 @@ class Session(_Steps):
         from mlflow_green.recorder.placement import VARIABLE, Placement
 
         placement_id = uuid.uuid4().hex
+        granted = {ticket.decision.tier for ticket in tickets if ticket.decision}
         placement = Placement(
             placement_id=placement_id,
             main=self._owner,
@@ -158,6 +177,7 @@ class Session(_Steps):
             acts=self.acts,
             enforces=self.fails_closed,
             steps=tuple(self._placed_step(ticket) for ticket in tickets),
+            tier_environments={name: env for name, env in self._tier_environments.items() if name in granted},
         )
         environment = {VARIABLE: placement.encoded()}
         self._recorder.place(tickets, placement_id)
@@ -274,7 +294,14 @@ class NodeSession(_Steps):
     def __init__(
         self, recorder: Recorder, placement: Placement, tickets: Sequence[Ticket], say: Callable[[str], None]
     ) -> None:
-        super().__init__(recorder, placement.workflow_run, say, acts=placement.acts, fails_closed=placement.enforces)
+        super().__init__(
+            recorder,
+            placement.workflow_run,
+            say,
+            acts=placement.acts,
+            fails_closed=placement.enforces,
+            tier_environments=placement.tier_environments,
+        )
         self._tickets = {(ticket.step.name, ticket.step.wildcards): ticket for ticket in tickets}
         self._runs_one = len(tickets) == 1
 
@@ -327,12 +354,14 @@ def _meter_of(pid: int) -> str:
     return f"{pid}:{start_ticks(pid)}"
 
 
-def job_environment(ticket: Ticket, workflow_run: str, *, acts: bool) -> dict[str, str]:
-    """What a job or command sees of its budget, and what lets its MLflow runs be found again."""
+def job_environment(
+    ticket: Ticket, workflow_run: str, *, acts: bool, tier_environments: TierEnvironments
+) -> dict[str, str]:
+    """What a job or command sees of its budget and its tier, and what lets its MLflow runs be found again."""
     environ = {"GREEN_JOB": ticket.step.label, **meter_environment(ticket)}
     decision = ticket.decision
     if acts and decision is not None and decision.tier is not None:
-        environ["GREEN_TIER"] = decision.tier
+        environ |= {**tier_environments.get(decision.tier, {}), "GREEN_TIER": decision.tier}
     if Unit.ENERGY in ticket.granted:
         environ["GREEN_GRANT_JOULES"] = f"{joules(ticket.granted[Unit.ENERGY]):.6f}"
     if ticket.spec.checkpoint:

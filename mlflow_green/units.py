@@ -47,6 +47,7 @@ ENERGY_MICROJOULES = {
     "MWh": 1_000 * MICROJOULES_PER_KWH,
     "GWh": 1_000_000 * MICROJOULES_PER_KWH,
 }
+POWER_WATTS = {"W": 1, "kW": 1_000}
 CARBON_MICROGRAMS = {
     "mgCO2e": 1_000,
     "gCO2e": MICROGRAMS_PER_GRAM,
@@ -93,6 +94,11 @@ def parse_money_micro_units(text: str) -> tuple[int, str]:
 def parse_seconds(text: str) -> int:
     """A duration such as ``"30s"``, ``"5 min"`` or ``"24h"`` in whole seconds, at least 0."""
     return _parse(text, SECONDS, "time")
+
+
+def parse_power_watts(text: str) -> int:
+    """A power such as ``"250 W"`` in whole watts, at least 0."""
+    return _parse(text, POWER_WATTS, "power")
 
 
 def _parse(text: str, factors: dict[str, int], kind: str) -> int:

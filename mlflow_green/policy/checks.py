@@ -6,12 +6,14 @@ everything else that is wrong with it. Whatever has the wrong shape is passed ov
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from decimal import Decimal, DecimalException
 from itertools import chain
 
 from mlflow_green.errors import QuantityError
 from mlflow_green.policy.source import KeyPath, Problem, close_name
+from mlflow_green.policy.values import TIER_NAME
 from mlflow_green.records import Unit
 from mlflow_green.units import CARBON_MICROGRAMS, ENERGY_MICROJOULES, split_quantity
 
@@ -19,6 +21,10 @@ Data = Mapping[str, object]
 
 _ONLY_WITH = {"to": ("notify",), "for": ("wait",), "then": ("wait",), "grace": ("halt",)}
 _MODES = ("observe", "soft")
+_WITHOUT_NEXT = ("workflow", "total")
+_VARIABLE = re.compile("[A-Za-z_][A-Za-z0-9_]*")
+_KEPT_VARIABLES = ("PATH", "MLFLOW_TRACKING_URI", "MLFLOW_RUN_CONTEXT")
+_KEPT_PREFIXES = ("GREEN_", "MLFLOW_GREEN_")
 PLACES = ("country", "cloud", "carbon_intensity", "intensity_series")
 """The keys of ``site`` that say how carbon-intensive its electricity is."""
 
@@ -34,6 +40,10 @@ def cross_checks(data: Data) -> Iterator[Problem]:
         for rule_path, rule in _items(budget, (*path, "rules")):
             yield from chain(_rule(rule_path, rule), _channels(rule_path, rule, channels))
         yield from _halts(path, budget)
+        yield from _periods(path, budget)
+    for name, tier in _mapping(data.get("tiers")).items():
+        yield from _tier(("tiers", name), _mapping(tier))
+    yield from _tier_names(data)
     for name, channel in _mapping(data.get("channels")).items():
         yield from _channel(("channels", name), channel)
 
@@ -56,7 +66,8 @@ def _duplicate_names(data: Data) -> Iterator[Problem]:
         if not isinstance(name, str):
             continue
         if name in seen:
-            message = f"budget {name!r} is here twice (the first is budgets.{seen[name]}); names must differ"
+            first = f"the first is budgets.{seen[name]}"
+            message = f"budget {name!r} is here twice ({first}); names must differ, e.g. '{name}-2'"
             yield Problem(path=(*path, "name"), message=message)
         seen.setdefault(name, int(path[-1]))
 
@@ -128,7 +139,8 @@ def _channels(path: KeyPath, rule: Data, channels: tuple[str, ...]) -> Iterator[
     value = rule.get("to", [])
     for index, name in enumerate(value if isinstance(value, list) else [value]):
         if isinstance(name, str) and name not in channels:
-            known = f"known channels: {', '.join(channels)}" if channels else "there is no 'channels:' section"
+            none = f"there is no 'channels:' section; add e.g. 'channels: {{{name}: {{email: you@example.org}}}}'"
+            known = f"known channels: {', '.join(channels)}" if channels else none
             message = f"unknown channel {name!r}; {known}"
             yield Problem(path=(*path, "to", index), message=message, suggestion=close_name(name, channels))
 
@@ -162,6 +174,56 @@ def _ratio(rule: Data) -> Decimal | None:
         return Decimal(text[:-1].strip()).normalize() / 100
     except DecimalException:
         return None
+
+
+def _periods(path: KeyPath, budget: Data) -> Iterator[Problem]:
+    period = budget.get("period")
+    if "rollover" in budget and period in _WITHOUT_NEXT:
+        message = f"nothing rolls over: no period follows {period!r}; write e.g. 'period: month'"
+        yield Problem(path=(*path, "rollover"), on_key=True, message=message)
+    answer = budget.get("ledger_down")
+    if answer in {"wait", "refuse"} and budget.get("mode", "observe") == "observe":
+        message = f"{answer!r} would change what runs, but mode 'observe' never does; write 'admit'"
+        yield Problem(path=(*path, "ledger_down"), message=message)
+
+
+# --- tiers ----------------------------------------------------------------------------------------
+
+
+def _tier(path: KeyPath, tier: Data) -> Iterator[Problem]:
+    name = str(path[-1])
+    if not TIER_NAME.fullmatch(name):
+        message = f"{name!r} cannot name a tier; use letters, digits, '.', '_' and '-'"
+        yield Problem(path=path, on_key=True, message=message)
+    for variable, value in _mapping(tier.get("env")).items():
+        place = (*path, "env", variable)
+        if not _VARIABLE.fullmatch(variable):
+            message = f"{variable!r} cannot name an environment variable; write e.g. 'EPOCHS'"
+            yield Problem(path=place, on_key=True, message=message)
+        elif variable in _KEPT_VARIABLES or variable.startswith(_KEPT_PREFIXES):
+            message = f"{variable} is not a tier's to set; remove it"
+            if variable == "GREEN_POWER_CAP_WATTS":
+                message = f"{variable} comes from the tier's 'power_cap'; write e.g. 'power_cap: 250 W'"
+            yield Problem(path=place, on_key=True, message=message)
+        elif isinstance(value, str) and "\0" in value:
+            yield Problem(path=place, message="a zero byte cannot stand in an environment variable; remove it")
+
+
+def _tier_names(data: Data) -> Iterator[Problem]:
+    """A step's tier that is spelt a little differently under ``tiers`` would silently run without its environment."""
+    meant = {_plain(name): name for name in _mapping(data.get("tiers"))}
+    for step, declared in _mapping(data.get("steps")).items():
+        text = _mapping(declared).get("tiers")
+        for part in text.split(",") if isinstance(text, str) else ():
+            name = part.partition(":")[0].strip()
+            known = meant.get(_plain(name), name)
+            if known != name:
+                message = f"tier {name!r} is spelt {known!r} under 'tiers'; write both alike"
+                yield Problem(path=("steps", step, "tiers"), message=message, suggestion=known)
+
+
+def _plain(name: str) -> str:
+    return re.sub("[^a-z0-9]", "", name.lower())
 
 
 # --- channels -------------------------------------------------------------------------------------

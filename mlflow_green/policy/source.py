@@ -68,8 +68,16 @@ class Source:
             self.data = self._plain(root, ())
 
     def error(self, problems: Iterable[Problem]) -> PolicyError:
-        """All problems in the order of the text, each with its line and a caret."""
-        placed = sorted((self._place(problem), index, problem) for index, problem in enumerate(problems))
+        """All problems in the order of the text, each with its line and a caret.
+
+        Where the YAML itself is wrong, what the schema misses in that place is only a consequence.
+        """
+        marked = {self._place(problem) for problem in self.problems}
+        placed = sorted(
+            (place, index, problem)
+            for index, problem in enumerate(problems)
+            if (place := self._place(problem)) not in marked or problem.mark
+        )
         return PolicyError(tuple(self._text(Mark(line=at[0], column=at[1]), problem) for at, _, problem in placed))
 
     def _compose(self, text: str) -> Node | None:
@@ -118,7 +126,7 @@ class Source:
             inner = (*path, key)
             if key in data:
                 first = self._keys[inner].line
-                message = f"key {key!r} is here twice; the first is in line {first}"
+                message = f"key {key!r} is here twice; the first is in line {first}; remove one of them"
                 self.problems.append(Problem(message=message, path=inner, mark=_mark(key_node)))
                 continue
             self._keys[inner] = _mark(key_node)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta, tzinfo
+from datetime import UTC, date, datetime, timedelta, tzinfo
 
 from mlflow_green.policy.document import Budget, Period, Policy, Reserve, Scope, Verb
-from mlflow_green.records import AlertRule, Term
+from mlflow_green.records import Action, AlertRule, Rollover, Term
 
 _LEVELS = ("org", "project", "user")
+_MONTHS = {Period.MONTH: 1, Period.QUARTER: 3, Period.YEAR: 12}
 _CAUTION = (Reserve.DECLARED, Reserve.P50, Reserve.P95, Reserve.MAX)
 
 
@@ -36,6 +37,7 @@ def terms(
                 limit=limit.amount,
                 mode=budget.mode,
                 alerts=_alerts(budget),
+                rollover=_rollover(budget, now, policy.zone),
             )
             for limit in budget.limit
         ]
@@ -48,12 +50,37 @@ def reserve_for(policy: Policy, found: Sequence[Term]) -> Reserve:
     return max(asked, key=_CAUTION.index, default=Reserve.P95)
 
 
+def without_ledger(policy: Policy, found: Sequence[Term], waited: timedelta) -> Action:
+    """The answer to a step while the ledger cannot be reached: ADMIT, WAIT or REFUSE, the strictest of its budgets.
+
+    A step that has ``waited`` as long as the most impatient of the budgets that let it wait is refused.
+    """
+    budgets = [policy.budget(term.budget) for term in found]
+    answers = {budget.without_ledger for budget in budgets}
+    if "refuse" in answers:
+        return Action.REFUSE
+    if "wait" not in answers:
+        return Action.ADMIT
+    patience = min(budget.max_wait_seconds for budget in budgets if budget.without_ledger == "wait")
+    return Action.WAIT if waited < timedelta(seconds=patience) else Action.REFUSE
+
+
 def period_key(period: Period, now: datetime, zone: tzinfo, workflow_run: str) -> str:
     """The name of the current period: ``2026-11-21``, ``2026-W47``, ``2026-11``, ``2026-Q4``, ``2026``, ``total``."""
-    day = now.astimezone(zone).date()
+    if period is Period.WORKFLOW:
+        return f"workflow:{workflow_run}"
+    return _name_of(period, now.astimezone(zone).date())
+
+
+def previous_period_key(period: Period, now: datetime, zone: tzinfo) -> str | None:
+    """The name of the period before the current one; ``None`` where there is none: ``workflow`` and ``total``."""
+    first = _first_day(period, now.astimezone(zone).date())
+    return _name_of(period, first - timedelta(days=1)) if first else None
+
+
+def _name_of(period: Period, day: date) -> str:
     iso = day.isocalendar()
     return {
-        Period.WORKFLOW: f"workflow:{workflow_run}",
         Period.DAY: day.isoformat(),
         Period.WEEK: f"{iso.year:04d}-W{iso.week:02d}",
         Period.MONTH: f"{day.year:04d}-{day.month:02d}",
@@ -65,19 +92,39 @@ def period_key(period: Period, now: datetime, zone: tzinfo, workflow_run: str) -
 
 def period_end(period: Period, now: datetime, zone: tzinfo) -> datetime | None:
     """When the current period ends, in UTC: midnight in ``zone``, whatever the clocks do; ``None`` if it never does."""
-    day = now.astimezone(zone).date()
-    months = {Period.MONTH: 1, Period.QUARTER: 3, Period.YEAR: 12}
-    if period is Period.DAY:
-        end = day + timedelta(days=1)
-    elif period is Period.WEEK:
-        end = day + timedelta(days=8 - day.isoweekday())
-    elif period in months:
-        length = months[period]
-        count = day.year * 12 + (day.month - 1) // length * length + length
-        end = day.replace(year=count // 12, month=count % 12 + 1, day=1)
-    else:
+    first = _first_day(period, now.astimezone(zone).date())
+    if first is None:
         return None
+    if period in _MONTHS:
+        month = first.month + _MONTHS[period]
+        end = first.replace(year=first.year + (month > 12), month=(month - 1) % 12 + 1)  # noqa: PLR2004 - December
+    else:
+        end = first + timedelta(days=1 if period is Period.DAY else 7)
     return datetime(end.year, end.month, end.day, tzinfo=zone).astimezone(UTC)
+
+
+def _first_day(period: Period, day: date) -> date | None:
+    """The first day of the period that ``day`` falls in; ``None`` if periods of that kind do not follow each other."""
+    if period is Period.DAY:
+        return day
+    if period is Period.WEEK:
+        return day - timedelta(days=day.weekday())
+    if period in _MONTHS:
+        length = _MONTHS[period]
+        return day.replace(month=(day.month - 1) // length * length + 1, day=1)
+    return None
+
+
+def _rollover(budget: Budget, now: datetime, zone: tzinfo) -> Rollover | None:
+    before = previous_period_key(budget.period, now, zone)
+    if budget.rollover is None or before is None:
+        return None
+    return Rollover(
+        previous_period=before,
+        unused_ratio=float(budget.rollover.unused or 0),
+        cap_ratio=float(budget.rollover.cap),
+        carries_overspend=budget.rollover.overspend == "carry",
+    )
 
 
 def _scope(budget: Budget, policy: Policy) -> dict[str, str]:

@@ -42,6 +42,11 @@ from mlflow_green.records import (
 
 _log = logging.getLogger(__name__)
 _READY_POLL_SECONDS = 0.1
+_CONSEQUENCES = {
+    Action.ADMIT: "steps run on, metered to the spool",
+    Action.WAIT: "steps wait until it can",
+    Action.REFUSE: "no step may start",
+}
 
 
 class Planner(Protocol):
@@ -60,6 +65,8 @@ class Planner(Protocol):
     def bare_request(self, ticket: Ticket, now: datetime) -> HoldRequest: ...
 
     def choose(self, request: HoldRequest, balances: Sequence[Balance]) -> Decision: ...
+
+    def without_ledger(self, waiting_since: datetime | None, now: datetime) -> Action: ...
 
 
 @dataclass(slots=True)
@@ -263,8 +270,8 @@ class Bookkeeper:
         if not self._planner.limits:
             self._admit_freely(work.asks)
             work.asks = []
-        if self._is_down and not self._planner.enforces:  # nobody waits again for a ledger that did not answer
-            self._answer_without_ledger(work.asks, "it did not answer before")
+        if self._is_down and self._goes_on_without():  # nobody waits again for a ledger that did not answer
+            self._answer_without_ledger(work.asks, "it did not answer before", is_down=True)
             work.asks = []
         work.take_over(self._unposted)
         self._unposted = _Work()
@@ -383,10 +390,14 @@ class Bookkeeper:
         """Keep what was spent for the next transaction; answer what was asked."""
         self._unposted.take_over(work)
         if not self._is_down:
-            consequence = "no step may start" if self._planner.enforces else "steps run on, metered to the spool"
+            consequence = _CONSEQUENCES[self._planner.without_ledger(None, self._clock.now())]
             self._say(f"the ledger cannot be written, {consequence}: {error}")
             self._is_down = True
-        self._do_without_ledger(work, str(error))
+        self._do_without_ledger(work, str(error), is_down=True)
+
+    def _goes_on_without(self) -> bool:
+        """Whether the policy lets steps run while the ledger cannot be reached."""
+        return self._planner.without_ledger(None, self._clock.now()) is Action.ADMIT
 
     def _reject(self, work: _Work, error: Exception) -> None:
         """Give up one piece of work that the ledger says is impossible. Its spool file stays."""
@@ -394,28 +405,35 @@ class Bookkeeper:
         self._is_all_posted = self._is_all_posted and bool(work.asks or work.top_ups)
         self._do_without_ledger(work, str(error))
 
-    def _do_without_ledger(self, work: _Work, cause: str) -> None:
-        for ticket, _ in work.top_ups:  # without the ledger there is nothing beyond the grant
-            ticket.top_up_refused = True
+    def _do_without_ledger(self, work: _Work, cause: str, *, is_down: bool = False) -> None:
+        # Without the ledger there is nothing beyond the grant, but where the policy lets steps go on.
+        refused = not (is_down and self._goes_on_without())
+        for ticket, _ in work.top_ups:
+            ticket.top_up_refused = refused
             ticket.top_up_pending = False
-        self._answer_without_ledger(work.asks, cause)
+        self._answer_without_ledger(work.asks, cause, is_down=is_down)
 
-    def _answer_without_ledger(self, tickets: Sequence[Ticket], cause: str) -> None:
-        """Open where nothing is enforced, else closed."""
-        action = Action.REFUSE if self._planner.enforces else Action.ADMIT
+    def _answer_without_ledger(self, tickets: Sequence[Ticket], cause: str, *, is_down: bool = False) -> None:
+        """While the ledger ``is_down`` as the policy says; after any other error open where nothing is enforced."""
+        otherwise = Action.REFUSE if self._planner.enforces else Action.ADMIT
         now = self._clock.now()
         for ticket in tickets:
-            if action is Action.ADMIT:
-                self._promise_hold(ticket, now)
+            action = self._planner.without_ledger(ticket.waiting_since, now) if is_down else otherwise
             tiers = ticket.spec.tiers
-            ticket.decision = Decision(
+            decision = Decision(
                 action=action,
                 would=action,
                 tier=tiers[0].name if tiers else None,
                 amounts={},
                 reason=f"the ledger cannot be written: {cause}",
             )
-        if tickets:
+            if action is Action.WAIT:
+                self._keep_waiting(ticket, decision, now)
+                continue
+            if action is Action.ADMIT:
+                self._promise_hold(ticket, now)
+            ticket.decision = decision
+        if any(ticket.decision and ticket.decision.action is not Action.WAIT for ticket in tickets):
             self._wake()
 
 

@@ -11,7 +11,7 @@ import binascii
 import json
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from mlflow_green.errors import SettingsError
 from mlflow_green.policy.leash import Leash
@@ -60,6 +60,7 @@ class Placement:
     """One job of a batch system: one step, or the members of a group.
 
     ``main`` is the process that posts what the node writes into ``spool_dir``, a folder that both see under this name.
+    ``tier_environments`` are the variables that a step of a tier sees, by the tier's name.
     """
 
     placement_id: str
@@ -72,10 +73,12 @@ class Placement:
     acts: bool
     enforces: bool
     steps: tuple[PlacedStep, ...]
+    tier_environments: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         parts = (self.placement_id, str), (self.main, Owner), (self.site, Site), (self.spool_dir, str)
-        if not all(isinstance(*part) for part in (*parts, *((step, PlacedStep) for step in self.steps))):
+        inner = *((step, PlacedStep) for step in self.steps), (self.tier_environments, Mapping)
+        if not all(isinstance(*part) for part in (*parts, *inner)):
             raise TypeError("a part of it is missing")
 
     def encoded(self) -> str:

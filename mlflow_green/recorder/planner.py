@@ -14,10 +14,23 @@ from mlflow_green.policy.document import Policy, Verb
 from mlflow_green.policy.enforce import grace_seconds, halt_due, leashes, overrun_text, top_up_need
 from mlflow_green.policy.forecast import ToAmounts, estimate
 from mlflow_green.policy.leash import Interval, Leash
-from mlflow_green.policy.terms import reserve_for, terms
+from mlflow_green.policy.terms import reserve_for, terms, without_ledger
 from mlflow_green.recorder.recorder import SAMPLING_PERIOD_SECONDS, Verdict
 from mlflow_green.recorder.ticket import Book, Ticket, bare_request
-from mlflow_green.records import Balance, Decision, Energy, Hold, HoldRequest, Mode, PastUse, Site, Term, Unit, Usage
+from mlflow_green.records import (
+    Action,
+    Balance,
+    Decision,
+    Energy,
+    Hold,
+    HoldRequest,
+    Mode,
+    PastUse,
+    Site,
+    Term,
+    Unit,
+    Usage,
+)
 
 
 class Planner:
@@ -94,14 +107,20 @@ class Planner:
             for balance in balances
             if balance.term.mode is not Mode.OBSERVE
         )
+        tier = request.estimates[0].tier if request.estimates else None  # the only one that may be unknown and admitted
         return decide(
             self._policy,
             request,
             balances,
             now=request.requested_at,
-            power_watts_max=self._book.power_watts_max,
+            power_watts_max=self._policy.power_watts_max(tier, self._book.power_watts_max),
             to_amounts=self._amounts,
         )
+
+    def without_ledger(self, waiting_since: datetime | None, now: datetime) -> Action:
+        """The answer to a step, waiting since then, while the ledger cannot be reached: ADMIT, WAIT or REFUSE."""
+        waited = now - waiting_since if waiting_since else timedelta()
+        return without_ledger(self._policy, self.terms(now), waited)
 
     def leashes(self, hold: Hold) -> tuple[Leash, ...]:
         """What ends this step where nobody can be asked for more."""
@@ -121,8 +140,9 @@ class Planner:
         # A bucket that is newer than the last look at the balances still has its grant to watch.
         known = {balance.term.key: balance for balance in balances}
         own = [known.get(term.key, Balance(term=term, spent=0, held=0)) for term in hold.terms]
-        # Being over the grant halts only once more was asked for and refused.
-        grant = ticket.granted if ticket.top_up_refused else {}
+        # Being over the grant halts only once more was asked for and refused; silence of the ledger as the policy says.
+        goes_on = ticket.top_up_pending and without_ledger(self._policy, hold.terms, timedelta()) is Action.ADMIT
+        grant = ticket.granted if ticket.top_up_refused and not goes_on else {}
         reason = halt_due(self._policy, hold, usage, used, own, grant, amounts_charged=charged)
         if reason is not None:
             return Verdict(halt_reason=reason, grace_seconds=grace_seconds(self._policy, hold))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable
+from datetime import datetime
 
 from mlflow_green.clock import SystemClock
 from mlflow_green.errors import LedgerUnavailable
 from mlflow_green.ledger.memory import MemoryLedger
 from mlflow_green.recorder.bookkeeper import Bookkeeper
 from mlflow_green.recorder.ticket import Book, Ticket
-from mlflow_green.records import HoldRequest, Mode, Site, Step, StepSpec
+from mlflow_green.records import Action, HoldRequest, Mode, Site, Step, StepSpec
 from tests.testkit.ledger_samples import OWNER, admit_what_fits, request, term
 
 BOOK = Book(project="demo", user="ana", host="node1", site=Site(), sampler_id=None, power_watts_max=10.0)
@@ -35,6 +36,9 @@ class SimplePlanner:
         return request(ticket.step.name, 0, self.term, hold_id=ticket.ticket_id)
 
     choose = staticmethod(admit_what_fits)
+
+    def without_ledger(self, waiting_since: datetime | None, now: datetime) -> Action:
+        return Action.REFUSE if self.enforces else Action.ADMIT
 
 
 class FailingLedger(MemoryLedger):

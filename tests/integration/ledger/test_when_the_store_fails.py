@@ -25,8 +25,22 @@ from mlflow_green.ledger.posting import Standing, post
 from mlflow_green.ledger.sqlite import forget_host
 from mlflow_green.ledger.transaction import write
 from mlflow_green.ledger.verify import verify
-from mlflow_green.records import Batch
-from tests.testkit.ledger_samples import OWNER, SetClock, admit_what_fits, open_at, request, settle, term
+from mlflow_green.policy.document import parse_policy
+from mlflow_green.recorder.planner import Planner
+from mlflow_green.recorder.ticket import entry_of
+from mlflow_green.records import Action, Batch, Closing, ClosingKind, Outcome
+from tests.testkit.ledger_samples import (
+    NOON,
+    OWNER,
+    SetClock,
+    admit_what_fits,
+    open_at,
+    request,
+    settle,
+    term,
+    usage,
+)
+from tests.testkit.recorder_parts import BOOK, bookkeeper, ticket
 
 NOBODY = 65534
 HAS_WAL = sqlite_file.wal_is_safe(sqlite3.sqlite_version_info[:3])
@@ -119,6 +133,37 @@ def test_after_a_write_that_did_not_fit_nothing_happened_and_the_ledger_goes_on(
     assert hold_one(ledger, "after") is not None
     assert len(ledger.open_holds()) == len(acknowledged)
     assert closes(ledger)
+    ledger.close()
+
+
+@pytest.mark.parametrize(
+    ("answer", "meanwhile"), [("admit", Action.ADMIT), ("wait", Action.WAIT), ("refuse", Action.REFUSE)]
+)
+def test_while_nothing_can_be_written_a_step_does_what_its_budget_says_and_is_charged_later(
+    tmp_path, answer, meanwhile
+):
+    ledger = open_at(tmp_path)
+    policy = f"{{name: a, limit: 1 Wh, period: total, mode: hard, ledger_down: {answer}}}"
+    planner = Planner(parse_policy(f"version: 1\nproject: demo\nbudgets: [{policy}]".encode()), BOOK, "run1")
+    keeper = bookkeeper(ledger, planner, [])
+    keeper.ask([ticket("before")])
+    assert keeper.flush(10)
+    step = ticket("x" * 5000)
+    with files_no_longer_than((tmp_path / "ledger.db").stat().st_size):
+        keeper.ask([step])
+        keeper.flush(10)
+        assert step.decision.action is meanwhile
+    if meanwhile is Action.ADMIT:
+        step.began_at, step.usage = NOON, usage(7)
+        entry = entry_of(step, Outcome.SUCCEEDED, BOOK, NOON)
+        keeper.settle(step, Closing(kind=ClosingKind.SETTLE, hold_id=entry.hold_id, entry=entry))
+    keeper.recheck()
+    assert keeper.flush(10)
+    assert step.admitted == (meanwhile is not Action.REFUSE)
+    assert [balance.spent for balance in ledger.balances()] == [7 if meanwhile is Action.ADMIT else 0]
+    assert len(ledger.open_holds()) == (2 if meanwhile is Action.WAIT else 1)
+    assert closes(ledger)
+    keeper.stop(10)
     ledger.close()
 
 

@@ -1,14 +1,20 @@
 """green.yaml: what loads, and what people are told about a file that does not."""
 
 import hashlib
+from datetime import UTC, datetime, time, timedelta
+from decimal import Decimal
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mlflow_green.emissions.intensity import cloud_intensity
 from mlflow_green.emissions.intensity_series import read_series
 from mlflow_green.errors import PolicyError
 from mlflow_green.policy.document import Policy, default_policy, load_policy, parse_policy, parse_step_spec
+from mlflow_green.policy.values import QuietHours
 from mlflow_green.records import Mode, StepSpec, Tier, Unit
 
 COUNTRIES = ("DEU", "FRA", "GBR", "USA")
@@ -205,106 +211,133 @@ def test_an_unknown_budget_name_raises_rather_than_passing_for_unlimited():
         default_policy().budget("gone")
 
 
-# --- broken files: each with the place of the caret, a part of the message, and the suggestion -------------------
+TEN_LINES = """\
+version: 1
+project: vision
+budgets:
+  - name: month
+    limit: 50 kWh
+    period: month
+    mode: hard
+    rules: [{at: 80%, do: notify, to: team}]
+    override: {approvers: "user:ana", max_extra: 20%}
+channels: {team: {email: ana@lab.example}}
+"""
+
+
+def test_a_budget_with_an_alert_and_an_override_fits_ten_lines_and_is_the_one_of_the_documentation():
+    policy = load(TEN_LINES)
+    assert len(TEN_LINES.splitlines()) == 10
+    assert policy.budgets[0].override.approvers == ("user:ana",)
+    assert policy.budgets[0].rules[0].to == ("team",)
+    assert policy.channels["team"].email == ("ana@lab.example",)
+    assert TEN_LINES in (Path(__file__).parents[3] / "docs" / "reference" / "policy.md").read_text()
+
+
+GROWN = """\
+version: 1
+project: vision
+timezone: Europe/Paris
+budgets:
+  - name: month
+    limit: 50 kWh
+    period: month
+    mode: hard
+    rollover: {unused: 25%, cap: 50%, overspend: forgive}
+    ledger_down: wait
+  - {name: lab, limit: 1 MWh, period: year, rollover: {unused: 10%}}
+tiers:
+  low-power: {note: half the epochs, env: {EPOCHS: "5"}, power_cap: 250 W}
+  plain: {}
+steps:
+  train: {tiers: "full:1,low-power:0.6"}
+channels:
+  team: {apprise: "env:TEAM_URL", digest: 1d, quiet_hours: 22:00-07:00}
+"""
+
+
+def test_a_team_that_grew_has_rollover_tiers_and_quiet_hours():
+    policy = load(GROWN)
+    month, lab = policy.budgets
+    assert (month.rollover.unused, month.rollover.cap, month.rollover.overspend) == (
+        Decimal("0.25"),
+        Decimal("0.5"),
+        "forgive",
+    )
+    assert (lab.rollover.cap, lab.rollover.overspend) == (1, "carry")
+    assert policy.tier_environments == {"low-power": {"EPOCHS": "5", "GREEN_POWER_CAP_WATTS": "250"}, "plain": {}}
+    assert policy.channels["team"].quiet_hours == QuietHours(starts_at=time(22), ends_at=time(7))
+    assert policy.channels["team"].digest_seconds == 86_400
+
+
+def test_a_power_cap_only_lowers_what_a_step_may_draw():
+    policy = load(GROWN)
+    assert policy.power_watts_max("low-power", 700.0) == 250.0
+    assert policy.power_watts_max("low-power", 100.0) == 100.0
+    assert [policy.power_watts_max(tier, 700.0) for tier in ("plain", "full", None)] == [700.0] * 3
+
+
+@pytest.mark.parametrize(
+    ("mode", "said", "answer"),
+    [
+        ("hard", "", "refuse"),
+        ("soft", "", "admit"),
+        ("observe", "", "admit"),
+        ("hard", ", ledger_down: wait", "wait"),
+        ("hard", ", ledger_down: admit", "admit"),
+        ("soft", ", ledger_down: refuse", "refuse"),
+    ],
+)
+def test_without_a_ledger_a_hard_budget_is_closed_unless_it_says_otherwise(mode, said, answer):
+    policy = load(HEAD + f"budgets: [{{name: a, limit: 1 kWh, period: day, mode: {mode}{said}}}]\n")
+    assert policy.budgets[0].without_ledger == answer
+
+
+CLOCKS_GO_BACK = datetime(2026, 10, 25, 1, tzinfo=UTC)
+
+
+@given(
+    st.integers(0, 24 * 60 - 1),
+    st.integers(1, 24 * 60 - 1),
+    st.timedeltas(timedelta(hours=-6), timedelta(hours=6)) | st.timedeltas(timedelta(-9_000), timedelta(3_000)),
+    st.sampled_from(["UTC", "Europe/Paris", "America/Havana", "Asia/Kathmandu"]),
+)
+def test_quiet_hours_end_later_the_same_day_or_the_next_and_never_before_now(start, length, since, zone_name):
+    zone, moment = ZoneInfo(zone_name), CLOCKS_GO_BACK + since
+    starts_at, ends_at = (time(minute // 60 % 24, minute % 60) for minute in (start, start + length))
+    here = moment.astimezone(zone).time()
+    inside = starts_at <= here < ends_at if starts_at < ends_at else here >= starts_at or here < ends_at
+    end = QuietHours(starts_at=starts_at, ends_at=ends_at).end_after(moment, zone)
+    assert (end is not None) == inside
+    if end is not None:
+        assert moment < end <= moment + timedelta(hours=25)
+
+
+# --- broken files: what the corpus in ``broken`` cannot hold ------------------------------------------------------
 
 HEAD = "version: 1\nproject: x\n"
-SITE = "site: {country: FRA, price: 0.2 EUR/kWh}\n"
+
+NO_TEXT = {
+    "empty": ("", "1:1", "the file is empty"),
+    "only a comment": ("# later\n", "1:1", "the file is empty"),
+    "binary": (b"version: 1\n\x80\x81", "2:1", "not UTF-8 text"),
+    "zero bytes": (b"PK\x00\x00", "1:3", "not UTF-8 text"),
+    "deep nesting": ("a: " + "[" * 5_000, "1:1", "nested too deeply"),
+    "no mapping": ("- version: 1\n", "1:1", "a policy is a mapping"),
+}
 
 
-def budget(body: str, site: str = "") -> str:
-    """A policy with one budget; ``body`` starts in line 6 (7 with a site), column 5."""
-    lines = "".join(f"    {line}\n" for line in body.splitlines())
-    return f"{HEAD}{site}budgets:\n  - name: a\n{lines}"
+@pytest.mark.parametrize(("text", "place", "message"), NO_TEXT.values(), ids=NO_TEXT)
+def test_what_is_hardly_a_policy_is_one_problem(text, place, message):
+    (found,) = problems(text)
+    assert found.startswith(f"green.yaml:{place}: error: ")
+    assert message in found
 
 
-BROKEN = {
-    "unknown top key": (HEAD + "budget: []\n", "3:1", "unknown key 'budget'", "budgets"),
-    "unknown key": (budget("limits: 5 kWh\nlimit: 5 kWh\nperiod: day"), "5:5", "unknown key 'limits'", "limit"),
-    "unknown rule key": (budget("limit: 5 kWh\nperiod: day\nrules:\n  - {at: 5%, do: wait, fro: 1h}"), "8:28", "unknown key", "for"),
-    "unknown carbon unit": (budget("limit: 5 kgCO2\nperiod: day"), "5:12", "unknown unit 'kgCO2'", "kgCO2e"),
-    "unit in wrong case": (budget("limit: [5 KWH]\nperiod: day"), "5:13", "unknown unit 'KWH'", "kWh"),
-    "limit without unit": (budget("limit: 5\nperiod: day"), "5:12", "5 has no unit", None),
-    "limit of nothing": (budget("limit: 0 kWh\nperiod: day"), "5:12", "more than 0", None),
-    "two energy limits": (budget("limit: [1 kWh, 2 Wh]\nperiod: day"), "5:20", "a second energy limit", None),
-    "misspelt period": (budget("limit: 5 kWh\nperiod: montly"), "6:13", "'montly' is not allowed here", "month"),
-    "misspelt mode": (budget("limit: 5 kWh\nperiod: day\nmode: hrad"), "7:11", "'hrad' is not allowed", "hard"),
-    "old word hold": (budget("limit: 5 kWh\nperiod: day\nrules: [{at: 9%, do: hold}]"), "7:26", "'hold' is not", "wait"),
-    "old word deny": (budget("limit: 5 kWh\nperiod: day\nunknown_step: deny"), "7:19", "'deny' is not", "refuse"),
-    "ratio for percent": (budget("limit: 5 kWh\nperiod: day\nrules: [{at: 0.8, do: wait}]"), "7:18", "0.8 is not a percentage", "80%"),
-    "percent without sign": (budget("limit: 5 kWh\nperiod: day\nrules: [{at: 80, do: wait}]"), "7:18", "80 is not a percentage", "80%"),
-    "percent of nothing": (budget("limit: 5 kWh\nperiod: day\nrules: [{at: 0%, do: wait}]"), "7:18", "out of range", None),
-    "duplicate budget": (budget("limit: 5 kWh\nperiod: day") + "  - {name: a, limit: 1 Wh, period: day}\n", "7:12", "here twice", None),
-    "unknown channel": (budget("limit: 5 kWh\nperiod: day\nrules: [{at: 9%, do: notify, to: [teem]}]") + "channels: {team: {email: a@b.c}}\n", "7:39", "unknown channel 'teem'", "team"),
-    "no channels at all": (budget("limit: 5 kWh\nperiod: day\nrules: [{at: 9%, do: notify, to: teem}]"), "7:38", "no 'channels:' section", None),
-    "halt before wait": (budget("limit: 5 kWh\nperiod: day\nmode: hard\nrules:\n  - {at: 95%, do: wait}\n  - {at: 90%, do: halt}"), "10:14", "halt at 90% comes before wait at 95%", None),
-    "halt before the limit": (budget("limit: 5 kWh\nperiod: day\nmode: hard\nrules: [{at: 90%, do: halt}]"), "8:18", "comes before the limit at 100%", None),
-    "halt that cannot fire": (budget("limit: 5 kWh\nperiod: day\nmode: soft\nrules: [{at: 100%, do: halt}]"), "8:28", "'halt' can never fire: budget mode is 'soft'", None),
-    "forecast halts": (budget("limit: 5 kWh\nperiod: day\nmode: hard\nrules: [{at: 100%, of: forecast, do: halt}]"), "8:28", "a forecast must not halt", None),
-    "forecast waits": (budget("limit: 5 kWh\nperiod: day\nrules: [{at: 100%, of: forecast, do: wait}]"), "7:28", "a forecast may only notify", None),
-    "halt of committed": (budget("limit: 5 kWh\nperiod: day\nmode: hard\nrules: [{at: 100%, of: committed, do: halt}]"), "8:28", "write 'of: spent'", None),
-    "grace without halt": (budget("limit: 5 kWh\nperiod: day\nrules: [{at: 9%, do: wait, grace: 5s}]"), "7:32", "'grace' belongs to 'do: halt'", None),
-    "notify nobody": (budget("limit: 5 kWh\nperiod: day\nrules: [{at: 9%, do: notify}]"), "7:13", "'to' is missing", None),
-    "carbon without a place": (budget("limit: [1 kWh, 5 kgCO2e]\nperiod: day"), "5:20", "needs the carbon intensity", None),
-    "money without a price": (budget("limit: 20 EUR\nperiod: day"), "5:12", "needs the price of electricity", None),
-    "money in two currencies": (budget("limit: 20 USD\nperiod: day", SITE), "6:12", "the limit is in USD", None),
-    "period missing": (budget("limit: 5 kWh"), "4:5", "'period' is missing", None),
-    "unknown time zone": (HEAD + "timezone: Paris\n", "3:11", "unknown time zone 'Paris'", "Europe/Paris"),
-    "misspelt time zone": (HEAD + "timezone: Europe/Pari\n", "3:11", "unknown time zone", "Europe/Paris"),
-    "unknown country": (HEAD + "site: {country: FRN}\n", "3:17", "no carbon intensity is known for country 'FRN'", "FRA"),
-    "two-letter country": (HEAD + "site: {country: DE}\n", "3:17", "write three capitals", "DEU"),
-    "country by name": (HEAD + "site: {country: France}\n", "3:17", "country 'France'", "FRA"),
-    "intensity without source": (HEAD + "site: {carbon_intensity: 56 g/kWh}\n", "3:8", "say where the number comes from", None),
-    "intensity in wrong unit": (HEAD + "site: {carbon_intensity: 56 g, source: s}\n", "3:26", "unknown unit 'g'", None),
-    "two places": (HEAD + "site: {country: FRA, cloud: 'aws:eu-west-3'}\n", "3:22", "a site has one place, and 'country' names it already", None),
-    "two intensities": (HEAD + "site: {carbon_intensity: 5 g/kWh, source: s, intensity_series: a.csv}\n", "3:46", "'carbon_intensity' names it already", None),
-    "series without source": (HEAD + "site: {intensity_series: a.csv}\n", "3:8", "say where the number comes from", None),
-    "series that is not there": (HEAD + "site: {source: s, intensity_series: absent.csv}\n", "3:37", "absent.csv cannot be read: No such file", None),
-    "embodied without lifetime": (HEAD + "site: {embodied: {carbon: 5 kgCO2e, source: s}}\n", "3:8", "'lifetime' is missing; write e.g. 'lifetime: 5 years'", None),
-    "embodied without source": (HEAD + "site: {embodied: {carbon: 5 kgCO2e, lifetime: 5 years}}\n", "3:8", "'source' is missing; say where", None),
-    "embodied in wrong unit": (HEAD + "site: {embodied: {carbon: 5 kg, lifetime: 5 years, source: s}}\n", "3:27", "unknown carbon unit 'kg'", None),
-    "embodied of nothing": (HEAD + "site: {embodied: {carbon: 0 kgCO2e, lifetime: 5 years, source: s}}\n", "3:27", "must be more than 0", None),
-    "lifetime without unit": (HEAD + "site: {embodied: {carbon: 5 kgCO2e, lifetime: 5, source: s}}\n", "3:47", "5 has no unit; write e.g. '5 years'", None),
-    "misspelt share": (HEAD + "site: {embodied: {carbon: 5 kgCO2e, lifetime: 5 y, share: core, source: s}}\n", "3:59", "'core' is not allowed here; write one of cores, node", "cores"),
-    "pue below one": (HEAD + "site: {pue: 0.9}\n", "3:13", "greater than or equal to 1", None),
-    "price without unit": (HEAD + "site: {price: 0.21}\n", "3:15", "0.21 has no unit", None),
-    "misspelt tracking": (HEAD + "tracking: nono\n", "3:11", "'nono' is not allowed", "none"),
-    "tiers not in quotes": (HEAD + "steps:\n  t: {tiers: full:1,half:0.5}\n", "4:21", "put the tiers in quotes", None),
-    "tiers get dearer": (HEAD + "steps:\n  t: {tiers: 'full:1,half:0.5,x:0.7'}\n", "4:14", "do not get cheaper", None),
-    "dearest is not one": (HEAD + "steps:\n  t: {tiers: 'full:0.9'}\n", "4:14", "its ratio is 1, not 0.9", None),
-    "tier of nothing": (HEAD + "steps:\n  t: {tiers: 'full:1,half:0'}\n", "4:14", "'0', not a number in (0, 1]", None),
-    "tier without ratio": (HEAD + "steps:\n  t: {tiers: 'full:1,half'}\n", "4:14", "'half' is not 'name:ratio'", None),
-    "misspelt phase": (HEAD + "steps:\n  t: {phase: trainning}\n", "4:14", "'trainning' is not", "training"),
-    "misspelt energy unit": (HEAD + "steps:\n  t: {energy: 5 wh}\n", "4:15", "unknown energy unit 'wh'", "Wh"),
-    "secret in the file": (HEAD + "channels:\n  t: {webhook: 'env:A', secret: hunter2}\n", "4:33", "a secret does not belong in a file", None),
-    "channel to nowhere": (HEAD + "channels:\n  t: {quiet: 1h}\n", "4:3", "leads nowhere", None),
-    "approver without kind": (budget("limit: 1 Wh\nperiod: day\noverride: {approvers: [ana], max_extra: 5%}"), "7:28", "'ana' is not an approver", None),
-    "newer version": ("version: 2\nproject: x\n", "1:10", "this mlflow-green reads 'version: 1'", None),
-    "no version": ("project: x\n", "1:1", "'version' is missing", None),
-    "number for a name": ("version: 1\nproject: 2026\n", "2:10", "2026 must be text; put it in quotes", None),
-    "no value": (HEAD + "channels:\n  t:\n", "4:3", "has no value", None),
-    "mapping for a list": (budget("limit: 5 kWh\nperiod: day\nrules: {at: 5%}"), "7:12", "must be a list", None),
-    "list for a mapping": ("- version: 1\n", "1:1", "a policy is a mapping", None),
-    "duplicate key": (HEAD + "project: y\n", "3:1", "key 'project' is here twice; the first is in line 2", None),
-    "tab": ("version: 1\nsite:\n\tpue: 1\n", "3:1", "a tab cannot indent YAML", None),
-    "open bracket": (HEAD + "site: {pue: 1\n", "4:1", "not valid YAML", None),
-    "two colons": (HEAD + "site: pue: 1\n", "3:10", "a second ':' in one line", None),
-    "two documents": ("version: 1\n---\nversion: 1\n", "2:1", "more than one YAML document", None),
-    "empty": ("", "1:1", "the file is empty", None),
-    "only a comment": ("# later\n", "1:1", "the file is empty", None),
-    "binary": (b"version: 1\n\x80\x81", "2:1", "not UTF-8 text", None),
-    "zero bytes": (b"PK\x00\x00", "1:3", "not UTF-8 text", None),
-    "deep nesting": ("a: " + "[" * 5_000, "1:1", "nested too deeply", None),
-    "tag": (HEAD + "site: !!python/name:os.system {}\n", "3:7", "is not allowed", None),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize(("text", "place", "message", "suggestion"), BROKEN.values(), ids=BROKEN)
-def test_a_broken_file_is_shown_with_its_place_and_a_suggestion(text, place, message, suggestion):
-    found = [problem for problem in problems(text) if message in problem]
-    assert found, problems(text)
-    assert found[0].startswith(f"green.yaml:{place}: error: ")
-    meant = f"did you mean '{suggestion}'?"
-    assert (meant in found[0]) if suggestion else ("did you mean" not in found[0])
+def test_a_series_that_is_not_there_is_told_with_its_path():
+    (found,) = problems(HEAD + "site: {source: s, intensity_series: absent.csv}\n")
+    assert found.startswith("green.yaml:3:37: error: ")
+    assert "absent.csv cannot be read: No such file" in found
 
 
 def test_a_site_may_name_a_cloud_region_and_what_making_a_node_emitted():
@@ -327,17 +360,6 @@ def test_a_problem_is_followed_by_its_line_and_a_caret():
     assert problems(HEAD + "site: {pui: 1.2}\n") == (
         "green.yaml:3:8: error: site.pui: unknown key 'pui'; did you mean 'pue'?\n    site: {pui: 1.2}\n           ^",
     )
-
-
-def test_all_problems_come_in_one_pass_in_the_order_of_the_file():
-    text = budget(
-        "limit: 5 kgCO2\nperiod: montly\nmode: soft\nrules:\n  - {at: 0.8, do: hold}\n  - {at: 100%, do: halt}"
-    )
-    text += "channels: {t: {secret: x}}\nproject: again\n"
-    places = [problem.split(": error")[0] for problem in problems(text)]
-    assert places == [
-        f"green.yaml:{place}" for place in ("5:12", "6:13", "9:14", "9:23", "10:24", "11:12", "11:16", "11:24", "12:1")
-    ]
 
 
 def test_a_file_that_is_not_there_is_named():

@@ -1,5 +1,6 @@
 """Which budgets a step falls under, and when their periods begin and end."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
@@ -7,9 +8,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mlflow_green.clock import SystemClock
+from mlflow_green.ledger.memory import MemoryLedger
 from mlflow_green.policy.document import Period, Reserve, parse_policy
-from mlflow_green.policy.terms import period_end, period_key, reserve_for, terms
-from mlflow_green.records import AlertRule, Mode, Unit
+from mlflow_green.policy.terms import (
+    period_end,
+    period_key,
+    previous_period_key,
+    reserve_for,
+    terms,
+    without_ledger,
+)
+from mlflow_green.records import Action, AlertRule, Batch, Mode, Rollover, Unit
+from tests.testkit.ledger_samples import OWNER, admit_what_fits, request
 
 POLICY = parse_policy(
     b"""
@@ -126,3 +137,90 @@ def test_the_name_changes_exactly_when_the_period_ends(period, now, zone_name):
     assert end > now
     assert period_key(period, end - timedelta(microseconds=1), zone, "w") == key
     assert period_key(period, end, zone, "w") != key
+
+
+@given(st.sampled_from(DATED), MOMENTS, ZONES)
+def test_the_period_before_is_the_one_that_ends_when_this_one_begins(period, now, zone_name):
+    zone = ZoneInfo(zone_name)
+    before = previous_period_key(period, now, zone)
+    assert before == previous_period_key(period, period_end(period, now, zone) - timedelta(microseconds=1), zone)
+    assert previous_period_key(period, period_end(period, now, zone), zone) == period_key(period, now, zone, "w")
+    assert before < period_key(period, now, zone, "w")
+
+
+def test_a_workflow_and_a_total_follow_nothing():
+    assert previous_period_key(Period.WORKFLOW, NEW_YEAR_IN_TOKYO, UTC) is None
+    assert previous_period_key(Period.TOTAL, NEW_YEAR_IN_TOKYO, UTC) is None
+
+
+def rollovers(said, now=NEW_YEAR_IN_TOKYO):
+    text = f"version: 1\nproject: x\ntimezone: Asia/Tokyo\nbudgets: [{{name: a, limit: 1 Wh, {said}}}]"
+    facts = {"project": "x", "user": "ana", "org": None, "now": now, "workflow_run": "w1"}
+    return terms(parse_policy(text.encode()), **facts)[0].rollover
+
+
+def test_a_budget_that_rolls_over_names_the_period_before_in_its_own_time_zone():
+    assert rollovers("period: month, rollover: {unused: 25%, cap: 50%, overspend: forgive}") == Rollover(
+        previous_period="2026-12", unused_ratio=0.25, cap_ratio=0.5, carries_overspend=False
+    )
+    assert rollovers("period: week, rollover: {unused: 10%}").previous_period == "2026-W52"
+    assert rollovers("period: day, rollover: {overspend: carry}") == Rollover(
+        previous_period="2026-12-31", unused_ratio=0.0, cap_ratio=1.0, carries_overspend=True
+    )
+    assert rollovers("period: month") is None
+
+
+SEVERAL = parse_policy(
+    b"""
+version: 1
+project: x
+budgets:
+  - {name: watched, limit: 1 Wh, period: day}
+  - {name: patient, limit: 1 Wh, period: day, mode: hard, ledger_down: wait, max_wait: 2h}
+  - {name: hasty, limit: 1 Wh, period: day, mode: soft, ledger_down: wait, max_wait: 1h}
+  - {name: strict, scope: {user: root}, limit: 1 Wh, period: day, mode: hard}
+"""
+)
+
+
+def answered(user, minutes):
+    facts = {"project": "x", "user": user, "org": None, "now": NEW_YEAR_IN_TOKYO, "workflow_run": "w1"}
+    return without_ledger(SEVERAL, terms(SEVERAL, **facts), timedelta(minutes=minutes))
+
+
+def test_without_a_ledger_the_strictest_budget_of_the_step_answers_and_patience_ends():
+    assert answered("ana", 0) is Action.WAIT
+    assert answered("ana", 59) is Action.WAIT
+    assert answered("ana", 60) is Action.REFUSE
+    assert answered("root", 0) is Action.REFUSE
+    assert without_ledger(SEVERAL, (), timedelta()) is Action.ADMIT
+
+
+def test_a_star_is_one_bucket_in_the_ledger_for_each_value_with_the_whole_limit_for_each():
+    policy = parse_policy(
+        b"""
+version: 1
+project: vision
+budgets:
+  - {name: users, scope: {user: "*"}, limit: 10 J, period: total, mode: hard}
+  - {name: projects, scope: {project: "*"}, limit: 15 J, period: total, mode: hard}
+"""
+    )
+    ledger = MemoryLedger(SystemClock())
+
+    def held(name, user, project):
+        facts = {"project": project, "user": user, "org": None, "now": NEW_YEAR_IN_TOKYO, "workflow_run": "w"}
+        asked = replace(request(name, 10_000_000), terms=terms(policy, **facts), project=project, user=user)
+        (answer,) = ledger.commit(Batch(requests=(asked,), owner=OWNER), admit_what_fits).answers
+        return answer.decision.admitted
+
+    assert held("a", "ana", "vision")
+    assert not held("b", "ana", "speech"), "ana's own limit is full, in whatever project"
+    assert not held("c", "ben", "vision"), "ben has a limit of his own, but his project's has only 5 J left"
+    assert held("d", "ben", "speech")
+    assert {(balance.term.account, balance.held) for balance in ledger.balances()} == {
+        ("user:ana", 10_000_000),
+        ("user:ben", 10_000_000),
+        ("project:vision", 10_000_000),
+        ("project:speech", 10_000_000),
+    }

@@ -7,6 +7,7 @@ import json
 import re
 import string
 import zlib
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -281,9 +282,16 @@ def fields(**changes: object) -> dict[str, object]:
         packed(fields(main=None)),
         packed(fields(spool_dir=5)),
         packed(fields(spool_dir=None)),
+        packed(fields(tier_environments=None)),
+        packed(fields(tier_environments={"full": 5})),
         packed(fields(of_a_later_version=1)),
     ],
 )
 def test_garbage_is_told_and_says_what_to_do(text) -> None:
     with pytest.raises(SettingsError, match=r"GREEN_PLACEMENT.*install the same version"):
         Placement.decoded(text)
+
+
+def test_the_environment_of_its_tier_travels_with_a_job() -> None:
+    placement = replace(group_of(1), tier_environments={"full": {"EPOCHS": "5", "GREEN_POWER_CAP_WATTS": "250"}})
+    assert Placement.decoded(placement.encoded()) == placement
