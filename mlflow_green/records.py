@@ -471,9 +471,15 @@ class Allowance:
         """Whether it counts, as long as it has not expired."""
         return self.kind is AllowanceKind.ROLLOVER or bool(self.approver or self.approved_by)
 
+    def state(self, now: datetime) -> str:
+        """``expired``, ``active`` or ``pending`` at ``now``."""
+        if self.expires_at is not None and self.expires_at <= now:
+            return "expired"
+        return "active" if self.is_approved else "pending"
+
     def is_active(self, now: datetime) -> bool:
         """Whether it counts at ``now``."""
-        return self.is_approved and (self.expires_at is None or now < self.expires_at)
+        return self.state(now) == "active"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -103,6 +103,12 @@ class Doors:
         start_load = load_every_core if with_load else None
         return compare_with_node(settings, meter, seconds=seconds, start_load=start_load, say=say)
 
+    def user_name(self) -> str:
+        """Who runs this command: the name of the uid."""
+        from mlflow_green.bootstrap import user_name
+
+        return user_name()
+
     def verify(self, settings: Settings, books: Books) -> tuple[str, ...]:
         """One sentence for each thing that does not close."""
         from mlflow_green.bootstrap import verify_books

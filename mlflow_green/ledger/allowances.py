@@ -118,6 +118,12 @@ class LimitChange:
     after: ApprovedLimit
 
     @property
+    def moves(self) -> bool:
+        """Whether the limit or the mode becomes another one, and not only the version that says so."""
+        before, after = self.before, self.after
+        return before is None or (before.limit, before.mode) != (after.limit, after.mode)
+
+    @property
     def loosens(self) -> bool:
         """Whether somebody has to agree: more may be spent, or less is enforced."""
         before, after = self.before, self.after
@@ -155,7 +161,7 @@ def changes(
     for term in terms:
         known = {key: each for key, each in approved.items() if (each.budget, each.unit) == (term.budget, term.unit)}
         for key, before in known.items():
-            if (before.limit, before.mode) != (term.limit, term.mode):
+            if (before.limit, before.mode, before.policy_sha256) != (term.limit, term.mode, sha256):
                 after = replace(
                     before,
                     limit=term.limit,

@@ -298,11 +298,12 @@ def post_applied(
             for term in terms
             if (term.budget, term.unit.value, term.period) == (key[0], key[2], key[3])
         )
-    text = applied_text(changed, version.sha256, approved_by)
+    moved = [change for change in changed if change.moves]
+    text = applied_text(moved, version.sha256, approved_by)
     message = Message(
         kind="alert", dedup=f"applied|{version.sha256}|{now.isoformat()}", payload={"to": list(to), "text": text}
     )
-    return posting.effects(standing, policies=(version,), messages=(message,) if changed else ())
+    return posting.effects(standing, policies=(version,), messages=(message,) if moved else ())
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Generic, TextIO, TypeVar
 
 from rich import box
@@ -18,7 +19,19 @@ from rich.table import Table
 from rich.text import Text
 
 from mlflow_green import units
-from mlflow_green.records import Action, Balance, Energy, Entry, Mode, NodeWindow, Outcome, Unit, total_energy
+from mlflow_green.ledger.allowances import agreement_text
+from mlflow_green.records import (
+    Action,
+    Allowance,
+    Balance,
+    Energy,
+    Entry,
+    Mode,
+    NodeWindow,
+    Outcome,
+    Unit,
+    total_energy,
+)
 from mlflow_green.reports.totals import (
     RuleTotal,
     carbon_micrograms,
@@ -214,6 +227,25 @@ def balance_table(balances: Sequence[Balance], before: Sequence[Balance] = (), *
         _Column(title="", cell=lambda b: balance_bar(b, bar_width), rank=3),
     ]
     return _table(columns, balances, width=width)
+
+
+def allowance_table(allowances: Sequence[Allowance], now: datetime, *, width: int = 120) -> Table:
+    """One line for each thing that was added to a limit, oldest first."""
+    columns: list[_Column[Allowance]] = [
+        _Column(title="ID", cell=lambda a: a.allowance_id[:12]),
+        _Column(title="Budget", cell=lambda a: a.budget),
+        _Column(title="Account", cell=lambda a: a.account, rank=5),
+        _Column(title="Period", cell=lambda a: period_text(a.period), rank=4),
+        _Column(title="Kind", cell=lambda a: a.kind.value),
+        _Column(title="Amount", cell=lambda a: units.format_amount(a.unit, a.amount), right=True),
+        _Column(title="State", cell=lambda a: a.state(now)),
+        _Column(
+            title="Until", cell=lambda a: f"{a.expires_at:%Y-%m-%d %H:%M} UTC" if a.expires_at else MISSING, rank=2
+        ),
+        _Column(title="Agreed", cell=lambda a: agreement_text(a) if a.requested_by else MISSING, rank=1),
+        _Column(title="Reason", cell=lambda a: a.reason or MISSING, rank=3),
+    ]
+    return _table(columns, allowances, width=width)
 
 
 def _budget_name(balance: Balance, balances: Sequence[Balance]) -> str:
