@@ -26,12 +26,13 @@ def balance(place: Place, as_json: bool) -> None:
     from mlflow_green.reports.export import balance_to_json
     from mlflow_green.reports.tables import balance_table
 
-    with opened(place, place.settings()) as books:
+    settings = place.settings()
+    with opened(place, settings) as books:
         balances = books.balances() if books else ()
         allowances = books.allowances() if books else ()
-    settings = place.settings()
-    if settings.policy_path is not None:
-        balances += place.doors.unused_balances(settings, balances)
+        if settings.policy_path is not None:
+            unused = place.doors.unused_balances(settings, balances)
+            balances += books.balances([each.term for each in unused]) if books and unused else unused
     if as_json:
         print_json({"balances": [balance_to_json(each) for each in balances]})
     elif books is None and not balances:

@@ -13,7 +13,7 @@ import click
 
 from mlflow_green.cli import exit_codes
 from mlflow_green.cli.doors import Place
-from mlflow_green.cli.output import json_option, print_json
+from mlflow_green.cli.output import json_option, opened, print_json
 from mlflow_green.errors import PolicyError, SettingsError
 from mlflow_green.settings import POLICY_NAME
 
@@ -84,7 +84,7 @@ def _quoted(place: str) -> str:
 
 @click.group()
 def policy() -> None:
-    """Check the policy file."""
+    """Check the policy file, apply it, and see earlier versions of it."""
 
 
 @policy.command()
@@ -126,6 +126,18 @@ def _verdict(path: Path, problems: int, checked: Policy | None) -> str:
         return f"{problems} problem{'s' if problems != 1 else ''} in {path}"
     budgets = ", ".join(f"{budget.name} ({budget.mode.value})" for budget in checked.budgets) or "none"
     return f"{path} is fine: project {checked.project}, budgets: {budgets}, sha256 {checked.sha256[:12]}"
+
+
+@policy.command()
+@click.argument("sha256")
+@click.pass_obj
+def show(place: Place, sha256: str) -> None:
+    """Print a version of the policy that was used, by the start of its SHA256 as 'explain' shows it."""
+    with opened(place, place.settings()) as books:
+        found = [version for version in (books.policies() if books else ()) if version.sha256.startswith(sha256)]
+    if not found:
+        raise SettingsError(f"no policy {sha256} was used here; 'mlflow-green explain' names the one of each decision")
+    click.echo(found[-1].text, nl=False)
 
 
 @policy.command()

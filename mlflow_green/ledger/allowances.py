@@ -7,7 +7,7 @@ inherits from the one before. What was added to a limit never changes what was s
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from decimal import Decimal
@@ -326,11 +326,6 @@ def allowance_text(allowance: Allowance) -> str:
     if allowance.is_approved:
         return text
     return f"{text}. Somebody else agrees with 'mlflow-green budget approve {allowance.allowance_id}'"
-
-
-def applied_text(changed: Sequence[LimitChange], sha256: str, approved_by: str) -> str:
-    """One sentence for people: who applied a policy, and what that changed."""
-    return f"{approved_by} applied policy {sha256[:12]}: {'; '.join(change_text(change) for change in changed)}"
 
 
 def change_text(change: LimitChange) -> str:

@@ -17,11 +17,12 @@ from fractions import Fraction
 from mlflow_green.errors import AllowanceRefused, HoldClosed, LedgerError
 from mlflow_green.ledger.allowances import (
     Extras,
+    LimitChange,
     LimitKey,
     Limits,
     agreement_text,
     allowance_text,
-    applied_text,
+    change_text,
     changes,
     check,
     previous_key,
@@ -298,12 +299,9 @@ def post_applied(
             for term in terms
             if (term.budget, term.unit.value, term.period) == (key[0], key[2], key[3])
         )
-    moved = [change for change in changed if change.moves]
-    text = applied_text(moved, version.sha256, approved_by)
-    message = Message(
-        kind="alert", dedup=f"applied|{version.sha256}|{now.isoformat()}", payload={"to": list(to), "text": text}
-    )
-    return posting.effects(standing, policies=(version,), messages=(message,) if moved else ())
+    moved = {(change.after.budget, change.after.unit): change for change in changed if change.moves}
+    messages = tuple(_applied_message(change, version, approved_by, to) for change in moved.values())
+    return posting.effects(standing, policies=(version,), messages=messages)
 
 
 @dataclass(frozen=True, slots=True)
@@ -934,6 +932,27 @@ def _decision_of(hold: Hold) -> Decision:
 
 
 # --- messages ---------------------------------------------------------------------------------------
+
+
+def _applied_message(change: LimitChange, version: PolicyVersion, approved_by: str, to: Sequence[str]) -> Message:
+    """Tell the channels that a policy was applied, once for each budget and unit that it changed."""
+    after = change.after
+    return Message(
+        kind="alert",
+        dedup="|".join(("applied", version.sha256, *after.key, after.at.isoformat())),
+        payload={
+            "budget": after.budget,
+            "account": after.account,
+            "unit": after.unit.value,
+            "period": "",
+            "at_ratio": None,
+            "of": "policy",
+            "amount": after.limit,
+            "limit": after.limit,
+            "to": list(to),
+            "text": f"{approved_by} applied policy {version.sha256[:12]}: {change_text(change)}",
+        },
+    )
 
 
 def mlflow_message(entry: Entry) -> Message:

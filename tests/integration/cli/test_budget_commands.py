@@ -211,10 +211,18 @@ def test_one_person_alone_applies_without_asking(run, told, write, tmp_path):
     assert start_a_run(tmp_path)[1] == []
 
 
-def test_the_policy_of_every_run_is_kept_with_its_text(tmp_path, write, settings):
+def test_a_limit_of_an_unused_period_is_shown_as_it_counts(told, write, tmp_path):
+    start_a_run(tmp_path)
+    write(limit="8 kWh")
+    assert limits(told)["energy"] == 5 * KWH
+
+
+def test_the_policy_of_every_run_is_kept_with_its_text(run, tmp_path, write, settings):
     policy, _ = start_a_run(tmp_path)
     start_a_run(tmp_path)
     ledger = open_books(settings, SystemClock())
     (version,) = ledger.policies()
     assert (version.sha256, version.text) == (policy.sha256, (tmp_path / "green.yaml").read_text())
     ledger.close()
+    assert run("bob", "policy", "show", policy.sha256[:12]).output == version.text
+    assert run("bob", "policy", "show", "beef").exit_code == 2
