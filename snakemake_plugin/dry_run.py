@@ -10,7 +10,7 @@ from mlflow_green.errors import GreenError
 from mlflow_green.records import PlannedStep, StepSpec, Workload
 from snakemake_plugin import compat
 from snakemake_plugin.admission import LOOK_AHEAD, WAITING_MAX
-from snakemake_plugin.job_identity import declared, step_of
+from snakemake_plugin.job_identity import declared, input_paths, step_of
 
 _log = logging.getLogger(__name__)
 
@@ -52,6 +52,7 @@ def _workload(snakemake: compat.SnakemakeInternals, dry_run: Any, logger: loggin
                 group=None if group is None else str(group.jobid),
                 priority=job.priority,
                 input_bytes=sum(os.path.getsize(file) for file in job.input if os.path.isfile(file)),  # noqa: PTH113, PTH202 - of thousands
+                input_paths=tuple(map(os.path.abspath, input_paths(job))),
                 can_ask_for_more=snakemake.would_run_here(job),
                 walltime_seconds=None if snakemake.would_run_here(job) else compat.wall_time_seconds(job),
             )

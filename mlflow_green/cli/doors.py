@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 import click
 
 from mlflow_green.ledger import verify
-from mlflow_green.ledger.ledger import SharedOutbox
+from mlflow_green.ledger.ledger import AllowanceBook, PolicyBook, SharedOutbox
 from mlflow_green.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from mlflow_green.sensors.node_meter import NodeMeter
 
 
-class Books(verify.Books, SharedOutbox, Protocol):
+class Books(verify.Books, SharedOutbox, AllowanceBook, PolicyBook, Protocol):
     """A ledger as the commands see it."""
 
 
@@ -107,6 +107,12 @@ class Doors:
 
         start_load = load_every_core if with_load else None
         return compare_with_node(settings, meter, seconds=seconds, start_load=start_load, say=say)
+
+    def user_name(self) -> str:
+        """Who runs this command: the name of the uid."""
+        from mlflow_green.bootstrap import user_name
+
+        return user_name()
 
     def verify(self, settings: Settings, books: Books) -> tuple[str, ...]:
         """One sentence for each thing that does not close."""

@@ -7,6 +7,7 @@ that some steps are downgraded or wait, 3 that some are refused or halted.
 from __future__ import annotations
 
 from mlflow_green.errors import (
+    AllowanceRefused,
     BudgetExceeded,
     DryRunFailed,
     GreenError,
@@ -31,6 +32,7 @@ _BY_ERROR: tuple[tuple[type[GreenError], int], ...] = (
     (QuantityError, USAGE),
     (StepHalted, HALTED),
     (BudgetExceeded, REFUSED),
+    (AllowanceRefused, REFUSED),
 )
 
 

@@ -21,6 +21,7 @@ _COMMANDS = {
     "doctor": "doctor",
     "balance": "books",
     "alerts": "alerts",
+    "budget": "budget",
     "explain": "books",
     "why-waiting": "waiting",
     "estimate": "estimate",

@@ -7,9 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from statistics import median, median_low
+from typing import Protocol
 
 from mlflow_green.emissions.operational import charged_amounts
-from mlflow_green.ledger.ledger import Ledger
+from mlflow_green.ledger.ledger import AllowanceBook, Ledger, PolicyBook
 from mlflow_green.ledger.posting import HISTORY_LENGTH_MAX
 from mlflow_green.policy.document import Policy
 from mlflow_green.policy.forecast import estimate
@@ -121,13 +122,22 @@ class Plan:
         return sum(answer.action is action for answer in self.answers)
 
 
-class PlanLedger(PassingLedger):
-    """Starts from the balances of the ``real`` ledger and has its history; what is added is in memory only."""
+class RealLedger(Ledger, AllowanceBook, PolicyBook, Protocol):
+    """The ledger that a run would ask."""
 
-    def __init__(self, clock: VirtualClock, real: Ledger | None) -> None:
+
+class PlanLedger(PassingLedger):
+    """Starts from the balances and limits of the ``real`` ledger and has its history; what is added is in memory."""
+
+    def __init__(self, clock: VirtualClock, real: RealLedger | None) -> None:
         balances = real.balances() if real else ()
-        # What the steps of other runs still wait for is theirs: nobody else gets it.
-        super().__init__(clock, (replace(each, held=each.held + each.pending, pending=0) for each in balances))
+        super().__init__(
+            clock,
+            # What the steps of other runs still wait for is theirs: nobody else gets it.
+            (replace(each, held=each.held + each.pending, pending=0) for each in balances),
+            real.allowances() if real else (),
+            real.approved_limits() if real else (),
+        )
         self._real = real
         self._past: dict[tuple[str, str], tuple[PastUse, ...]] = {}
 
@@ -145,7 +155,7 @@ def plan(
     workload: Workload,
     policy: Policy,
     book: Book,
-    real: Ledger | None,
+    real: RealLedger | None,
     *,
     now: datetime,
     entries: Iterable[Entry] = (),
@@ -216,6 +226,7 @@ def jobs_of(workload: Workload) -> dict[Part, Job]:
 def _ticket(planned: PlannedStep) -> Ticket:
     ticket = Ticket(step=planned.step, spec=planned.spec, group=planned.group)
     ticket.can_ask_for_more, ticket.walltime_seconds = planned.can_ask_for_more, planned.walltime_seconds
+    ticket.input_paths = planned.input_paths
     return ticket
 
 

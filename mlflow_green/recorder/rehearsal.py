@@ -61,8 +61,14 @@ class VirtualClock:
 class PassingLedger(MemoryLedger):
     """Forgets what is over, so that its books stay as small as what runs at once. What steps used is remembered."""
 
-    def __init__(self, clock: VirtualClock, balances: Iterable[Balance] = ()) -> None:
-        super().__init__(clock, balances)
+    def __init__(
+        self,
+        clock: VirtualClock,
+        balances: Iterable[Balance] = (),
+        allowances: Iterable[Allowance] = (),
+        approved: Iterable[ApprovedLimit] = (),
+    ) -> None:
+        super().__init__(clock, balances, allowances, approved)
         self._uses: defaultdict[tuple[str, str], list[PastUse]] = defaultdict(list)
 
     def commit(self, batch: Batch, choose: Choose) -> Committed:

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import psycopg
 
@@ -79,6 +79,14 @@ class PostgresServer:
         name = f"test{self._count}"
         self.execute(f"CREATE DATABASE {name}")
         return self.url_of(name)
+
+    def as_role(self, url: str, role: str) -> str:
+        """The same database for another role, which is made where there is none; it may do everything."""
+        if role == USER:
+            return url
+        if not self.execute(f"SELECT 1 FROM pg_roles WHERE rolname = '{role}'"):
+            self.execute(f"CREATE ROLE {role} SUPERUSER LOGIN PASSWORD 'pass'")
+        return self.url_of(urlsplit(url).path[1:], role, "pass")
 
     def drop_database(self, url: str) -> None:
         """Empty it for the next ``new_database``: making one copies 8 MB. Whoever is connected is thrown out."""

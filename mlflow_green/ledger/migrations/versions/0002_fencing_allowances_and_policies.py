@@ -12,9 +12,38 @@ revision = "0002"
 down_revision = "0001"
 
 
+APPROVED_BY_ANOTHER_ROLE = """
+CREATE OR REPLACE FUNCTION allowances_by_role() RETURNS trigger LANGUAGE plpgsql AS
+$$BEGIN
+  IF TG_OP = 'INSERT' THEN
+    IF NEW.kind <> 'rollover' THEN
+      IF NEW.approver IS NOT NULL OR NEW.approved_by IS NOT NULL THEN
+        RAISE EXCEPTION 'an allowance is approved by another role than the one that asks, afterwards';
+      END IF;
+      NEW.requested_by := session_user;
+    END IF;
+    RETURN NEW;
+  END IF;
+  IF TG_OP = 'DELETE' OR OLD.kind = 'rollover' OR OLD.approved_by IS NOT NULL THEN
+    RAISE EXCEPTION 'an allowance is approved once and never changes after that';
+  END IF;
+  IF session_user = OLD.requested_by THEN
+    RAISE EXCEPTION USING MESSAGE =
+      'role ' || session_user || ' asked for this allowance itself; another role has to approve it';
+  END IF;
+  OLD.approved_by := session_user;
+  RETURN OLD;
+END$$;
+CREATE TRIGGER allowances_by_role BEFORE INSERT OR UPDATE OR DELETE ON allowances
+FOR EACH ROW EXECUTE FUNCTION allowances_by_role()
+"""
+
+
 def upgrade() -> None:
     op.add_column("accounts", sa.Column("parent", sa.String))
     op.add_column("buckets", sa.Column("previous_period", sa.String))
+    op.add_column("buckets", sa.Column("rollover", sa.JSON))
+    op.create_index("buckets_by_previous_period", "buckets", ["previous_period"])
     op.add_column("holds", sa.Column("policy_sha256", sa.String(64), nullable=False, server_default=""))
     op.add_column("holds", sa.Column("epoch", sa.Integer, nullable=False, server_default="1"))
     op.add_column("holds", sa.Column("wanted", sa.JSON, nullable=False, server_default="{}"))
@@ -42,6 +71,11 @@ def upgrade() -> None:
         sa.Column("account", sa.String, primary_key=True),
         sa.Column("unit", sa.String(16), primary_key=True),
         sa.Column("limit_amount", sa.BigInteger, nullable=False),
+        sa.Column("mode", sa.String(16), nullable=False),
+        sa.Column("at", sa.String(32), nullable=False),
+        sa.Column("policy_sha256", sa.String(64), nullable=False),
+        sa.Column("approved_by", sa.String, nullable=False),
+        sa.Column("reason", sa.Text, nullable=False),
     )
     op.create_table(
         "policies",
@@ -50,4 +84,6 @@ def upgrade() -> None:
         sa.Column("author", sa.String, nullable=False),
         sa.Column("at", sa.String(32), nullable=False),
     )
+    if op.get_bind().dialect.name == "postgresql":
+        op.execute(APPROVED_BY_ANOTHER_ROLE)
     op.execute("UPDATE meta SET schema_version = 2")
