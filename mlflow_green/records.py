@@ -885,8 +885,9 @@ class PlannedStep:
 
     ``after`` are the positions, in its workload, of the jobs whose outputs it needs. ``resources`` is what it takes of
     the workload's while it runs; for a group, whose members start together, that stands at its first member.
-    ``input_bytes`` is the size of those of its ``input_paths``, absolute, that are there now. A step that a batch system runs cannot ask for more
-    while it does; ``walltime_seconds`` is then the longest that it may run, where that is known.
+    ``input_bytes`` is the size of those of its ``input_paths``, absolute, that are there now. A step that a
+    batch system runs cannot ask for more while it does; ``walltime_seconds`` is then the longest that it may run, where
+    that is known.
     """
 
     step: Step

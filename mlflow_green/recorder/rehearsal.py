@@ -22,7 +22,9 @@ from mlflow_green.recorder.planner import Planner
 from mlflow_green.recorder.ticket import Ticket
 from mlflow_green.records import (
     Action,
+    Allowance,
     Answer,
+    ApprovedLimit,
     Balance,
     Batch,
     Closing,
