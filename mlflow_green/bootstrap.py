@@ -427,6 +427,24 @@ def open_session(
         return None
 
 
+def agreed_policy(ledger: SqlLedger, policy: Policy, project: str, clock: Clock, say: Callable[[str], None]) -> Policy:
+    """Keep the policy in the ledger, and say what of it does not count yet; with the modes that count."""
+    from mlflow_green.policy.raising import not_applied, with_stricter_modes
+    from mlflow_green.policy.terms import terms
+    from mlflow_green.records import PolicyVersion
+
+    if not policy.text:
+        return policy
+    user = user_name()
+    found = terms(policy, project=project, user=user, org=None, now=clock.now(), workflow_run="next")
+    author = ledger.identity() or user
+    version = PolicyVersion(sha256=policy.sha256, text=policy.text, author=author, at=clock.now())
+    approved = {limit.key: limit for limit in ledger.record_policy(version, found)}
+    for line in not_applied(policy, approved, found):
+        say(line)
+    return with_stricter_modes(policy, approved, found)
+
+
 def is_hard(policy: Policy | None) -> bool:
     """Whether any budget must be kept: then what cannot be enforced must not run."""
     return policy is not None and any(budget.mode == "hard" for budget in policy.budgets)
@@ -505,6 +523,7 @@ def _open(
     with ExitStack() as opened:
         ledger = _open_recovered(settings, clock, say)
         opened.callback(ledger.close)
+        policy = agreed_policy(ledger, policy, policy.project, clock, say)
         meter = open_meter(settings, policy, clock)
         opened.callback(meter.sampler.close)
         spool = open_spool(settings.spool_dir, meter)
@@ -696,6 +715,8 @@ def _open_books(
         return _Books(None, bookkeeper, lambda ticket, now: bare_request(ticket, meter.book, (), now), answered)
     from mlflow_green.recorder.planner import Planner
 
+    if ledger is not None:
+        policy = agreed_policy(ledger, policy, meter.book.project, clock, say)
     planner = Planner(policy, meter.book, workflow_run)
     if ledger is None:
         return _Books(planner, bookkeeper, planner.bare_request, answered)

@@ -11,6 +11,7 @@
     * LedgerError
         * LedgerUnavailable     the ledger cannot be opened or written
         * HoldClosed            an idempotency key meets a hold that is already closed
+        * AllowanceRefused      a limit may not be raised so, or not by this person
     * BudgetExceeded            a budget refused a step
     * StepHalted                a running step was ended because its grant was used up
     * UnsupportedHost           this Snakemake, executor or platform is outside the known range
@@ -74,6 +75,10 @@ class LedgerUnavailable(LedgerError):
 
 class HoldClosed(LedgerError):
     """The idempotency key belongs to a hold that was settled, voided or lost."""
+
+
+class AllowanceRefused(LedgerError):
+    """A limit may not be raised so; the message says who may, how far, and what to do."""
 
 
 class BudgetExceeded(GreenError):

@@ -422,6 +422,99 @@ class Term:
         return (self.budget, self.account, self.unit.value, self.period)
 
 
+class AllowanceKind(StrEnum):
+    """Why a bucket's limit differs from its budget's: raised for its period, raised for a time, or inherited."""
+
+    GRANT = "grant"
+    OVERRIDE = "override"
+    ROLLOVER = "rollover"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Allowance:
+    """What is added to the limit of one bucket, in the unit's integer scale, > 0; a rollover may also take off.
+
+    An override counts until ``expires_at``, the others as long as their bucket. ``approver`` is whom ``requested_by``
+    names as having agreed, which nobody verified; ``approved_by`` is who agreed under an identity of his own.
+    """
+
+    allowance_id: str
+    kind: AllowanceKind
+    budget: str
+    account: str
+    unit: Unit
+    period: str
+    amount: int
+    made_at: datetime
+    requested_by: str
+    reason: str
+    expires_at: datetime | None = None
+    approver: str | None = None
+    approved_by: str | None = None
+
+    def __post_init__(self) -> None:
+        check_aware(self.made_at, "made_at")
+        if self.expires_at is not None:
+            check_aware(self.expires_at, "expires_at")
+        if (self.kind is AllowanceKind.OVERRIDE) != (self.expires_at is not None):
+            raise ValueError(f"an override expires and nothing else does: {self!r}")
+        if self.kind is not AllowanceKind.ROLLOVER and self.amount <= 0:
+            raise ValueError(f"{self.kind} of {self.amount}: an amount is more than 0")
+
+    @property
+    def key(self) -> tuple[str, str, str, str]:
+        """The bucket's, as ``Term.key``."""
+        return (self.budget, self.account, self.unit.value, self.period)
+
+    @property
+    def is_approved(self) -> bool:
+        """Whether it counts, as long as it has not expired."""
+        return self.kind is AllowanceKind.ROLLOVER or bool(self.approver or self.approved_by)
+
+    def state(self, now: datetime) -> str:
+        """``expired``, ``active`` or ``pending`` at ``now``."""
+        if self.expires_at is not None and self.expires_at <= now:
+            return "expired"
+        return "active" if self.is_approved else "pending"
+
+    def is_active(self, now: datetime) -> bool:
+        """Whether it counts at ``now``."""
+        return self.state(now) == "active"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApprovedLimit:
+    """The highest limit and the loosest mode that ``green.yaml`` may give a budget before a higher one is applied.
+
+    ``policy_sha256`` is the version that said so first, whose approvers decide about another one; empty where it is
+    not known. ``approved_by`` names who applied it, empty for the first limit that was seen.
+    """
+
+    budget: str
+    account: str
+    unit: Unit
+    limit: int
+    mode: Mode
+    at: datetime
+    policy_sha256: str = ""
+    approved_by: str = ""
+    reason: str = ""
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        return (self.budget, self.account, self.unit.value)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyVersion:
+    """A policy file as it was: ``sha256`` of its bytes, who used it first and when."""
+
+    sha256: str
+    text: str
+    author: str
+    at: datetime
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Balance:
     """What is spent and held under a term, both >= 0, in the unit's integer scale.
@@ -714,7 +807,7 @@ class Committed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JournalRow:
-    """One append-only line of the ledger; balances are the sums of these."""
+    """One append-only line of the ledger; balances are the sums of these, and what was added to limits."""
 
     journal_id: int
     at: datetime
@@ -727,6 +820,7 @@ class JournalRow:
     delta_held: int
     delta_spent: int
     reason: str
+    delta_limit: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

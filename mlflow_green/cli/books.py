@@ -11,6 +11,7 @@ import click
 from mlflow_green.cli import exit_codes
 from mlflow_green.cli.doors import Place
 from mlflow_green.cli.output import NO_HISTORY, console, json_option, opened, print_json, print_json_line
+from mlflow_green.clock import SystemClock
 from mlflow_green.records import Decision, DecisionRow, Entry, Step
 
 _STEP = re.compile(r"^(?P<name>[^\[\]]+)(?:\[(?P<wildcards>[^\[\]]*)\])?$")
@@ -20,15 +21,18 @@ _STEP = re.compile(r"^(?P<name>[^\[\]]+)(?:\[(?P<wildcards>[^\[\]]*)\])?$")
 @json_option
 @click.pass_obj
 def balance(place: Place, as_json: bool) -> None:
-    """What is spent, held and left in each budget."""
+    """What is spent, held and left in each budget, and what was added to its limit."""
+    from mlflow_green.ledger.allowances import allowance_text
     from mlflow_green.reports.export import balance_to_json
     from mlflow_green.reports.tables import balance_table
 
-    with opened(place, place.settings()) as books:
-        balances = books.balances() if books else ()
     settings = place.settings()
-    if settings.policy_path is not None:
-        balances += place.doors.unused_balances(settings, balances)
+    with opened(place, settings) as books:
+        balances = books.balances() if books else ()
+        allowances = books.allowances() if books else ()
+        if settings.policy_path is not None:
+            unused = place.doors.unused_balances(settings, balances)
+            balances += books.balances([each.term for each in unused]) if books and unused else unused
     if as_json:
         print_json({"balances": [balance_to_json(each) for each in balances]})
     elif books is None and not balances:
@@ -38,6 +42,10 @@ def balance(place: Place, as_json: bool) -> None:
     else:
         out = console()
         out.print(balance_table(balances, width=out.width))
+        now, current = SystemClock().now(), {balance.term.key for balance in balances}
+        for each in allowances:
+            if each.state(now) != "expired" and each.requested_by and each.key in current:
+                out.print(allowance_text(each))
 
 
 @click.command()
@@ -58,6 +66,7 @@ def explain(place: Place, step: str | None, as_json: bool) -> None:
     with opened(place, place.settings()) as books:
         entries = books.entries() if books else ()
         decisions = all_decisions(books.decisions(), entries) if books else []
+        versions = {version.sha256: version for version in books.policies()} if books else {}
     found = latest_decisions(decisions, match["name"], match["wildcards"]) if match else decisions
     by_hold = {entry.hold_id: entry for entry in entries if entry.hold_id}
     if as_json:
@@ -65,7 +74,7 @@ def explain(place: Place, step: str | None, as_json: bool) -> None:
     elif found:
         out = console()
         for row in found:
-            explain_decision(out, row, by_hold.get(row.hold_id or ""))
+            explain_decision(out, row, by_hold.get(row.hold_id or ""), versions.get(row.decision.policy_sha256))
     elif books is None:
         click.echo(NO_HISTORY, err=True)
     else:

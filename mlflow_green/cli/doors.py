@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 import click
 
 from mlflow_green.ledger import verify
-from mlflow_green.ledger.ledger import Outbox
+from mlflow_green.ledger.ledger import AllowanceBook, Outbox, PolicyBook
 from mlflow_green.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _SQLITE = "sqlite:///"
 
 
-class Books(verify.Books, Outbox, Protocol):
+class Books(verify.Books, Outbox, AllowanceBook, PolicyBook, Protocol):
     """A ledger as the commands see it."""
 
 
@@ -102,6 +102,12 @@ class Doors:
 
         start_load = load_every_core if with_load else None
         return compare_with_node(settings, meter, seconds=seconds, start_load=start_load, say=say)
+
+    def user_name(self) -> str:
+        """Who runs this command: the name of the uid."""
+        from mlflow_green.bootstrap import user_name
+
+        return user_name()
 
     def verify(self, settings: Settings, books: Books) -> tuple[str, ...]:
         """One sentence for each thing that does not close."""

@@ -5,7 +5,15 @@
 
 from __future__ import annotations
 
-from mlflow_green.errors import BudgetExceeded, GreenError, PolicyError, QuantityError, SettingsError, StepHalted
+from mlflow_green.errors import (
+    AllowanceRefused,
+    BudgetExceeded,
+    GreenError,
+    PolicyError,
+    QuantityError,
+    SettingsError,
+    StepHalted,
+)
 
 OK = 0
 FOUND = 1
@@ -20,6 +28,7 @@ _BY_ERROR: tuple[tuple[type[GreenError], int], ...] = (
     (QuantityError, USAGE),
     (StepHalted, HALTED),
     (BudgetExceeded, REFUSED),
+    (AllowanceRefused, REFUSED),
 )
 
 

@@ -20,6 +20,7 @@ _COMMANDS = {
     "run": "run",
     "doctor": "doctor",
     "balance": "books",
+    "budget": "budget",
     "explain": "books",
     "estimate": "estimate",
     "ledger": "books",

@@ -46,9 +46,12 @@ def console() -> Console:
 
 
 @contextmanager
-def opened(place: Place, settings: Settings) -> Iterator[Books | None]:
-    """The ledger while a command reads it; ``None`` where nothing was metered yet, so that reading makes no file."""
-    if not has_history(settings):
+def opened(place: Place, settings: Settings, *, creates: bool = False) -> Iterator[Books | None]:
+    """The ledger while a command uses it; ``None`` where nothing was metered yet, unless the command ``creates`` one.
+
+    So reading makes no file.
+    """
+    if not creates and not has_history(settings):
         yield None
         return
     books = place.doors.open_reader(settings)

@@ -13,7 +13,7 @@ import click
 
 from mlflow_green.cli import exit_codes
 from mlflow_green.cli.doors import Place
-from mlflow_green.cli.output import json_option, print_json
+from mlflow_green.cli.output import json_option, opened, print_json
 from mlflow_green.errors import PolicyError, SettingsError
 from mlflow_green.settings import POLICY_NAME
 
@@ -84,7 +84,7 @@ def _quoted(place: str) -> str:
 
 @click.group()
 def policy() -> None:
-    """Check the policy file."""
+    """Check the policy file, apply it, and see earlier versions of it."""
 
 
 @policy.command()
@@ -126,3 +126,38 @@ def _verdict(path: Path, problems: int, checked: Policy | None) -> str:
         return f"{problems} problem{'s' if problems != 1 else ''} in {path}"
     budgets = ", ".join(f"{budget.name} ({budget.mode.value})" for budget in checked.budgets) or "none"
     return f"{path} is fine: project {checked.project}, budgets: {budgets}, sha256 {checked.sha256[:12]}"
+
+
+@policy.command()
+@click.argument("sha256")
+@click.pass_obj
+def show(place: Place, sha256: str) -> None:
+    """Print a version of the policy that was used, by the start of its SHA256 as 'explain' shows it."""
+    with opened(place, place.settings()) as books:
+        found = [version for version in (books.policies() if books else ()) if version.sha256.startswith(sha256)]
+    if not found:
+        raise SettingsError(f"no policy {sha256} was used here; 'mlflow-green explain' names the one of each decision")
+    click.echo(found[-1].text, nl=False)
+
+
+@policy.command()
+@click.option("--approver", metavar="NAME", help="Who has agreed, where you are no approver yourself.")
+@click.option("--reason", default="", help="Why; it is kept and told.")
+@click.option("--dry-run", is_flag=True, help="Show what would change and change nothing.")
+@json_option
+@click.pass_obj
+def apply(place: Place, *, approver: str | None, reason: str, dry_run: bool, as_json: bool) -> None:
+    """Count what green.yaml says from now on: raised limits and loosened modes do only after this."""
+    from mlflow_green.cli.applying import applied
+    from mlflow_green.ledger.allowances import change_text
+
+    changes = applied(place, approver=approver, reason=reason, dry_run=dry_run)
+    if as_json:
+        print_json({"applied": not dry_run, "changes": [change_text(each) for each in changes]})
+        return
+    for change in changes:
+        click.echo(change_text(change))
+    if not changes:
+        click.echo("Nothing changes: every limit and mode of this policy counts already.")
+    elif dry_run:
+        click.echo("Nothing was applied; leave --dry-run out to do so.")

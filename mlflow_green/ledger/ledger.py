@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
+from decimal import Decimal
 from typing import Protocol
 
 from mlflow_green.records import (
+    Allowance,
+    ApprovedLimit,
     Balance,
     Batch,
     Committed,
@@ -21,6 +24,7 @@ from mlflow_green.records import (
     NodeWindow,
     OutboxRow,
     PastUse,
+    PolicyVersion,
     Term,
 )
 
@@ -46,7 +50,7 @@ class Ledger(Protocol):
         ...
 
     def balances(self, terms: Sequence[Term] = ()) -> tuple[Balance, ...]:
-        """The balances of these terms, or of every bucket there is."""
+        """The balances of these terms, or of every bucket there is, with the limits that count now."""
         ...
 
     def open_holds(self) -> tuple[Hold, ...]: ...
@@ -81,6 +85,74 @@ class LedgerReader(Protocol):
     def journal(self) -> tuple[JournalRow, ...]: ...
 
     def decisions(self) -> tuple[DecisionRow, ...]: ...
+
+
+class AllowanceBook(Protocol):
+    """What raises a limit for a while. Each change is one transaction and puts one ``alert`` row into the outbox.
+
+    ``max_extra`` is the part of the limit that all active overrides of a bucket may add together, ``None`` for any;
+    ``to`` are the channels to tell.
+    """
+
+    def allow(
+        self,
+        allowance: Allowance,
+        term: Term | None = None,
+        *,
+        max_extra: Decimal | None = None,
+        to: Sequence[str] = (),
+    ) -> None:
+        """Add an allowance, once; one that nobody approved counts from ``approve`` on. ``term`` opens a new bucket.
+
+        Raises:
+            AllowanceRefused: it has expired or goes too far.
+            LedgerError: there is no such bucket, and no ``term``.
+        """
+        ...
+
+    def approve(
+        self, allowance_id: str, approved_by: str, *, max_extra: Decimal | None = None, to: Sequence[str] = ()
+    ) -> Allowance:
+        """Count an allowance that somebody else asked for.
+
+        Raises:
+            AllowanceRefused: there is none, it counts already, has expired, goes too far, or ``approved_by`` asked.
+        """
+        ...
+
+    def allowances(self) -> tuple[Allowance, ...]:
+        """All that were ever asked for or inherited, oldest first."""
+        ...
+
+    def identity(self) -> str | None:
+        """Who the store itself knows to be writing; ``None`` where anybody who can write may be anyone."""
+        ...
+
+
+class PolicyBook(Protocol):
+    """The versions of ``green.yaml``, and how far their limits count."""
+
+    def record_policy(self, version: PolicyVersion, terms: Sequence[Term] = ()) -> tuple[ApprovedLimit, ...]:
+        """A policy comes into use: keep it, once, and count what it says first or more strictly; what counts then."""
+        ...
+
+    def apply_policy(
+        self,
+        version: PolicyVersion,
+        terms: Sequence[Term],
+        *,
+        approved_by: str,
+        reason: str = "",
+        to: Sequence[str] = (),
+    ) -> None:
+        """Count what the policy says from now on, for every account of the budgets of these terms."""
+        ...
+
+    def approved_limits(self) -> tuple[ApprovedLimit, ...]: ...
+
+    def policies(self) -> tuple[PolicyVersion, ...]:
+        """All versions that were ever in use, oldest first."""
+        ...
 
 
 class Outbox(Protocol):

@@ -7,10 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
+from decimal import Decimal
 from uuid import uuid4
 
 from mlflow_green.clock import Clock
+from mlflow_green.errors import AllowanceRefused
 from mlflow_green.ledger.accounts import ancestry
+from mlflow_green.ledger.allowances import NOTHING, LimitKey, counted, extras_of, limit_key
 from mlflow_green.ledger.ledger import Choose
 from mlflow_green.ledger.pending import with_pending
 from mlflow_green.ledger.posting import (
@@ -28,9 +31,15 @@ from mlflow_green.ledger.posting import (
     past_use,
     post,
     post_adjustment,
+    post_allowance,
+    post_applied,
+    post_approval,
+    post_policy,
     window_key,
 )
 from mlflow_green.records import (
+    Allowance,
+    ApprovedLimit,
     Balance,
     Batch,
     Committed,
@@ -43,6 +52,7 @@ from mlflow_green.records import (
     NodeWindow,
     OutboxRow,
     PastUse,
+    PolicyVersion,
     Term,
     Unit,
 )
@@ -71,11 +81,15 @@ class MemoryLedger:
         self._facts: dict[str, dict[str, float | str]] = {}
         self._decisions: list[DecisionRow] = []
         self._letters: dict[str, _Letter] = {}
+        self._allowances: dict[str, Allowance] = {}
+        self._approved: dict[LimitKey, ApprovedLimit] = {}
+        self._policies: dict[str, PolicyVersion] = {}
 
     # --- Ledger ----------------------------------------------------------------------------------
 
     def commit(self, batch: Batch, choose: Choose) -> Committed:
-        effects = post(batch, self._standing(), choose, now=self._clock.now(), new_hold_id=lambda: uuid4().hex)
+        now = self._clock.now()
+        effects = post(batch, self._standing(now), choose, now=now, new_hold_id=lambda: uuid4().hex)
         alerts = self._apply(effects)
         return Committed(
             answers=effects.answers,
@@ -93,14 +107,17 @@ class MemoryLedger:
         """
         if any(row.hold_id == hold_id and row.kind == "adjust" and row.reason == reason for row in self._journal):
             return False
-        self._apply(post_adjustment(hold_id, amounts, reason, self._standing(), self._clock.now()))
+        now = self._clock.now()
+        self._apply(post_adjustment(hold_id, amounts, reason, self._standing(now), now))
         return True
 
     def balances(self, terms: Sequence[Term] = ()) -> tuple[Balance, ...]:
+        now = self._balances_at(self._clock.now())
         if not terms:
-            return with_pending(self._balances.values(), self.open_holds())
-        known = (self._balances.get(term.key) or Balance(term=term, spent=0, held=0) for term in terms)
-        named = (replace(balance, term=term) for balance, term in zip(known, terms, strict=True))
+            return with_pending(now.values(), self.open_holds())
+        known = (now.get(term.key) or Balance(term=term, spent=0, held=0) for term in terms)
+        told = (counted(term, self._approved.get(limit_key(term))) for term in terms)
+        named = (replace(balance, term=term) for balance, term in zip(known, told, strict=True))
         return with_pending(named, self.open_holds())
 
     def open_holds(self) -> tuple[Hold, ...]:
@@ -152,6 +169,64 @@ class MemoryLedger:
     def decisions(self) -> tuple[DecisionRow, ...]:
         return tuple(self._decisions)
 
+    # --- AllowanceBook ---------------------------------------------------------------------------
+
+    def allow(
+        self,
+        allowance: Allowance,
+        term: Term | None = None,
+        *,
+        max_extra: Decimal | None = None,
+        to: Sequence[str] = (),
+    ) -> None:
+        if allowance.allowance_id not in self._allowances:
+            now = self._clock.now()
+            standing = self._standing(now)
+            self._apply(post_allowance(allowance, standing, now, term=term, max_extra=max_extra, to=to))
+
+    def approve(
+        self, allowance_id: str, approved_by: str, *, max_extra: Decimal | None = None, to: Sequence[str] = ()
+    ) -> Allowance:
+        asked = self._allowances.get(allowance_id)
+        if asked is None:
+            raise AllowanceRefused(f"nobody asked for {allowance_id}; 'mlflow-green budget list' shows what was")
+        now = self._clock.now()
+        standing = self._standing(now)
+        self._apply(post_approval(asked, approved_by, standing, now, max_extra=max_extra, to=to))
+        return self._allowances[allowance_id]
+
+    def allowances(self) -> tuple[Allowance, ...]:
+        return tuple(self._allowances.values())
+
+    def identity(self) -> str | None:
+        return None
+
+    # --- PolicyBook ------------------------------------------------------------------------------
+
+    def record_policy(self, version: PolicyVersion, terms: Sequence[Term] = ()) -> tuple[ApprovedLimit, ...]:
+        now = self._clock.now()
+        self._apply(post_policy(version, terms, self._standing(now), now))
+        return self.approved_limits()
+
+    def apply_policy(
+        self,
+        version: PolicyVersion,
+        terms: Sequence[Term],
+        *,
+        approved_by: str,
+        reason: str = "",
+        to: Sequence[str] = (),
+    ) -> None:
+        now = self._clock.now()
+        standing = self._standing(now)
+        self._apply(post_applied(version, terms, standing, now, approved_by=approved_by, reason=reason, to=to))
+
+    def approved_limits(self) -> tuple[ApprovedLimit, ...]:
+        return tuple(self._approved.values())
+
+    def policies(self) -> tuple[PolicyVersion, ...]:
+        return tuple(self._policies.values())
+
     # --- Outbox ----------------------------------------------------------------------------------
 
     def pending(self, kind: str, now: datetime, limit: int = 100) -> tuple[OutboxRow, ...]:
@@ -175,11 +250,17 @@ class MemoryLedger:
 
     # --- inside ----------------------------------------------------------------------------------
 
-    def _standing(self) -> Standing:
-        pending = with_pending(self._balances.values(), (booked.hold for booked in self._holds.values()))
+    def _balances_at(self, now: datetime) -> dict[TermKey, Balance]:
+        extras = extras_of(self._allowances.values(), now)
+        return {key: replace(balance, extra=extras.get(key, NOTHING).total) for key, balance in self._balances.items()}
+
+    def _standing(self, now: datetime) -> Standing:
+        pending = with_pending(self._balances_at(now).values(), (booked.hold for booked in self._holds.values()))
         return Standing(
             generation=self._generation,
             balances={balance.term.key: balance for balance in pending},
+            extras=extras_of(self._allowances.values(), now),
+            approved=self._approved,
             holds=self._holds,
             entry_ids=frozenset(self._entries),
             window_keys=frozenset(self._windows),
@@ -214,6 +295,9 @@ class MemoryLedger:
         self._windows.update({window_key(window): window for window in effects.windows})
         self._tell(effects.facts)
         self._decisions += effects.decisions
+        self._allowances.update({each.allowance_id: each for each in (*effects.allowances, *effects.approvals)})
+        self._approved.update({limit.key: limit for limit in effects.limits})
+        self._policies.update({each.sha256: each for each in effects.policies if each.sha256 not in self._policies})
         self._generation += effects.balances_changed
         for message in effects.messages:
             self._promise(message)

@@ -10,17 +10,34 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from decimal import Decimal
 from enum import StrEnum
 from fractions import Fraction
 from functools import lru_cache
 
-from mlflow_green.errors import HoldClosed, LedgerError
+from mlflow_green.errors import AllowanceRefused, HoldClosed, LedgerError
+from mlflow_green.ledger.allowances import (
+    Extras,
+    LimitChange,
+    LimitKey,
+    Limits,
+    agreement_text,
+    allowance_text,
+    change_text,
+    changes,
+    check,
+    previous_key,
+    told,
+)
 from mlflow_green.ledger.ledger import Choose
 from mlflow_green.ledger.pending import pending_under, seniority
 from mlflow_green.records import (
     Action,
     AlertRule,
+    Allowance,
+    AllowanceKind,
     Answer,
+    ApprovedLimit,
     Balance,
     Batch,
     Closing,
@@ -37,6 +54,7 @@ from mlflow_green.records import (
     Outcome,
     Owner,
     PastUse,
+    PolicyVersion,
     Term,
     TopUp,
     Unit,
@@ -85,7 +103,9 @@ class Standing:
     one of the ``balances``, whose ``pending`` that is. ``entry_ids`` and ``window_keys`` are those of the batch that
     were posted before. ``last_decisions`` maps a step's key to the action and reason that it was answered last.
     ``lost_charges`` is what each hold of the batch's closings that was given up was charged so far, corrections
-    included; ``lost_reads`` the microjoules that were metered of it.
+    included; ``lost_reads`` the microjoules that were metered of it. A bucket that inherits from one that is here, or
+    that one here inherits from, is here too. ``extras`` are those of the buckets, ``approved`` the limits of their
+    budgets.
     """
 
     generation: int
@@ -96,6 +116,8 @@ class Standing:
     last_decisions: Mapping[str, tuple[Action, str]] = field(default_factory=dict)
     lost_charges: Mapping[tuple[str, TermKey], int] = field(default_factory=dict)
     lost_reads: Mapping[str, int] = field(default_factory=dict)
+    extras: Mapping[TermKey, Extras] = field(default_factory=dict)
+    approved: Mapping[LimitKey, ApprovedLimit] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,13 +132,17 @@ class Message:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BucketChange:
-    """How one bucket changes. ``guarded``: a hold was accepted that must leave it within a hard limit."""
+    """How one bucket changes. ``guarded``: a hold was accepted that must leave it within a hard limit.
+
+    ``limit_guarded`` is that limit, with what allowances add to it; ``None`` where it is the term's.
+    """
 
     term: Term
     is_new: bool
     delta_held: int
     delta_spent: int
     guarded: bool
+    limit_guarded: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,6 +166,10 @@ class Effects:
     messages: tuple[Message, ...]
     alerts: tuple[Message, ...]
     balances_changed: bool
+    allowances: tuple[Allowance, ...] = ()
+    approvals: tuple[Allowance, ...] = ()
+    limits: tuple[ApprovedLimit, ...] = ()
+    policies: tuple[PolicyVersion, ...] = ()
     adopted: tuple[Hold | None, ...] = ()
     fenced: tuple[str, ...] = ()
 
@@ -147,7 +177,8 @@ class Effects:
     def writes(self) -> bool:
         """Whether any row is written."""
         rows = (self.buckets, self.opened, self.changed, self.journal, self.entries, self.windows, self.facts)
-        return any((*rows, self.decisions, self.messages, self.alerts))
+        limits = (self.allowances, self.approvals, self.limits, self.policies)
+        return any((*rows, *limits, self.decisions, self.messages, self.alerts))
 
 
 def post(batch: Batch, standing: Standing, choose: Choose, *, now: datetime, new_hold_id: Callable[[], str]) -> Effects:
@@ -193,6 +224,93 @@ def post_adjustment(
     return posting.effects(standing)
 
 
+def post_allowance(
+    allowance: Allowance,
+    standing: Standing,
+    now: datetime,
+    *,
+    term: Term | None = None,
+    max_extra: Decimal | None = None,
+    to: Sequence[str] = (),
+) -> Effects:
+    """Add an allowance to its bucket, which ``term`` opens if there is none; one that nobody approved waits for that.
+
+    ``max_extra`` bounds all overrides together, as a part of the limit; ``to`` are the channels that are told.
+
+    Raises:
+        AllowanceRefused: it has expired, or goes too far.
+        LedgerError: there is no such bucket.
+    """
+    posting = _Posting.of(standing, now)
+    if term is not None:
+        posting.learn([term])
+    posting.check(allowance, max_extra)
+    if allowance.is_approved:
+        posting.allow(allowance)
+    else:
+        posting.limits.made.append(allowance)
+    return posting.effects(standing, messages=(posting.limit_message(allowance, to),))
+
+
+def post_approval(
+    allowance: Allowance,
+    approved_by: str,
+    standing: Standing,
+    now: datetime,
+    *,
+    max_extra: Decimal | None = None,
+    to: Sequence[str] = (),
+) -> Effects:
+    """Count an allowance that somebody asked for earlier.
+
+    Raises:
+        AllowanceRefused: it counts already, has expired, goes too far, or who asked approves it himself.
+    """
+    if allowance.is_approved:
+        raise AllowanceRefused(f"{allowance.allowance_id} counts already, {agreement_text(allowance)}")
+    if approved_by == allowance.requested_by:
+        raise AllowanceRefused(f"{approved_by} asked for {allowance.allowance_id} and cannot approve it; ask another")
+    posting = _Posting.of(standing, now)
+    posting.check(allowance, max_extra)
+    agreed = replace(allowance, approved_by=approved_by)
+    posting.allow(agreed, is_new=False)
+    return posting.effects(standing, messages=(posting.limit_message(agreed, to),))
+
+
+def post_policy(version: PolicyVersion, terms: Iterable[Term], standing: Standing, now: datetime) -> Effects:
+    """A policy comes into use: it is kept, and what it says more strictly than before, or first, counts at once."""
+    posting = _Posting.of(standing, now)
+    for limit in told(terms, standing.approved, sha256=version.sha256, now=now):
+        posting.limits.write(limit)
+    return posting.effects(standing, policies=(version,))
+
+
+def post_applied(
+    version: PolicyVersion,
+    terms: Sequence[Term],
+    standing: Standing,
+    now: datetime,
+    *,
+    approved_by: str,
+    reason: str,
+    to: Sequence[str] = (),
+) -> Effects:
+    """What a policy says counts from now on; the buckets of these periods have its limits at once."""
+    posting = _Posting.of(standing, now)
+    changed = changes(terms, standing.approved, sha256=version.sha256, now=now, approved_by=approved_by, reason=reason)
+    for change in changed:
+        posting.limits.write(change.after)
+    for key, balance in standing.balances.items():
+        posting.learn(
+            replace(term, account=balance.term.account)
+            for term in terms
+            if (term.budget, term.unit.value, term.period) == (key[0], key[2], key[3])
+        )
+    moved = {(change.after.budget, change.after.unit): change for change in changed if change.moves}
+    messages = tuple(_applied_message(change, version, approved_by, to) for change in moved.values())
+    return posting.effects(standing, policies=(version,), messages=messages)
+
+
 @dataclass(frozen=True, slots=True)
 class _Opening:
     """What it takes to answer requests."""
@@ -214,11 +332,12 @@ class _Posting:
     last_decisions: dict[str, tuple[Action, str]]
     lost_charges: dict[tuple[str, TermKey], int]
     lost_reads: dict[str, int]
+    limits: Limits
     wanting: dict[str, Hold]
     opened: list[str] = field(default_factory=list)
     changed: list[str] = field(default_factory=list)
     fenced: list[str] = field(default_factory=list)
-    guarded: set[TermKey] = field(default_factory=set)
+    guarded: dict[TermKey, int] = field(default_factory=dict)
     journal: list[JournalRow] = field(default_factory=list)
     entries: list[Entry] = field(default_factory=list)
     decisions: list[DecisionRow] = field(default_factory=list)
@@ -234,6 +353,7 @@ class _Posting:
             last_decisions=dict(standing.last_decisions),
             lost_charges=dict(standing.lost_charges),
             lost_reads=dict(standing.lost_reads),
+            limits=Limits.of(standing.extras, standing.approved, (b.term for b in standing.balances.values()), now),
             wanting={hold_id: booked.hold for hold_id, booked in standing.holds.items() if booked.hold.wanted},
         )
 
@@ -248,25 +368,30 @@ class _Posting:
             last_decisions=dict(self.last_decisions),
             lost_charges=dict(self.lost_charges),
             lost_reads=dict(self.lost_reads),
+            limits=self.limits.fork(),
             wanting=dict(self.wanting),
             opened=list(self.opened),
             changed=list(self.changed),
             fenced=list(self.fenced),
-            guarded=set(self.guarded),
+            guarded=dict(self.guarded),
             journal=list(self.journal),
             entries=list(self.entries),
             decisions=list(self.decisions),
         )
 
     def learn(self, terms: Iterable[Term]) -> None:
-        """A bucket's limit, mode and alerts are those of the term that was told last."""
-        for term in terms:
+        """A bucket's limit, mode and alerts are those of the term that was told last; it inherits what it did first."""
+        for term in map(self.limits.counted, terms):
             known = self.balances.get(term.key)
-            self.balances[term.key] = (
-                Balance(term=term, spent=0, held=0) if known is None else replace(known, term=term)
-            )
+            if known is None:
+                self.balances[term.key] = Balance(term=term, spent=0, held=0)
+                self.limits.follow(term)
+            else:
+                self.balances[term.key] = replace(known, term=replace(term, rollover=known.term.rollover))
             if self.wanting:
                 self._sum_pending(term)
+            self._inherit(term.key)
+            self._pass_on(term.key)
 
     def move(
         self, term: Term, hold_id: str | None, kind: str, *, delta_held: int = 0, delta_spent: int = 0, reason: str = ""
@@ -291,6 +416,77 @@ class _Posting:
                 delta_spent=delta_spent,
                 reason=reason,
             )
+        )
+        if delta_held + delta_spent:
+            self._pass_on(term.key)
+
+    # --- limits ----------------------------------------------------------------------------------
+
+    def check(self, allowance: Allowance, max_extra: Decimal | None) -> None:
+        """Raise ``AllowanceRefused`` if this may not count."""
+        balance = self.balances.get(allowance.key)
+        if balance is None:
+            raise LedgerError(
+                f"there is no budget {allowance.budget} ({allowance.account}, {allowance.period}) to raise"
+            )
+        check(allowance, balance, self.limits.of_bucket(allowance.key), self.now, max_extra)
+
+    def allow(self, allowance: Allowance, *, is_new: bool = True) -> None:
+        """Count an allowance from now on: a line of the journal, and a bucket with another limit."""
+        (self.limits.made if is_new else self.limits.agreed).append(allowance)
+        self.limits.add(allowance)
+        key = allowance.key
+        self.balances[key] = replace(self.balances[key], extra=self.limits.of_bucket(key).total)
+        agreement = "" if allowance.kind is AllowanceKind.ROLLOVER else f"{agreement_text(allowance)}: "
+        self.journal.append(
+            JournalRow(
+                journal_id=0,
+                at=self.now,
+                hold_id=None,
+                budget=allowance.budget,
+                account=allowance.account,
+                unit=allowance.unit,
+                period=allowance.period,
+                kind=allowance.kind.value,
+                delta_held=0,
+                delta_spent=0,
+                delta_limit=allowance.amount,
+                reason=f"{agreement}{allowance.reason}",
+            )
+        )
+        self._pass_on(key)
+
+    def _inherit(self, key: TermKey) -> None:
+        """Inherit what is missing, or give back what is too much, while the bucket before this one still changes."""
+        previous = previous_key(self.balances[key].term)
+        if previous is not None and previous in self.balances:
+            rollover = self.limits.rollover(self.balances[key], self.balances[previous])
+            if rollover is not None:
+                self.allow(rollover)
+
+    def _pass_on(self, key: TermKey) -> None:
+        for follower in self.limits.followers.get(key, ()):
+            self._inherit(follower)
+
+    def limit_message(self, allowance: Allowance, to: Sequence[str]) -> Message:
+        """Tell the channels of a budget that its limit was raised, or that somebody asks for that."""
+        text = allowance_text(allowance)
+        return Message(
+            kind="alert",
+            dedup=f"allowance|{allowance.allowance_id}|{'approved' if allowance.is_approved else 'asked'}",
+            payload={
+                "budget": allowance.budget,
+                "account": allowance.account,
+                "unit": allowance.unit.value,
+                "period": allowance.period,
+                "at_ratio": None,
+                "of": allowance.kind.value,
+                "amount": allowance.amount,
+                "limit": self.balances[allowance.key].limit,
+                "to": list(to),
+                "text": text,
+                "allowance_id": allowance.allowance_id,
+            },
         )
 
     def _sum_pending(self, term: Term) -> None:
@@ -472,7 +668,7 @@ class _Posting:
         return Answer(decision=_decision_of(booked.hold), hold=booked.hold)
 
     def balances_of(self, request: HoldRequest) -> tuple[Balance, ...]:
-        return tuple(replace(self.balances[term.key], term=term) for term in request.terms)
+        return tuple(replace(self.balances[term.key], term=term) for term in map(self.limits.counted, request.terms))
 
     def _open(self, request: HoldRequest, decision: Decision, opening: _Opening) -> Hold:
         if opening.owner is None:
@@ -480,7 +676,7 @@ class _Posting:
         hold = replace(
             Hold.of_nothing(request, decision, opening.owner, hold_id=request.hold_id or opening.new_hold_id()),
             amounts=dict(decision.amounts),
-            terms=tuple({term.key: term for term in request.terms}.values()),
+            terms=tuple({term.key: self.limits.counted(term) for term in request.terms}.values()),
             opened_at=self.now,
         )
         for term in hold.terms:
@@ -501,8 +697,9 @@ class _Posting:
     def _guard(self, term: Term, *, keeps_free: int = 0) -> None:
         if term.mode is not Mode.HARD:
             return
-        self.guarded.add(term.key)
-        if self.balances[term.key].committed + keeps_free > self.balances[term.key].limit:
+        balance = replace(self.balances[term.key], term=term)
+        self.guarded[term.key] = balance.limit
+        if balance.committed + keeps_free > balance.limit:
             raise LedgerError(over_limit_text(term))
 
     def record(
@@ -533,6 +730,8 @@ class _Posting:
         windows: tuple[NodeWindow, ...] = (),
         facts: tuple[Fact, ...] = (),
         adopted: tuple[Hold | None, ...] = (),
+        policies: tuple[PolicyVersion, ...] = (),
+        messages: tuple[Message, ...] = (),
     ) -> Effects:
         buckets = tuple(self._bucket_changes(standing))
         return Effects(
@@ -546,12 +745,17 @@ class _Posting:
             windows=windows,
             facts=facts,
             decisions=tuple(self.decisions),
-            messages=tuple(mlflow_message(entry) for entry in self.entries),
+            messages=(*map(mlflow_message, self.entries), *messages),
             alerts=tuple(self._alerts(standing)),
             balances_changed=any(_moves(change, standing) for change in buckets)
-            or any(before.pending != self.balances[key].pending for key, before in standing.balances.items()),
+            or any(before.pending != self.balances[key].pending for key, before in standing.balances.items())
+            or any(allowance.is_approved for allowance in (*self.limits.made, *self.limits.agreed)),
             adopted=adopted,
             fenced=tuple(self.fenced),
+            allowances=tuple(self.limits.made),
+            approvals=tuple(self.limits.agreed),
+            limits=tuple(self.limits.written),
+            policies=policies,
         )
 
     def _alerts(self, standing: Standing) -> Iterator[Message]:
@@ -586,6 +790,7 @@ class _Posting:
                     delta_held=after.held - (before.held if before else 0),
                     delta_spent=after.spent - (before.spent if before else 0),
                     guarded=key in self.guarded,
+                    limit_guarded=self.guarded.get(key),
                 )
 
 
@@ -741,6 +946,27 @@ def _decision_of(hold: Hold) -> Decision:
 
 
 # --- messages ---------------------------------------------------------------------------------------
+
+
+def _applied_message(change: LimitChange, version: PolicyVersion, approved_by: str, to: Sequence[str]) -> Message:
+    """Tell the channels that a policy was applied, once for each budget and unit that it changed."""
+    after = change.after
+    return Message(
+        kind="alert",
+        dedup="|".join(("applied", version.sha256, *after.key, after.at.isoformat())),
+        payload={
+            "budget": after.budget,
+            "account": after.account,
+            "unit": after.unit.value,
+            "period": "",
+            "at_ratio": None,
+            "of": "policy",
+            "amount": after.limit,
+            "limit": after.limit,
+            "to": list(to),
+            "text": f"{approved_by} applied policy {version.sha256[:12]}: {change_text(change)}",
+        },
+    )
 
 
 def mlflow_message(entry: Entry) -> Message:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import asdict, fields
 from typing import Any
 
 from mlflow_green.ledger.posting import BookedHold, HoldState
 from mlflow_green.records import (
     Action,
     AlertRule,
+    Allowance,
+    AllowanceKind,
+    ApprovedLimit,
     Balance,
     Boundary,
     CpuClockName,
@@ -25,6 +28,7 @@ from mlflow_green.records import (
     NodeWindow,
     Outcome,
     Owner,
+    Rollover,
     Step,
     StepSpec,
     Term,
@@ -50,6 +54,8 @@ def bucket_row(term: Term) -> Row:
         "limit_amount": term.limit,
         "mode": term.mode.value,
         "alerts": _alerts_json(term.alerts),
+        "previous_period": None if term.rollover is None else term.rollover.previous_period,
+        "rollover": None if term.rollover is None else asdict(term.rollover),
     }
 
 
@@ -62,6 +68,7 @@ def balance_of(row: ReadRow) -> Balance:
         limit=row["limit_amount"],
         mode=Mode(row["mode"]),
         alerts=_alerts_of(row["alerts"]),
+        rollover=None if row["rollover"] is None else Rollover(**row["rollover"]),
     )
     return Balance(term=term, spent=row["spent"], held=row["held"])
 
@@ -118,6 +125,7 @@ def journal_row(row: JournalRow, bucket_id: int) -> Row:
         "kind": row.kind,
         "delta_held": row.delta_held,
         "delta_spent": row.delta_spent,
+        "delta_limit": row.delta_limit,
         "reason": row.reason,
     }
 
@@ -229,6 +237,25 @@ def decision_row_of(row: ReadRow) -> DecisionRow:
     )
 
 
+def allowance_row(allowance: Allowance) -> Row:
+    return {**asdict(allowance), "kind": allowance.kind.value, "unit": allowance.unit.value}
+
+
+def allowance_of(row: ReadRow) -> Allowance:
+    return Allowance(**{**row, "kind": AllowanceKind(row["kind"]), "unit": Unit(row["unit"])})
+
+
+def approved_limit_row(limit: ApprovedLimit) -> Row:
+    row = {**asdict(limit), "unit": limit.unit.value, "mode": limit.mode.value}
+    row["limit_amount"] = row.pop("limit")
+    return row
+
+
+def approved_limit_of(row: ReadRow) -> ApprovedLimit:
+    values = {**row, "unit": Unit(row["unit"]), "mode": Mode(row["mode"])}
+    return ApprovedLimit(limit=values.pop("limit_amount"), **values)
+
+
 def amounts_json(amounts: Mapping[Unit, int]) -> Row:
     return {unit.value: amount for unit, amount in amounts.items()}
 
@@ -264,11 +291,18 @@ def _term_json(term: Term) -> Row:
         "limit": term.limit,
         "mode": term.mode.value,
         "alerts": _alerts_json(term.alerts),
+        "rollover": None if term.rollover is None else asdict(term.rollover),
     }
 
 
 def _term_of(json: ReadRow) -> Term:
-    typed = {"unit": Unit(json["unit"]), "mode": Mode(json["mode"]), "alerts": _alerts_of(json["alerts"])}
+    rollover = json.get("rollover")
+    typed = {
+        "unit": Unit(json["unit"]),
+        "mode": Mode(json["mode"]),
+        "alerts": _alerts_of(json["alerts"]),
+        "rollover": None if rollover is None else Rollover(**rollover),
+    }
     return Term(**{**json, **typed})
 
 

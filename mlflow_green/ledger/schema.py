@@ -82,8 +82,11 @@ buckets = Table(
     # Facts are never refused, so nothing here says spent <= limit.
     Column("spent", BigInteger, CheckConstraint("spent >= 0"), nullable=False),
     Column("held", BigInteger, CheckConstraint("held >= 0"), nullable=False),
+    # What its period inherits from that one is settled when the bucket is opened: policies change, this does not.
     Column("previous_period", String),
+    Column("rollover", JSON),
     UniqueConstraint("budget", "account", "unit", "period"),
+    Index("buckets_by_previous_period", "previous_period"),
 )
 
 holds = Table(
@@ -253,6 +256,11 @@ approved_limits = Table(
     Column("account", String, primary_key=True),
     Column("unit", String(16), primary_key=True),
     Column("limit_amount", BigInteger, nullable=False),
+    Column("mode", String(16), nullable=False),
+    Column("at", UtcTime, nullable=False),
+    Column("policy_sha256", String(64), nullable=False),
+    Column("approved_by", String, nullable=False),
+    Column("reason", Text, nullable=False),
 )
 
 policies = Table(
@@ -281,3 +289,35 @@ CREATE TRIGGER journal_never_changes BEFORE UPDATE OR DELETE OR TRUNCATE ON jour
 FOR EACH STATEMENT EXECUTE FUNCTION journal_only_grows()
 """
 event.listen(journal, "after_create", DDL(_ONLY_GROWS).execute_if(dialect="postgresql"))  # type: ignore[no-untyped-call]
+
+# The database knows who asks and who approves, whatever a program says. A rollover is arithmetic: nobody asks for it.
+_APPROVED_BY_ANOTHER_ROLE = """
+CREATE OR REPLACE FUNCTION allowances_by_role() RETURNS trigger LANGUAGE plpgsql AS
+$$BEGIN
+  IF TG_OP = 'INSERT' THEN
+    IF NEW.kind <> 'rollover' THEN
+      IF NEW.approver IS NOT NULL OR NEW.approved_by IS NOT NULL THEN
+        RAISE EXCEPTION 'an allowance is approved by another role than the one that asks, afterwards';
+      END IF;
+      NEW.requested_by := session_user;
+    END IF;
+    RETURN NEW;
+  END IF;
+  IF TG_OP = 'DELETE' OR OLD.kind = 'rollover' OR OLD.approved_by IS NOT NULL THEN
+    RAISE EXCEPTION 'an allowance is approved once and never changes after that';
+  END IF;
+  IF session_user = OLD.requested_by THEN
+    RAISE EXCEPTION USING MESSAGE =
+      'role ' || session_user || ' asked for this allowance itself; another role has to approve it';
+  END IF;
+  OLD.approved_by := session_user;
+  RETURN OLD;
+END$$;
+CREATE TRIGGER allowances_by_role BEFORE INSERT OR UPDATE OR DELETE ON allowances
+FOR EACH ROW EXECUTE FUNCTION allowances_by_role()
+"""
+event.listen(
+    allowances,
+    "after_create",
+    DDL(_APPROVED_BY_ANOTHER_ROLE).execute_if(dialect="postgresql"),  # type: ignore[no-untyped-call]
+)

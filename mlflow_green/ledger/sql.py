@@ -12,34 +12,59 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from datetime import datetime
+from decimal import Decimal
 from pathlib import Path
 from uuid import uuid4
 
 from sqlalchemy import Connection, func, select
 
 from mlflow_green.clock import Clock, boot_id
+from mlflow_green.errors import AllowanceRefused
 from mlflow_green.ledger import rows, schema
 from mlflow_green.ledger.address import is_postgres, ledger_path, parsed_url
+from mlflow_green.ledger.allowances import NOTHING, counted, limit_key
 from mlflow_green.ledger.cache import cache_folder
 from mlflow_green.ledger.change import Change, LetterChange, apply
 from mlflow_green.ledger.filesystem import journal_folder, refuse_network_file_system
 from mlflow_green.ledger.journaled import JournaledStore, open_shared_journal
 from mlflow_green.ledger.ledger import Choose
+from mlflow_green.ledger.limit_rows import (
+    keys_of_budgets,
+    knows_policy,
+    load_allowances,
+    load_approved,
+    load_extras,
+)
 from mlflow_green.ledger.pending import with_pending
 from mlflow_green.ledger.posting import (
     HISTORY_LENGTH_MAX,
     BookedHold,
+    Effects,
     HoldState,
     Message,
     Standing,
     joined_ranges,
     post,
     post_adjustment,
+    post_allowance,
+    post_applied,
+    post_approval,
+    post_policy,
 )
 from mlflow_green.ledger.sqlite import SqliteStore, explained
 from mlflow_green.ledger.store import Store
-from mlflow_green.ledger.transaction import load, load_buckets, load_generation, load_holds, load_wanting
+from mlflow_green.ledger.transaction import (
+    keys_of,
+    load,
+    load_buckets,
+    load_generation,
+    load_holds,
+    load_limits,
+    load_wanting,
+)
 from mlflow_green.records import (
+    Allowance,
+    ApprovedLimit,
     Balance,
     Batch,
     Committed,
@@ -53,6 +78,7 @@ from mlflow_green.records import (
     OutboxRow,
     Outcome,
     PastUse,
+    PolicyVersion,
     Term,
     Unit,
 )
@@ -84,6 +110,7 @@ _JOURNAL = (
         schema.journal.c.kind,
         schema.journal.c.delta_held,
         schema.journal.c.delta_spent,
+        schema.journal.c.delta_limit,
         schema.journal.c.reason,
     )
     .join_from(schema.journal, schema.buckets)
@@ -156,8 +183,8 @@ class SqlLedger:
 
     def commit(self, batch: Batch, choose: Choose) -> Committed:
         with self._writing() as connection:
-            loaded = load(connection, batch)
             now = self._store.now(connection, self._clock)
+            loaded = load(connection, batch, now)
             effects = post(batch, loaded.standing, choose, now=now, new_hold_id=lambda: uuid4().hex)
             change = Change(at=now, effects=effects)
             alerts = apply(connection, change, loaded.bucket_ids)
@@ -184,26 +211,34 @@ class SqlLedger:
             if connection.execute(told).first() is not None:
                 return False
             holds = load_holds(connection, [hold_id])
-            keys = {term.key for booked in holds.values() for term in booked.hold.terms}
-            balances, bucket_ids = load_buckets(connection, keys)
             now = self._store.now(connection, self._clock)
-            standing = Standing(generation=load_generation(connection), balances=balances, holds=holds)
+            terms = [term for booked in holds.values() for term in booked.hold.terms]
+            found = load_limits(connection, keys_of(terms), now)
+            standing = Standing(
+                generation=load_generation(connection), balances=found.balances, extras=found.extras, holds=holds
+            )
             change = Change(at=now, effects=post_adjustment(hold_id, amounts, reason, standing, now))
-            apply(connection, change, bucket_ids)
+            apply(connection, change, found.bucket_ids)
             self._record(connection, change)
         return True
 
     def balances(self, terms: Sequence[Term] = ()) -> tuple[Balance, ...]:
         with self._reading() as connection:
+            now = self._store.now(connection, self._clock)
             if not terms:
                 found = connection.execute(select(schema.buckets).order_by(schema.buckets.c.bucket_id))
-                every = [rows.balance_of(row) for row in found.mappings()]
-                return with_pending(every, load_wanting(connection))
-            known, _ids = load_buckets(connection, {term.key for term in terms})
-            none = Balance(term=terms[0], spent=0, held=0)
-            return with_pending(
-                [replace(known.get(term.key, none), term=term) for term in terms], load_wanting(connection)
-            )
+                known = {balance.term.key: balance for balance in map(rows.balance_of, found.mappings())}
+            else:
+                known, _ids = load_buckets(connection, {term.key for term in terms})
+            extras = load_extras(connection, known, now)
+            approved = load_approved(connection, {limit_key(term) for term in terms})
+            wanting = load_wanting(connection)
+        known = {key: replace(balance, extra=extras.get(key, NOTHING).total) for key, balance in known.items()}
+        if not terms:
+            return with_pending(known.values(), wanting)
+        none = Balance(term=terms[0], spent=0, held=0)
+        told = (counted(term, approved.get(limit_key(term))) for term in terms)
+        return with_pending([replace(known.get(term.key, none), term=term) for term in told], wanting)
 
     def open_holds(self) -> tuple[Hold, ...]:
         query = select(schema.holds).where(schema.holds.c.state == HoldState.HELD.value)
@@ -293,6 +328,102 @@ class SqlLedger:
         with self._reading() as connection:
             return tuple(rows.decision_row_of(row) for row in connection.execute(query).mappings())
 
+    # --- AllowanceBook ---------------------------------------------------------------------------
+
+    def allow(
+        self,
+        allowance: Allowance,
+        term: Term | None = None,
+        *,
+        max_extra: Decimal | None = None,
+        to: Sequence[str] = (),
+    ) -> None:
+        role = self.identity()
+        if role is not None:
+            if allowance.is_approved:
+                raise AllowanceRefused(
+                    f"this ledger knows who agrees, so {role} cannot say so for another: ask without an approver, and"
+                    f" have another role run 'mlflow-green budget approve {allowance.allowance_id}'"
+                )
+            allowance = replace(allowance, requested_by=role)
+        with self._writing() as connection:
+            if load_allowances(connection, allowance.allowance_id):
+                return
+            now = self._store.now(connection, self._clock)
+            standing = self._limits_around(connection, allowance, now, term)
+            effects = post_allowance(allowance, standing, now, term=term, max_extra=max_extra, to=to)
+            self._write(connection, effects, now)
+
+    def approve(
+        self, allowance_id: str, approved_by: str, *, max_extra: Decimal | None = None, to: Sequence[str] = ()
+    ) -> Allowance:
+        approved_by = self.identity() or approved_by
+        with self._writing() as connection:
+            asked = load_allowances(connection, allowance_id)
+            if not asked:
+                raise AllowanceRefused(f"nobody asked for {allowance_id}; 'mlflow-green budget list' shows what was")
+            now = self._store.now(connection, self._clock)
+            standing = self._limits_around(connection, asked[0], now)
+            self._write(
+                connection, post_approval(asked[0], approved_by, standing, now, max_extra=max_extra, to=to), now
+            )
+            return load_allowances(connection, allowance_id)[0]
+
+    def allowances(self) -> tuple[Allowance, ...]:
+        with self._reading() as connection:
+            return load_allowances(connection)
+
+    def _limits_around(
+        self, connection: Connection, allowance: Allowance, now: datetime, term: Term | None = None
+    ) -> Standing:
+        """The bucket that an allowance raises, those that inherit from it or it from, with their approved limits."""
+        found = load_limits(connection, {allowance.key} | keys_of([term] if term else []), now)
+        approved = load_approved(connection, {allowance.key[:3]})
+        return Standing(
+            generation=load_generation(connection), balances=found.balances, extras=found.extras, approved=approved
+        )
+
+    # --- PolicyBook ------------------------------------------------------------------------------
+
+    def record_policy(self, version: PolicyVersion, terms: Sequence[Term] = ()) -> tuple[ApprovedLimit, ...]:
+        with self._writing() as connection:
+            now = self._store.now(connection, self._clock)
+            standing = Standing(generation=load_generation(connection), approved=load_approved(connection))
+            effects = post_policy(version, terms, standing, now)
+            if effects.limits or not knows_policy(connection, version.sha256):
+                self._write(connection, effects, now)
+            return tuple(load_approved(connection).values())
+
+    def apply_policy(
+        self,
+        version: PolicyVersion,
+        terms: Sequence[Term],
+        *,
+        approved_by: str,
+        reason: str = "",
+        to: Sequence[str] = (),
+    ) -> None:
+        with self._writing() as connection:
+            now = self._store.now(connection, self._clock)
+            found = load_limits(connection, keys_of_budgets(connection, terms), now)
+            standing = Standing(
+                generation=load_generation(connection),
+                balances=found.balances,
+                extras=found.extras,
+                approved=load_approved(connection),
+            )
+            effects = post_applied(version, terms, standing, now, approved_by=approved_by, reason=reason, to=to)
+            self._write(connection, effects, now)
+
+    def approved_limits(self) -> tuple[ApprovedLimit, ...]:
+        with self._reading() as connection:
+            return tuple(load_approved(connection).values())
+
+    def policies(self) -> tuple[PolicyVersion, ...]:
+        query = select(schema.policies).order_by(schema.policies.c.at)
+        with self._reading() as connection:
+            return tuple(PolicyVersion(**row) for row in connection.execute(query).mappings())
+
     # --- Outbox ----------------------------------------------------------------------------------
 
     def pending(self, kind: str, now: datetime, limit: int = 100) -> tuple[OutboxRow, ...]:
@@ -327,6 +458,11 @@ class SqlLedger:
         with self._writing() as connection:
             apply(connection, change)
             self._record(connection, change)
+
+    def _write(self, connection: Connection, effects: Effects, now: datetime) -> None:
+        change = Change(at=now, effects=effects)
+        apply(connection, change)
+        self._record(connection, change)
 
     def _record(self, connection: Connection, change: Change) -> None:
         """The last thing in a transaction."""

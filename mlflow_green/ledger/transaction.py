@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from sqlalchemy import Connection, String, Table, and_, bindparam, cast, delete, func, insert, or_, select, update
@@ -11,6 +11,8 @@ from sqlalchemy import Connection, String, Table, and_, bindparam, cast, delete,
 from mlflow_green.errors import LedgerError
 from mlflow_green.ledger import rows, schema
 from mlflow_green.ledger.accounts import ancestry
+from mlflow_green.ledger.allowances import NOTHING, Extras, limit_key, previous_key
+from mlflow_green.ledger.limit_rows import columns_of, load_approved, load_extras, write_limits
 from mlflow_green.ledger.pending import with_pending
 from mlflow_green.ledger.posting import (
     GIVEN_UP,
@@ -45,6 +47,10 @@ _SELECT_BUCKETS = select(schema.buckets).where(
     _BUCKETS.account.in_(bindparam("accounts", expanding=True)),
     _BUCKETS.unit.in_(bindparam("units", expanding=True)),
     _BUCKETS.period.in_(bindparam("periods", expanding=True)),
+)
+_SELECT_FOLLOWERS = select(schema.buckets).where(
+    _BUCKETS.previous_period.in_(bindparam("periods", expanding=True)),
+    _BUCKETS.budget.in_(bindparam("budgets", expanding=True)),
 )
 _SELECT_ENTRY_IDS = select(schema.entries.c.entry_id).where(
     schema.entries.c.entry_id.in_(bindparam("entry_ids", expanding=True))
@@ -97,7 +103,7 @@ _UPDATE_BUCKET = (
         _BUCKETS.bucket_id == bindparam("key"),
         or_(
             bindparam("guarded") == 0,
-            _BUCKETS.spent + _BUCKETS.held + bindparam("delta") <= bindparam("new_limit"),
+            _BUCKETS.spent + _BUCKETS.held + bindparam("delta") <= bindparam("limit_guarded"),
         ),
     )
     .values(
@@ -132,21 +138,22 @@ class Loaded:
     bucket_ids: dict[TermKey, int]
 
 
-def load(connection: Connection, batch: Batch) -> Loaded:
+def load(connection: Connection, batch: Batch, now: datetime) -> Loaded:
     """Everything that ``post`` needs to know about this batch."""
     step_keys = [request.step.key for request in batch.requests]
     closed = [closing.hold_id for closing in batch.closings if closing.hold_id]
     named = {*closed, *(asked.hold_id for asked in batch.top_ups), *batch.adoptions}
     holds = load_holds(connection, named, step_keys)
-    keys = {term.key for request in batch.requests for term in request.terms}
-    keys |= {term.key for booked in holds.values() for term in booked.hold.terms}
-    balances, bucket_ids = load_buckets(connection, keys)
+    asked = [term for request in batch.requests for term in request.terms]
+    terms = [*asked, *(term for booked in holds.values() for term in booked.hold.terms)]
+    found = load_limits(connection, keys_of(terms), now)
     lost = [hold_id for hold_id in closed if hold_id in holds and holds[hold_id].state in GIVEN_UP]
+    pending = with_pending(found.balances.values(), (booked.hold for booked in holds.values()))
     standing = Standing(
         generation=load_generation(connection),
-        balances={
-            each.term.key: each for each in with_pending(balances.values(), (booked.hold for booked in holds.values()))
-        },
+        balances={balance.term.key: balance for balance in pending},
+        extras=found.extras,
+        approved=load_approved(connection, {limit_key(term) for term in asked}),
         holds=holds,
         entry_ids=_posted_entries(connection, [e for c in batch.closings for e in entries_of(c)]),
         window_keys=_posted_windows(connection, batch.windows),
@@ -154,7 +161,7 @@ def load(connection: Connection, batch: Batch) -> Loaded:
         lost_charges=_lost_charges(connection, lost),
         lost_reads=_lost_reads(connection, lost),
     )
-    return Loaded(standing=standing, bucket_ids=bucket_ids)
+    return Loaded(standing=standing, bucket_ids=found.bucket_ids)
 
 
 def load_holds(
@@ -182,16 +189,58 @@ def load_buckets(
     """The balances of these buckets and the numbers of their rows."""
     if not keys:
         return {}, {}
-    names = ("budgets", "accounts", "units", "periods")
-    values = {name: sorted(set(column)) for name, column in zip(names, zip(*keys, strict=True), strict=True)}
     balances: dict[TermKey, Balance] = {}
     bucket_ids: dict[TermKey, int] = {}
-    for row in connection.execute(_SELECT_BUCKETS, values).mappings():
+    for row in connection.execute(_SELECT_BUCKETS, columns_of(keys)).mappings():
         balance = rows.balance_of(row)
         if balance.term.key in keys:
             balances[balance.term.key] = balance
             bucket_ids[balance.term.key] = row["bucket_id"]
     return balances, bucket_ids
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Buckets:
+    """Buckets with what their limits depend on: their allowances, and the buckets that they inherit from."""
+
+    balances: dict[TermKey, Balance]
+    bucket_ids: dict[TermKey, int]
+    extras: dict[TermKey, Extras]
+
+
+def keys_of(terms: Iterable[Term]) -> set[TermKey]:
+    """The buckets of these terms, and those that they inherit from."""
+    keys = {term.key for term in terms}
+    return keys | {key for key in map(previous_key, terms) if key is not None}
+
+
+def load_limits(connection: Connection, keys: Collection[TermKey], now: datetime) -> Buckets:
+    """These buckets, those that inherit from them in a chain, and those that all of them inherit from."""
+    balances, bucket_ids = load_buckets(connection, keys)
+    _load_followers(connection, keys, balances, bucket_ids)
+    named = {key for balance in balances.values() if (key := previous_key(balance.term)) is not None}
+    more_balances, more_ids = load_buckets(connection, named - set(balances) - set(keys))
+    balances |= more_balances
+    bucket_ids |= more_ids
+    extras = load_extras(connection, balances, now)
+    with_extras = {key: replace(balance, extra=extras.get(key, NOTHING).total) for key, balance in balances.items()}
+    return Buckets(balances=with_extras, bucket_ids=bucket_ids, extras=extras)
+
+
+def _load_followers(
+    connection: Connection, keys: Collection[TermKey], balances: dict[TermKey, Balance], bucket_ids: dict[TermKey, int]
+) -> None:
+    changed = set(keys)
+    while changed:
+        values = {"periods": sorted({key[3] for key in changed}), "budgets": sorted({key[0] for key in changed})}
+        found = connection.execute(_SELECT_FOLLOWERS, values).mappings()
+        followers = {row["bucket_id"]: rows.balance_of(row) for row in found}
+        last, changed = changed, set()
+        for bucket_id, balance in followers.items():
+            key = balance.term.key
+            if previous_key(balance.term) in last and key not in keys:
+                balances[key], bucket_ids[key] = balance, bucket_id
+                changed.add(key)
 
 
 def _posted_entries(connection: Connection, entries: Sequence[Entry]) -> frozenset[str]:
@@ -248,6 +297,7 @@ def write(
     _insert(connection, schema.node_windows, [rows.window_row(window) for window in effects.windows])
     write_facts(connection, effects.facts)
     _insert(connection, schema.decisions, [rows.decision_row(row) for row in effects.decisions])
+    write_limits(connection, effects)
     told = promise(connection, (*effects.messages, *effects.alerts), now)
     if effects.balances_changed:
         connection.execute(update(schema.meta).values(generation=schema.meta.c.generation + 1))
@@ -320,6 +370,7 @@ def _update_bucket(connection: Connection, change: BucketChange, bucket_id: int)
             "delta": delta,
             "delta_spent": change.delta_spent,
             "delta_held": change.delta_held,
+            "limit_guarded": row["limit_amount"] if change.limit_guarded is None else change.limit_guarded,
             "new_limit": row["limit_amount"],
             "new_mode": row["mode"],
             "new_alerts": row["alerts"],

@@ -8,9 +8,10 @@ from contextlib import AbstractContextManager
 from itertools import pairwise
 from typing import Protocol
 
+from mlflow_green.ledger.allowances import NOTHING, extras_of, inheritance, previous_key
 from mlflow_green.ledger.ledger import Ledger, LedgerReader
 from mlflow_green.ledger.posting import BookedHold, HoldState, TermKey, charged_sum
-from mlflow_green.records import Balance, Domain, Entry, Hold, JournalRow, NodeWindow, Owner, Unit
+from mlflow_green.records import Allowance, Balance, Domain, Entry, Hold, JournalRow, NodeWindow, Owner, Unit
 from mlflow_green.units import format_amount
 
 TERMINAL_KINDS = frozenset({"settle", "void", "lost"})
@@ -18,6 +19,8 @@ TERMINAL_KINDS = frozenset({"settle", "void", "lost"})
 
 class Books(Ledger, LedgerReader, Protocol):
     """A ledger that can be read as a whole."""
+
+    def allowances(self) -> tuple[Allowance, ...]: ...
 
     def snapshot(self) -> AbstractContextManager[None]:
         """Everything read inside belongs together."""
@@ -44,12 +47,14 @@ def verify(
         try:
             balances, journal, entries = books.balances(), books.journal(), books.entries()
             windows, accounts, booked = books.node_windows(), books.accounts(), books.booked_holds()
+            allowances = books.allowances()
         except ValueError as error:  # a record refused what the store holds
             return (f"a stored row breaks its own rules: {error}",)
     holds = [each.hold for each in booked if each.state is HoldState.HELD]
     return (
         *_balance_findings(balances, journal),
         *_account_findings(balances, accounts),
+        *_limit_findings(balances, journal, allowances),
         *_hold_findings(journal, holds),
         *_state_findings(booked),
         *_entry_findings(journal, entries, holds),
@@ -86,6 +91,32 @@ def _balance_findings(balances: Iterable[Balance], journal: Iterable[JournalRow]
             )
     for key in held:
         yield f"the journal has rows of {_name(key)}, which does not exist"
+
+
+def _limit_findings(
+    balances: Iterable[Balance], journal: Iterable[JournalRow], allowances: Collection[Allowance]
+) -> Iterator[str]:
+    """What was ever added to a limit is what was approved, and what is inherited is what the period before left."""
+    added: Counter[TermKey] = Counter()
+    approved: Counter[TermKey] = Counter()
+    for row in journal:
+        added[_key(row)] += row.delta_limit
+    for allowance in allowances:
+        approved[allowance.key] += allowance.amount if allowance.is_approved else 0
+    for key in {*added, *approved}:
+        if added[key] != approved[key]:
+            yield f"the journal adds {added[key]} to the limit of {_name(key)}, its allowances sum to {approved[key]}"
+    extras = extras_of(allowances)
+    known = {balance.term.key: balance for balance in balances}
+    for key, balance in known.items():
+        term, previous = balance.term, known.get(previous_key(balance.term) or ("", "", "", ""))
+        if term.limit < 0:
+            yield f"{_name(key)} has a limit below zero: {term.limit}"
+        if term.rollover is not None and previous is not None:
+            due = inheritance(term.rollover, term.limit, previous, extras.get(previous.term.key, NOTHING))
+            has = extras.get(key, NOTHING).inherited
+            if has != due:
+                yield f"{_name(key)} inherited {has}, {_name(previous.term.key)} leaves it {due}"
 
 
 def _account_findings(balances: Iterable[Balance], accounts: Mapping[str, str | None]) -> Iterator[str]:

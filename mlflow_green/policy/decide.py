@@ -204,7 +204,7 @@ def _needs(question: _Question, estimate: Estimate) -> Mapping[Unit, int | None]
 
 def _ceilings(view: _View) -> Iterator[tuple[_Stop, int, int]]:
     """What spent + held must not pass, with the reason and how long a step waits there, in seconds."""
-    limit = view.balance.term.limit
+    limit = view.balance.limit
     if view.hard:
         yield _Stop.LIMIT, limit, view.budget.max_wait_seconds
     for rule in view.budget.rules:
@@ -226,7 +226,7 @@ def _patience(view: _View, rule: Rule) -> int:
 
 
 def _obstacles(view: _View, estimate: Estimate, needs: Mapping[Unit, int | None]) -> Iterator[_Obstacle]:
-    balance, limit = view.balance, view.balance.term.limit
+    balance, limit = view.balance, view.balance.limit
     needed, unknown = needs[balance.term.unit], estimate.amounts is None
     if unknown and view.budget.unknown_step != "admit":
         waits = view.budget.unknown_step == "wait"
@@ -264,7 +264,7 @@ def _obstacles(view: _View, estimate: Estimate, needs: Mapping[Unit, int | None]
 def _crossing(view: _View, rule: Rule, needs: Mapping[Unit, int | None]) -> _Obstacle | None:
     """A rule that this need would set off: spent alone reaches its threshold, or spent + held + need passes it."""
     balance = view.balance
-    ceiling, needed = rule.threshold(balance.term.limit), needs[balance.term.unit]
+    ceiling, needed = rule.threshold(balance.limit), needs[balance.term.unit]
     of_spent = rule.base == "spent"
     room = ceiling - (balance.spent if of_spent else balance.committed)
     crossed = room <= 0 if of_spent else needed is not None and needed > room
@@ -357,7 +357,7 @@ def _fits(question: _Question, answer: _Answer, label: str) -> str:
         held = format_amount(Unit.ENERGY, answer.needs.get(Unit.ENERGY) or 0)
         more = "and asks for more" if question.request.walltime_seconds is None else "for all of its wall time"
         return f"{label} is admitted; nothing is known about its need, so it holds {held} {more}"
-    least = min(question.views, key=lambda view: Fraction(view.balance.available, view.balance.term.limit or 1))
+    least = min(question.views, key=lambda view: Fraction(view.balance.available, view.balance.limit or 1))
     term, needed = least.balance.term, answer.estimate.amounts.get(least.balance.term.unit)
     need = _amount(least, needed) if needed is not None else "an unknown amount"
     available = _amount(least, least.balance.available)
@@ -366,20 +366,33 @@ def _fits(question: _Question, answer: _Answer, label: str) -> str:
 
 def _what_is_short(obstacle: _Obstacle) -> str:
     view, term = obstacle.view, obstacle.view.balance.term
+    limit = view.balance.limit
     if obstacle.stop in {_Stop.UNKNOWN_WAIT, _Stop.UNKNOWN_REFUSE}:
         verb = "wait" if obstacle.stop is _Stop.UNKNOWN_WAIT else "refuse"
-        left = f"{_amount(view, obstacle.room)} available of {_amount(view, term.limit)}"
+        left = f"{_amount(view, obstacle.room)} available of {_amount(view, limit)}"
         return f"{term.budget}: {term.unit} needed is not known (unknown_step: {verb}), {left}"
     if obstacle.stop is _Stop.NO_FACTOR:
-        left = f"{_amount(view, obstacle.room)} available of {_amount(view, term.limit)}"
+        left = f"{_amount(view, obstacle.room)} available of {_amount(view, limit)}"
         return f"{term.budget}: {term.unit} needed is not known, {left}; check 'site:' in green.yaml"
-    of = _amount(view, term.limit)
-    if obstacle.ceiling != term.limit:
-        of = f"{_percent(obstacle.ceiling, term.limit)} of {of}"
+    of = f"{_amount(view, limit)}{_not_applied(view)}"
+    if obstacle.ceiling != limit:
+        of = f"{_percent(obstacle.ceiling, limit)} of {of}"
     if obstacle.of_spent:
         return f"{term.budget}: {term.unit} {_amount(view, view.balance.spent)} spent, the rule fires at {of}"
     needed = "an unknown amount" if obstacle.needed is None else _amount(view, obstacle.needed)
     return f"{term.budget}: {term.unit} {needed} needed, {_amount(view, obstacle.room)} available of {of}"
+
+
+def _not_applied(view: _View) -> str:
+    """That green.yaml says more than what counts, in brackets; empty where it does not."""
+    term = view.balance.term
+    says = max((limit.amount for limit in view.budget.limit if limit.unit is term.unit), default=term.limit)
+    if says <= term.limit:
+        return ""
+    text = (
+        f"green.yaml says {_amount(view, says)}, {_amount(view, term.limit)} counts until 'mlflow-green policy apply'"
+    )
+    return f" ({text})"
 
 
 def _percent(part: int, whole: int) -> str:

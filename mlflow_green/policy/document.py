@@ -293,14 +293,21 @@ class Policy(_Model):
     tiers: dict[str, TierDocument] = {}
     channels: dict[str, Channel] = {}
     _sha256: str = PrivateAttr("")
+    _text: str = PrivateAttr("")
 
     def model_post_init(self, context: Any) -> None:
         self._sha256 = (context or {}).get("sha256", "")
+        self._text = (context or {}).get("text", "")
 
     @property
     def sha256(self) -> str:
         """Of the file's bytes."""
         return self._sha256
+
+    @property
+    def text(self) -> str:
+        """The file as it is; it names secrets and has none."""
+        return self._text
 
     @property
     def zone(self) -> tzinfo:
@@ -362,12 +369,14 @@ def parse_policy(
     Raises:
         PolicyError: with every problem of the file, each as ``file:line:column: error: ...``, its line and a caret.
     """
-    source = Source(name, decoded(raw, name))
+    text = decoded(raw, name)
+    source = Source(name, text)
     problems = list(source.problems)
     context = {
         "known_countries": known_countries,
         "look_up": look_up or {},
         "sha256": hashlib.sha256(raw).hexdigest(),
+        "text": text,
     }
     policy: Policy | None = None
     if isinstance(source.data, dict):

@@ -61,7 +61,7 @@ def _over_grant(budget: Budget, unit: Unit, used: Interval, granted: Mapping[Uni
 
 
 def _over_threshold(budget: Budget, balance: Balance, charged: int) -> str | None:
-    unit, limit = balance.term.unit, balance.term.limit
+    unit, limit = balance.term.unit, balance.limit
     total = balance.spent + charged
     for rule in budget.rules_that(Verb.HALT):
         if total >= rule.threshold(limit):

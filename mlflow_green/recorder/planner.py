@@ -103,7 +103,7 @@ class Planner:
 
     def choose(self, request: HoldRequest, balances: Sequence[Balance]) -> Decision:
         self.tight = any(
-            balance.committed >= self._first_threshold * balance.term.limit
+            balance.committed >= self._first_threshold * balance.limit
             for balance in balances
             if balance.term.mode is not Mode.OBSERVE
         )

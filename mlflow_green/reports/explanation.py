@@ -7,7 +7,7 @@ from rich.padding import Padding
 from rich.text import Text
 
 from mlflow_green import units
-from mlflow_green.records import DecisionRow, Entry
+from mlflow_green.records import DecisionRow, Entry, PolicyVersion
 from mlflow_green.reports.tables import balance_table
 from mlflow_green.reports.wording import energy_text
 
@@ -15,8 +15,10 @@ _INDENT = 2
 _SHA_DIGITS = 12
 
 
-def explain_decision(console: Console, row: DecisionRow, entry: Entry | None) -> None:
-    """Print why the step got this answer, and how it ended where that is known."""
+def explain_decision(
+    console: Console, row: DecisionRow, entry: Entry | None, version: PolicyVersion | None = None
+) -> None:
+    """Print why the step got this answer, and how it ended and which policy that was where these are known."""
     decision = row.decision
     answer = decision.action.value if decision.action == decision.would else _watched(row)
     console.print(Text(f"{row.step.label}: {answer}", "bold"))
@@ -36,7 +38,10 @@ def explain_decision(console: Console, row: DecisionRow, entry: Entry | None) ->
         needed, available = (units.format_amount(decision.unit, each) for each in (decision.needed, decision.available))
         lines.append(("budget", f"{decision.budget} ({decision.unit}): needed {needed}, available {available}"))
     if decision.policy_sha256:
-        lines.append(("policy", decision.policy_sha256[:_SHA_DIGITS]))
+        known = (
+            f"used first by {version.author}, {version.at:%Y-%m-%d %H:%M} UTC" if version else "its text was not kept"
+        )
+        lines.append(("policy", f"{decision.policy_sha256[:_SHA_DIGITS]}, {known}"))
     if entry is not None:
         told = f", {entry.reason}" if entry.reason and entry.reason != decision.reason else ""
         lines.append(("ended", f"{entry.outcome}, {energy_text(entry.total)}{told}"))

@@ -7,10 +7,11 @@ value is ``null``.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any
 
 from mlflow_green import units
-from mlflow_green.records import Balance, DecisionRow, Domain, Entry, NodeWindow
+from mlflow_green.records import Allowance, Balance, DecisionRow, Domain, Entry, NodeWindow
 from mlflow_green.reports.wording import Facts, facts_of
 
 JsonObject = dict[str, Any]
@@ -93,10 +94,31 @@ def balance_to_json(balance: Balance) -> JsonObject:
         "unit": term.unit.value,
         "period": term.period,
         "mode": term.mode.value,
-        "limit": term.limit,
+        "limit": balance.limit,
+        "extra": balance.extra,
         "spent": balance.spent,
         "held": balance.held,
         "available": balance.available,
+    }
+
+
+def allowance_to_json(allowance: Allowance, now: datetime) -> JsonObject:
+    """One allowance; ``state`` is ``active``, ``expired`` or ``pending``, the amount is in the unit's scale."""
+    return {
+        "allowance_id": allowance.allowance_id,
+        "kind": allowance.kind.value,
+        "state": allowance.state(now),
+        "budget": allowance.budget,
+        "account": allowance.account,
+        "unit": allowance.unit.value,
+        "period": allowance.period,
+        "amount": allowance.amount,
+        "made_at": allowance.made_at.isoformat(),
+        "expires_at": allowance.expires_at.isoformat() if allowance.expires_at else None,
+        "requested_by": allowance.requested_by,
+        "approver": allowance.approver,
+        "approved_by": allowance.approved_by,
+        "reason": allowance.reason,
     }
 
 

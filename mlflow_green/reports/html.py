@@ -251,7 +251,7 @@ def _budget_row(balance: Balance) -> dict[str, Any]:
         "unit": "CO2e" if term.unit is Unit.CARBON else term.unit.value,
         "period": period_text(term.period),
         "mode": term.mode.value,
-        "limit": units.format_amount(term.unit, term.limit),
+        "limit": units.format_amount(term.unit, balance.limit),
         "spent": units.format_amount(term.unit, balance.spent),
         "held": units.format_amount(term.unit, balance.held),
         "available": units.format_amount(term.unit, balance.available),
@@ -264,11 +264,13 @@ def _budget_chart(balance: Balance, levels: Sequence[Level]) -> dict[str, Any]:
     title = f"{term.budget}, {'CO2e' if term.unit is Unit.CARBON else term.unit}, {period_text(term.period)}"
     alt = (
         f"Budget over time, {title}: {units.format_amount(term.unit, balance.spent)} spent and "
-        f"{units.format_amount(term.unit, balance.held)} held of {units.format_amount(term.unit, term.limit)}"
+        f"{units.format_amount(term.unit, balance.held)} held of {units.format_amount(term.unit, balance.limit)}"
     )
     return {
         "title": title,
-        "svgs": [(kind, budget_chart(levels, term.unit, term.limit, width=w, title=alt)) for kind, w in CHART_WIDTHS],
+        "svgs": [
+            (kind, budget_chart(levels, term.unit, balance.limit, width=w, title=alt)) for kind, w in CHART_WIDTHS
+        ],
     }
 
 

@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Generic, TextIO, TypeVar
 
 from rich import box
@@ -18,7 +19,19 @@ from rich.table import Table
 from rich.text import Text
 
 from mlflow_green import units
-from mlflow_green.records import Action, Balance, Energy, Entry, Mode, NodeWindow, Outcome, Unit, total_energy
+from mlflow_green.ledger.allowances import agreement_text
+from mlflow_green.records import (
+    Action,
+    Allowance,
+    Balance,
+    Energy,
+    Entry,
+    Mode,
+    NodeWindow,
+    Outcome,
+    Unit,
+    total_energy,
+)
 from mlflow_green.reports.totals import (
     RuleTotal,
     carbon_micrograms,
@@ -202,7 +215,7 @@ def balance_table(balances: Sequence[Balance], before: Sequence[Balance] = (), *
         _Column(title="Unit", cell=lambda b: "CO2e" if b.term.unit is Unit.CARBON else b.term.unit.value),
         _Column(title="Period", cell=lambda b: period_text(b.term.period), rank=2),
         _Column(title="Mode", cell=lambda b: b.term.mode.value, rank=4),
-        _Column(title="Limit", cell=lambda b: amount(b, b.term.limit), right=True),
+        _Column(title="Limit", cell=lambda b: amount(b, b.limit), right=True),
     ]
     if before:
         columns.append(_Column(title="Before", cell=lambda b: amount(b, spent_before.get(b.term.key, 0)), right=True))
@@ -210,12 +223,29 @@ def balance_table(balances: Sequence[Balance], before: Sequence[Balance] = (), *
         _Column(title="Spent", cell=lambda b: amount(b, b.spent), right=True),
         _Column(title="Held", cell=lambda b: amount(b, b.held), right=True),
         _Column(title="Available", cell=available, right=True),
-        _Column(
-            title="Used", cell=lambda b: _percent(b.committed / b.term.limit if b.term.limit else None), right=True
-        ),
+        _Column(title="Used", cell=lambda b: _percent(b.committed / b.limit if b.limit else None), right=True),
         _Column(title="", cell=lambda b: balance_bar(b, bar_width), rank=3),
     ]
     return _table(columns, balances, width=width)
+
+
+def allowance_table(allowances: Sequence[Allowance], now: datetime, *, width: int = 120) -> Table:
+    """One line for each thing that was added to a limit, oldest first."""
+    columns: list[_Column[Allowance]] = [
+        _Column(title="ID", cell=lambda a: a.allowance_id[:12]),
+        _Column(title="Budget", cell=lambda a: a.budget),
+        _Column(title="Account", cell=lambda a: a.account, rank=5),
+        _Column(title="Period", cell=lambda a: period_text(a.period), rank=4),
+        _Column(title="Kind", cell=lambda a: a.kind.value),
+        _Column(title="Amount", cell=lambda a: units.format_amount(a.unit, a.amount), right=True),
+        _Column(title="State", cell=lambda a: a.state(now)),
+        _Column(
+            title="Until", cell=lambda a: f"{a.expires_at:%Y-%m-%d %H:%M} UTC" if a.expires_at else MISSING, rank=2
+        ),
+        _Column(title="Agreed", cell=lambda a: agreement_text(a) if a.requested_by else MISSING, rank=1),
+        _Column(title="Reason", cell=lambda a: a.reason or MISSING, rank=3),
+    ]
+    return _table(columns, allowances, width=width)
 
 
 def _budget_name(balance: Balance, balances: Sequence[Balance]) -> str:
@@ -226,7 +256,7 @@ def _budget_name(balance: Balance, balances: Sequence[Balance]) -> str:
 
 def balance_bar(balance: Balance, width: int) -> Text:
     """Spent, held and free as one bar: red once the limit is passed, yellow from 80 % on."""
-    limit = balance.term.limit
+    limit = balance.limit
     if limit <= 0:
         return Text(" " * width)
     used = balance.committed / limit

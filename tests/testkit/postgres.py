@@ -75,6 +75,14 @@ class PostgresServer:
         self.execute(f"CREATE DATABASE {name}")
         return self.url_of(name)
 
+    def as_role(self, url: str, role: str) -> str:
+        """The same database for another role, which is made where there is none; it may do everything."""
+        if role == USER:
+            return url
+        if not self.execute(f"SELECT 1 FROM pg_roles WHERE rolname = '{role}'"):
+            self.execute(f"CREATE ROLE {role} SUPERUSER LOGIN PASSWORD 'pass'")
+        return self.url_of(urlsplit(url).path[1:], role, "pass")
+
     def drop_database(self, url: str) -> None:
         """Free its 8 MB, for a test that makes many; whoever is connected is thrown out."""
         self.execute(f"DROP DATABASE {urlsplit(url).path[1:]} WITH (FORCE)")

@@ -117,6 +117,7 @@ def demonstrate(folder: Path) -> None:
     raised = limit + round(RAISE_RATIO * needed)
     say("3  The budget is raised", f"to {milliwatt_hours(raised)}: the halted training goes on from its checkpoint.")
     write_policy(folder, limit_microjoules=raised)
+    green(folder, "policy", "apply", "--reason", "the leaderboard was new")
     log = run_pipeline(folder, "run3", MLP_LONG)
     if "resumed from epoch" not in log:
         raise Unexpected(f"the longer MLP started afresh instead of resuming from {folder / CHECKPOINT}")

@@ -222,11 +222,11 @@ def test_a_unit_that_was_not_charged_adds_nothing(ledger):
     assert sums(ledger, MONTH, CARBON) == [(12, 0), (0, 0)]
 
 
-def test_the_newest_limit_of_a_budget_counts(ledger):
+def test_a_lower_limit_of_a_budget_counts_at_once(ledger):
     hold(ledger, "train", 80)
-    (answer,) = ask(ledger, request("sweep", 30, term(limit=200)))
-    assert answer.hold is not None
-    assert ledger.balances() == (Balance(term=term(limit=200), spent=0, held=110),)
+    (answer,) = ask(ledger, request("sweep", 15, term(limit=90)))
+    assert answer.hold is None
+    assert ledger.balances() == (Balance(term=term(limit=90), spent=0, held=80),)
 
 
 def test_a_step_without_budgets_is_held_and_settled_too(ledger):

@@ -256,6 +256,8 @@ def test_the_books_close_after_refusals_and_halts(short):
 def raised(short):
     folder, _ = short
     folder.policy(POLICY.replace("LIMIT", "100 Wh"))
+    applied = folder.run("policy", "apply", program=("-m", "mlflow_green.cli"))
+    assert applied.returncode == 0, applied.output
     run = folder.run("-c4", "--forcerun", "big", "-q", "host", "--", "out/big", "out/learner", "out/piped")
     return folder, run
 

@@ -21,6 +21,7 @@ from tests.testkit.ledger_samples import (
     void,
     window,
 )
+from tests.testkit.limit_samples import grant, months
 
 
 class Edited:
@@ -188,3 +189,20 @@ def test_a_row_that_breaks_its_own_rules_is_a_finding_not_a_crash(books):
 
     (text,) = findings(books, node_windows=broken)
     assert "breaks its own rules" in text
+
+
+def test_a_limit_that_the_journal_does_not_explain_is_found(books):
+    books.allow(grant(30))
+    assert findings(books) == ()
+    assert any("allowances sum to 30" in found for found in findings(books, journal=lambda: books.journal()[:-1]))
+    pending = (grant(30, approved_by=None),)
+    assert any("adds 30" in found for found in findings(books, allowances=lambda: pending))
+
+
+def test_a_period_that_did_not_inherit_what_it_should_is_found(books):
+    november, december = months()[2:]
+    for number, month in enumerate((november, december)):
+        books.commit(Batch(requests=(request(f"m{number}", 1, month),), owner=OWNER), admit_what_fits)
+    assert findings(books) == ()
+    balances = tuple(replace(each, spent=50) if each.term.key == november.key else each for each in books.balances())
+    assert any("leaves it" in found for found in findings(books, balances=lambda: balances))

@@ -69,6 +69,16 @@ def test_what_fits_is_admitted_and_holds_its_estimate():
     assert (decision.action, decision.would, decision.amounts) == (Action.ADMIT, Action.ADMIT, {Unit.ENERGY: 10 * WH})
 
 
+def test_a_refusal_says_which_limit_counts_and_which_green_yaml_says():
+    policy = policy_of(flow(limit="[100 Wh]", max_wait="1s"))
+    (told,) = balances_of(policy)
+    approved = replace(told, term=replace(told.term, limit=told.term.limit // 2), extra=told.term.limit // 10)
+    decision = decide(policy, asks(70 * WH), (approved,), now=NOW, power_watts_max=100.0)
+    assert decision.action is Action.REFUSE
+    assert "60.0 Wh available of 60.0 Wh (green.yaml says 100 Wh, 50.0 Wh counts until" in decision.reason
+    assert "counts until" not in answer(policy, asks(170 * WH)).reason
+
+
 def test_a_cheaper_tier_that_fits_is_taken_and_the_reason_gives_the_numbers():
     decision = answer(policy_of(flow("project-month", limit="[1.2 Wh]")), asks(0.9, 0.45, 0.1), spent=0.7)
     assert (decision.action, decision.tier, decision.amounts) == (

@@ -1,0 +1,79 @@
+"""What ``policy apply`` does: who may, what changes, and the one transaction that changes it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from mlflow_green.cli.budget import groups_of, who
+from mlflow_green.cli.doors import Books, Place
+from mlflow_green.cli.output import opened
+from mlflow_green.clock import SystemClock
+from mlflow_green.errors import AllowanceRefused, SettingsError
+from mlflow_green.settings import POLICY_NAME
+
+if TYPE_CHECKING:
+    from mlflow_green.ledger.allowances import LimitChange
+    from mlflow_green.policy.document import Policy
+
+
+def applied(place: Place, *, approver: str | None, reason: str, dry_run: bool) -> tuple[LimitChange, ...]:
+    """Apply the policy file, unless ``dry_run``; what changes.
+
+    Raises:
+        AllowanceRefused: somebody else has to agree; the message says who.
+    """
+    from mlflow_green.ledger.allowances import changes
+    from mlflow_green.policy.raising import channels_of, terms_of_accounts
+    from mlflow_green.records import PolicyVersion
+
+    settings = place.settings()
+    policy = place.doors.load_policy(settings)
+    if settings.policy_path is None:
+        raise SettingsError(f"there is no {POLICY_NAME} here or in a folder above; 'mlflow-green init' writes one")
+    now = SystemClock().now()
+    with opened(place, settings, creates=True) as books:
+        assert books is not None
+        approved = {limit.key: limit for limit in books.approved_limits()}
+        user = place.doors.user_name()
+        found = terms_of_accounts(policy, approved.values(), project=policy.project, user=user, now=now)
+        changed = changes(found, approved, sha256=policy.sha256, now=now)
+        if not dry_run:
+            version = PolicyVersion(sha256=policy.sha256, text=policy.text, author=who(place, books), at=now)
+            agreed = _agreed(place, books, policy, changed, approver, reason)
+            told = dict.fromkeys(name for budget in policy.budgets for name in channels_of(budget))
+            books.apply_policy(version, found, approved_by=agreed, reason=reason, to=tuple(told))
+    return tuple(change for change in changed if change.moves)
+
+
+def _agreed(
+    place: Place, books: Books, policy: Policy, changed: Sequence[LimitChange], approver: str | None, reason: str
+) -> str:
+    """Who agrees to what this policy loosens, in words. Raises ``AllowanceRefused``."""
+    from mlflow_green.policy.raising import check_approver, check_reason, governing
+
+    me = who(place, books)
+    if approver not in {None, me} and books.identity() is not None:
+        raise AllowanceRefused(
+            f"this ledger knows who writes, so {me} cannot speak for {approver}; {approver} runs this"
+        )
+    authors = {version.sha256: version.author for version in books.policies()}
+    requester = authors.get(policy.sha256, me)
+    name = approver or me
+    for budget in _loosened(books, policy, changed):
+        rules = governing(budget, policy, books.approved_limits(), books.policies())
+        if rules is not None:
+            check_reason(rules, reason)
+            check_approver(budget, rules, requester, name, groups_of)
+    return me if name == me else f"{name} (named by {me}, not verified)"
+
+
+def _loosened(books: Books, policy: Policy, changed: Iterable[LimitChange]) -> Iterable[str]:
+    """The budgets of which more may be spent, less is enforced, or others may agree to that."""
+    from mlflow_green.policy.raising import governing
+
+    now = {budget.name: budget.override for budget in policy.budgets}
+    for name in dict.fromkeys(change.after.budget for change in changed):
+        loosens = any(change.loosens for change in changed if change.after.budget == name)
+        if loosens or governing(name, policy, books.approved_limits(), books.policies()) != now[name]:
+            yield name

@@ -1,0 +1,208 @@
+"""Who may raise a limit, how far and for how long, and how much of a policy counts before it is applied; pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from fractions import Fraction
+from typing import NamedTuple
+
+from mlflow_green.errors import AllowanceRefused, PolicyError, QuantityError
+from mlflow_green.ledger.allowances import LimitKey, stricter
+from mlflow_green.policy.document import Budget, Override, Policy, Verb, parse_policy
+from mlflow_green.policy.terms import terms
+from mlflow_green.policy.values import limit_of, percent
+from mlflow_green.records import ApprovedLimit, PolicyVersion, Term, Unit
+from mlflow_green.units import format_amount, parse_seconds
+
+GroupsOf = Callable[[str], Collection[str]]
+"""The names of the groups that the system puts a user into."""
+
+
+class Agreement(NamedTuple):
+    """Who agreed: ``approver`` is only named, ``approved_by`` has an identity of his own; neither: it waits."""
+
+    approver: str | None = None
+    approved_by: str | None = None
+
+
+def channels_of(budget: Budget) -> tuple[str, ...]:
+    """Whom the budget's notify rules tell."""
+    return tuple(dict.fromkeys(name for rule in budget.rules_that(Verb.NOTIFY) for name in rule.to))
+
+
+def amounts_of(text: str, budget: Budget, found: Sequence[Term]) -> Mapping[Unit, int]:
+    """What ``text`` adds, in each unit's integer scale: ``"1 kWh"`` to one limit, ``"20%"`` to each, rounded down.
+
+    Raises:
+        QuantityError: it is neither, or the budget has no limit in this unit.
+    """
+    if text.strip().endswith("%"):
+        try:
+            ratio = Fraction(percent(text.strip()))
+        except ValueError as error:
+            raise QuantityError(str(error)) from None
+        return {term.unit: int(ratio * term.limit) for term in found}
+    limit = limit_of(text)
+    if limit.unit not in {term.unit for term in found} or (limit.currency or budget.currency) != budget.currency:
+        known = ", ".join(format_amount(term.unit, term.limit, budget.currency) for term in found)
+        raise QuantityError(f"{text!r} is no unit of {budget.name}, whose limit is {known}; write e.g. '20%'")
+    return {limit.unit: limit.amount}
+
+
+def expiry(text: str | None, override: Override, now: datetime, policy: Policy) -> datetime:
+    """When an override ends: after ``"72h"``, or at ``"2026-11-24"`` or ``"2026-11-24T18:00"`` in the policy's zone.
+
+    Raises:
+        QuantityError: it is none of these.
+        AllowanceRefused: that is longer than the policy allows, or past.
+    """
+    last = now + timedelta(seconds=override.expires_seconds)
+    if text is None:
+        return last
+    try:
+        end = now + timedelta(seconds=parse_seconds(text))
+    except QuantityError:
+        try:
+            said = datetime.fromisoformat(text)
+        except ValueError:
+            raise QuantityError(f"{text!r} is no time; write e.g. '72h' or '2026-11-24T18:00'") from None
+        end = (said if said.tzinfo else said.replace(tzinfo=policy.zone)).astimezone(UTC)
+    if not now < end <= last:
+        most = f"{last.astimezone(policy.zone):%Y-%m-%d %H:%M}"
+        raise AllowanceRefused(f"an override here ends after now and by {most} (expires: in green.yaml), not at {text}")
+    return end
+
+
+# --- who agrees -----------------------------------------------------------------------------------
+
+
+def may_approve(override: Override | None, name: str, groups_of: GroupsOf) -> bool:
+    """Whether a budget's approvers include this user; without a list of them everybody may."""
+    if override is None:
+        return True
+    groups = {f"group:{group}" for group in groups_of(name)}
+    return f"user:{name}" in override.approvers or bool(groups & set(override.approvers))
+
+
+def check_approver(budget: str, override: Override | None, requester: str, name: str, groups_of: GroupsOf) -> None:
+    """Raise ``AllowanceRefused`` unless ``name`` may agree to what ``requester`` asks for."""
+    others = f"; {_listed(override)} may" if override else ""
+    if name == requester:
+        raise AllowanceRefused(f"{requester} cannot approve what {requester} asks for{others}")
+    if not may_approve(override, name, groups_of):
+        raise AllowanceRefused(f"{name} is no approver of {budget}{others}")
+
+
+def agreement(
+    budget: str,
+    override: Override | None,
+    *,
+    requester: str,
+    approver: str | None,
+    groups_of: GroupsOf,
+    is_known: bool,
+) -> Agreement:
+    """Who agrees to a request. ``is_known``: the ledger itself knows who writes, so nobody speaks for another.
+
+    Raises:
+        AllowanceRefused: the named approver may not.
+    """
+    if is_known:
+        if approver is not None:
+            raise AllowanceRefused(
+                f"this ledger knows who writes, so {requester} cannot speak for {approver}: leave --approver out, and"
+                f" {approver} runs 'mlflow-green budget approve ID'"
+            )
+        return Agreement()
+    if approver is not None:
+        check_approver(budget, override, requester, approver, groups_of)
+        return Agreement(approver=approver)
+    return Agreement(approved_by=requester) if override is None else Agreement()
+
+
+def check_reason(override: Override | None, reason: str) -> None:
+    if override is not None and override.reason == "required" and not reason.strip():
+        raise AllowanceRefused("a reason is required (override: reason: required in green.yaml); add --reason TEXT")
+
+
+def _listed(override: Override) -> str:
+    return " or ".join(override.approvers)
+
+
+def governing(
+    budget: str, current: Policy, approved: Iterable[ApprovedLimit], versions: Iterable[PolicyVersion]
+) -> Override | None:
+    """The approvers that count for a budget: those of the version that its limit was approved under, if it had any.
+
+    So whoever edits ``green.yaml`` cannot make himself an approver; only a budget that had none gets its first ones at
+    once.
+    """
+    texts = {version.sha256: version.text for version in versions}
+    for limit in approved:
+        text = texts.get(limit.policy_sha256)
+        if limit.budget == budget and text is not None:
+            try:
+                earlier = parse_policy(text.encode())
+            except PolicyError:  # of a version of mlflow-green that knew other words
+                continue
+            found = next((each.override for each in earlier.budgets if each.name == budget), None)
+            if found is not None:
+                return found
+    return next((each.override for each in current.budgets if each.name == budget), None)
+
+
+# --- how much of a policy counts ----------------------------------------------------------------------
+
+
+def terms_of_accounts(
+    policy: Policy, approved: Iterable[ApprovedLimit], *, project: str, user: str, now: datetime
+) -> tuple[Term, ...]:
+    """What the policy says now of one's own budgets, and of every account whose limit is known."""
+    accounts = {(limit.budget, limit.account) for limit in approved}
+    own = terms(policy, project=project, user=user, org=None, now=now, workflow_run="next")
+    found = {term.key: term for term in own}
+    for budget, account in sorted(accounts):
+        labels = dict(part.split(":", 1) for part in account.split("/") if ":" in part)
+        named = {level: name.replace("%2F", "/").replace("%25", "%") for level, name in labels.items()}
+        theirs = terms(
+            policy,
+            project=named.get("project", project),
+            user=named.get("user", user),
+            org=named.get("org"),
+            now=now,
+            workflow_run="next",
+        )
+        found |= {term.key: term for term in theirs if (term.budget, term.account) == (budget, account)}
+    return tuple(found.values())
+
+
+def with_stricter_modes(policy: Policy, approved: Mapping[LimitKey, ApprovedLimit], found: Iterable[Term]) -> Policy:
+    """The policy with the modes that count: what it says, or what was approved where that is stricter."""
+    modes = {budget.name: budget.mode for budget in policy.budgets}
+    for term in found:
+        limit = approved.get((term.budget, term.account, term.unit.value))
+        if limit is not None:
+            modes[term.budget] = stricter(modes[term.budget], limit.mode)
+    budgets = tuple(budget.model_copy(update={"mode": modes[budget.name]}) for budget in policy.budgets)
+    return policy.model_copy(update={"budgets": budgets})
+
+
+def not_applied(policy: Policy, approved: Mapping[LimitKey, ApprovedLimit], found: Iterable[Term]) -> tuple[str, ...]:
+    """One line for each thing that green.yaml says and that does not count yet."""
+    lines = []
+    for term in found:
+        limit = approved.get((term.budget, term.account, term.unit.value))
+        if limit is None:
+            continue
+        currency = policy.budget(term.budget).currency
+        if limit.limit < term.limit:
+            says, counts = (format_amount(term.unit, amount, currency) for amount in (term.limit, limit.limit))
+            lines.append(_line(term.budget, says, counts))
+        if stricter(limit.mode, term.mode) is not term.mode:
+            lines.append(_line(term.budget, f"mode {term.mode}", f"mode {limit.mode}"))
+    return tuple(dict.fromkeys(lines))
+
+
+def _line(budget: str, says: str, counts: str) -> str:
+    return f"green.yaml says {says} for {budget}, {counts} counts until 'mlflow-green policy apply'"

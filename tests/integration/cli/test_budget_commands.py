@@ -1,0 +1,228 @@
+"""Raising a limit from the command line, with a real ledger and a real policy file; people are played by their names."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from mlflow_green.bootstrap import agreed_policy, load_policy_for
+from mlflow_green.bootstrap import open_ledger as open_books
+from mlflow_green.cli.doors import Doors, Place
+from mlflow_green.cli.main import cli
+from mlflow_green.clock import SystemClock
+
+POLICY = """\
+version: 1
+project: demo
+budgets:
+  - name: month
+    limit: [5 kWh, 1 kgCO2e]
+    period: month
+    mode: {mode}
+    rules: [{{at: 80%, do: notify, to: [team]}}]
+    {override}
+site: {{country: FRA}}
+channels: {{team: {{webhook: "https://hooks.example/x"}}}}
+"""
+APPROVERS = 'override: {approvers: ["user:ana", "user:cleo"], max_extra: 20%, expires: 48h}'
+KWH = 3_600_000_000_000
+
+
+class Person(Doors):
+    """The real doors, opened by somebody of that name."""
+
+    def __init__(self, name):
+        self.name = name
+
+    def user_name(self):
+        return self.name
+
+
+@pytest.fixture
+def settings(tmp_path):
+    return Place(cwd=tmp_path, environ={}).settings()
+
+
+@pytest.fixture
+def write(tmp_path):
+    def policy(limit="5 kWh", mode="hard", override=APPROVERS):
+        text = POLICY.format(mode=mode, override=override).replace("5 kWh", limit)
+        (tmp_path / "green.yaml").write_text(text)
+
+    policy()
+    return policy
+
+
+@pytest.fixture
+def run(tmp_path, write):
+    def command(who, *arguments):
+        place = Place(cwd=tmp_path, environ={}, doors=Person(who))
+        return CliRunner().invoke(cli, list(arguments), obj=place, catch_exceptions=False)
+
+    return command
+
+
+@pytest.fixture
+def told(run):
+    def command(who, *arguments):
+        result = run(who, *arguments, "--json")
+        assert result.exit_code == 0, result.output
+        return json.loads(result.output)
+
+    return command
+
+
+def refused(result, *words):
+    assert result.exit_code == 77, result.output
+    assert all(word in result.output for word in words), result.output
+
+
+def limits(told):
+    return {each["unit"]: each["limit"] for each in told("bob", "balance")["balances"]}
+
+
+def start_a_run(tmp_path):
+    """What the start of a workflow does with the policy; the policy that counts then, and what is said."""
+    settings = Place(cwd=tmp_path, environ={}).settings()
+    said, ledger = [], open_books(settings, SystemClock())
+    policy = agreed_policy(ledger, load_policy_for(settings), "demo", SystemClock(), said.append)
+    ledger.close()
+    return policy, said
+
+
+def test_somebody_asks_and_an_approver_agrees(run, told):
+    (asked,) = told("bob", "budget", "override", "month", "0.5 kWh", "--reason", "deadline")["allowances"]
+    assert asked["state"] == "pending"
+    assert limits(told)["energy"] == 5 * KWH
+    refused(run("bob", "budget", "approve", asked["allowance_id"]), "bob cannot approve", "user:ana or user:cleo")
+    refused(run("dan", "budget", "approve", asked["allowance_id"]), "dan is no approver of month")
+    result = run("ana", "budget", "approve", asked["allowance_id"])
+    assert "bob raised month (project:demo," in result.output
+    assert "approved by ana: deadline" in result.output
+    assert limits(told) == {"energy": 5 * KWH + KWH // 2, "carbon": 10**9}
+    assert "approved by ana: deadline" in run("bob", "balance").output
+
+
+def test_a_named_approver_counts_at_once_and_is_told_as_not_verified(run, told, settings):
+    result = run("bob", "budget", "override", "month", "20%", "--reason", "deadline", "--approver", "ana")
+    assert result.output.count("named by bob: ana, not verified") == 2
+    assert limits(told) == {"energy": 6 * KWH, "carbon": 12 * 10**8}
+    assert "ana, not verified" in run("bob", "balance").output
+    ledger = open_books(settings, SystemClock())
+    assert all("ana, not verified" in row.reason for row in ledger.journal())
+    assert [row.payload["to"] for row in ledger.pending("alert", SystemClock().now())] == [["team"]] * 2
+    ledger.close()
+
+
+def test_what_may_not_be_is_refused_with_what_to_do(run):
+    ask = ("bob", "budget", "override", "month")
+    refused(run(*ask, "0.5 kWh"), "--reason")
+    refused(run(*ask, "0.5 kWh", "--reason", "x", "--approver", "bob"), "bob cannot approve what bob asks for")
+    refused(run(*ask, "0.5 kWh", "--reason", "x", "--approver", "dan"), "dan is no approver")
+    refused(run(*ask, "2 kWh", "--reason", "x", "--approver", "ana"), "20% to the 5.00 kWh", "leaves 1.00 kWh")
+    refused(run(*ask, "0.5 kWh", "--reason", "x", "--until", "72h"), "expires: in green.yaml")
+    for words, told in (("5 parsecs", "unknown unit"), ("5 EUR", "is no unit of month"), ("5", "not a quantity")):
+        result = run(*ask, words, "--reason", "x")
+        assert (result.exit_code, told in result.output) == (2, True), result.output
+    assert run("bob", "budget", "grant", "year", "1 kWh").exit_code == 2
+    refused(run("ana", "budget", "approve", "nothing"), "nobody asked")
+
+
+def test_without_approvers_a_lone_user_grants_to_himself_and_that_is_recorded(run, told, write):
+    write(override="")
+    refused(run("bob", "budget", "override", "month", "20%"), "has no override: in green.yaml")
+    assert "by its own decision" in run("bob", "budget", "grant", "month", "1 kWh").output
+    assert limits(told)["energy"] == 6 * KWH
+
+
+def test_the_list_shows_what_is_active_pending_and_expired(run, told):
+    assert "was ever raised" in run("bob", "budget", "list").output or run("bob", "budget", "list").exit_code == 0
+    run("bob", "budget", "override", "month", "0.1 kWh", "--reason", "x", "--approver", "ana")
+    run("bob", "budget", "grant", "month", "0.1 kWh", "--reason", "y")
+    assert [each["state"] for each in told("bob", "budget", "list")["allowances"]] == ["active", "pending"]
+    screen = run("bob", "budget", "list").output
+    assert "override" in screen
+    assert "not approved yet" in screen
+
+
+def test_a_budget_of_each_user_is_raised_for_one_of_them(run, told, write, tmp_path):
+    path = tmp_path / "green.yaml"
+    path.write_text(path.read_text().replace("    period:", '    scope: {user: "*"}\n    period:'))
+    run("bob", "budget", "grant", "month", "1 kWh", "--user", "eve", "--reason", "x", "--approver", "ana")
+    (allowance,) = told("bob", "budget", "list")["allowances"]
+    assert allowance["account"] == "user:eve"
+
+
+def test_a_raised_limit_counts_after_an_approver_applied_it(run, told, write, tmp_path):
+    start_a_run(tmp_path)
+    write(limit="8 kWh")
+    _, said = start_a_run(tmp_path)
+    assert said == ["green.yaml says 8.00 kWh for month, 5.00 kWh counts until 'mlflow-green policy apply'"]
+    dry = run("bob", "policy", "apply", "--dry-run").output
+    assert "month (project:demo): 5.00 kWh energy, hard -> 8.00 kWh energy, hard" in dry
+    assert "Nothing was applied" in dry
+    refused(run("bob", "policy", "apply", "--reason", "x"), "bob is no approver")
+    refused(run("ana", "policy", "apply"), "--reason")
+    assert run("ana", "policy", "apply", "--reason", "more nodes").exit_code == 0
+    assert start_a_run(tmp_path)[1] == []
+    assert "Nothing changes" in run("ana", "policy", "apply", "--reason", "x").output
+
+
+def test_whoever_edits_the_approvers_does_not_become_one(run, write, tmp_path):
+    start_a_run(tmp_path)
+    bobs = APPROVERS.replace("user:ana", "user:bob")
+    for edited in ("", bobs):
+        write(limit="8 kWh", override=edited)
+        refused(run("bob", "policy", "apply", "--reason", "x"), "user:ana or user:cleo may")
+    refused(run("dan", "budget", "grant", "month", "1 kWh", "--reason", "x", "--approver", "bob"), "bob is no approver")
+    start_a_run(tmp_path)
+    refused(run("bob", "policy", "apply", "--reason", "x"), "bob is no approver")
+    assert run("cleo", "policy", "apply", "--reason", "ana left").exit_code == 0
+    write(limit="9 kWh", override=bobs)
+    start_a_run(tmp_path)
+    assert run("bob", "policy", "apply", "--reason", "x").exit_code == 0
+
+
+def test_who_wrote_a_policy_cannot_approve_it(run, write, tmp_path):
+    start_a_run(tmp_path)
+    write(limit="8 kWh")
+    refused(run("ana", "policy", "apply", "--reason", "x"), "ana cannot approve what ana asks for", "user:cleo may")
+    result = run("ana", "policy", "apply", "--reason", "x", "--approver", "cleo")
+    assert result.exit_code == 0
+
+
+def test_a_loosened_mode_counts_after_it_was_applied(run, write, tmp_path):
+    start_a_run(tmp_path)
+    write(mode="observe")
+    policy, said = start_a_run(tmp_path)
+    assert policy.budgets[0].mode == "hard"
+    assert said == ["green.yaml says mode observe for month, mode hard counts until 'mlflow-green policy apply'"]
+    run("ana", "policy", "apply", "--reason", "trial", "--approver", "cleo")
+    assert start_a_run(tmp_path)[0].budgets[0].mode == "observe"
+
+
+def test_one_person_alone_applies_without_asking(run, told, write, tmp_path):
+    write(override="")
+    start_a_run(tmp_path)
+    write(limit="8 kWh", override="")
+    assert run("bob", "policy", "apply").exit_code == 0
+    assert start_a_run(tmp_path)[1] == []
+
+
+def test_a_limit_of_an_unused_period_is_shown_as_it_counts(told, write, tmp_path):
+    start_a_run(tmp_path)
+    write(limit="8 kWh")
+    assert limits(told)["energy"] == 5 * KWH
+
+
+def test_the_policy_of_every_run_is_kept_with_its_text(run, tmp_path, write, settings):
+    policy, _ = start_a_run(tmp_path)
+    start_a_run(tmp_path)
+    ledger = open_books(settings, SystemClock())
+    (version,) = ledger.policies()
+    assert (version.sha256, version.text) == (policy.sha256, (tmp_path / "green.yaml").read_text())
+    ledger.close()
+    assert run("bob", "policy", "show", policy.sha256[:12]).output == version.text
+    assert run("bob", "policy", "show", "beef").exit_code == 2
