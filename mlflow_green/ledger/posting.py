@@ -104,9 +104,9 @@ class Standing:
     one of the ``balances``, whose ``pending`` that is. ``entry_ids`` and ``window_keys`` are those of the batch that
     were posted before. ``last_decisions`` maps a step's key to the action and reason that it was answered last.
     ``lost_charges`` is what each hold of the batch's closings that was given up was charged so far, corrections
-    included; ``lost_reads`` the microjoules that were metered of it at most in one start.
-    A bucket that inherits from one that is here, or that one here inherits from, is here too. ``extras`` are those of
-    the buckets, ``approved`` the limits of their budgets.
+    included; ``lost_reads`` the microjoules that were metered of it at most in one start. A bucket that inherits from
+    one that is here, or that one here inherits from, is here too. ``extras`` are those of the buckets, ``approved`` the
+    limits of their budgets.
     """
 
     generation: int
