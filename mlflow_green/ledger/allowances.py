@@ -140,9 +140,9 @@ def told(
         after = _first(term, sha256, now)
         if known is not None:
             limit, mode = min(known.limit, term.limit), stricter(known.mode, term.mode)
-            after = replace(known, limit=limit, mode=mode, at=now)
-            if (limit, mode) == (known.limit, known.mode):
+            if (limit, mode) == (known.limit, known.mode) and known.policy_sha256:
                 continue
+            after = replace(known, limit=limit, mode=mode, at=now, policy_sha256=known.policy_sha256 or sha256)
         written.append(after)
     return tuple(written)
 

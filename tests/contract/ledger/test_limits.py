@@ -364,6 +364,14 @@ def test_a_limit_that_is_seen_first_counts_at_once_with_its_policy(ledger):
     assert ledger.approved_limits() == (counts,)
 
 
+def test_a_limit_that_a_step_told_first_gets_the_policy_of_the_next_run(ledger):
+    hold(ledger, "train", 10)
+    assert ledger.approved_limits()[0].policy_sha256 == ""
+    for name in ("v1", "v2"):
+        ledger.record_policy(version(name), [MONTH])
+    assert ledger.approved_limits()[0].policy_sha256 == "sha of v1"
+
+
 def test_a_loosened_mode_counts_once_it_was_applied(ledger):
     soft = term(mode=Mode.SOFT)
     ledger.record_policy(version("v1"), [MONTH])
