@@ -281,7 +281,8 @@ class MemoryLedger:
 
     def _balances_at(self, now: datetime) -> dict[TermKey, Balance]:
         extras = extras_of(self._allowances.values(), now)
-        return {key: replace(balance, extra=extras.get(key, NOTHING).total) for key, balance in self._balances.items()}
+        totals = ((key, each, extras.get(key, NOTHING).total) for key, each in self._balances.items())
+        return {key: each if each.extra == total else replace(each, extra=total) for key, each, total in totals}
 
     def _standing(self, now: datetime) -> Standing:
         pending = with_pending(self._balances_at(now).values(), (booked.hold for booked in self._holds.values()))

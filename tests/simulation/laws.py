@@ -22,6 +22,7 @@ from mlflow_green.records import (
     Committed,
     HoldRequest,
     JournalRow,
+    LetterState,
     Mode,
     Term,
     Unit,
@@ -300,7 +301,7 @@ class Laws:
     def _alerts_are_in_the_outbox(self) -> None:
         told = Counter(
             ((row["budget"], row["account"], row["unit"], row["period"]), row["at_ratio"], row["of"] == "committed")
-            for row in (letter.row.payload for letter in self._world.ledger._undelivered("alert"))
+            for row in (row.payload for row in self._world.ledger.rows("alert", LetterState.PENDING))
             if row["of"] in {"spent", "committed"}
         )
         demand(told == +self._crossed, "each crossing is one row of the outbox", told, self._crossed)
