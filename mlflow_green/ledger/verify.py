@@ -112,11 +112,13 @@ def _limit_findings(
         term, previous = balance.term, known.get(previous_key(balance.term) or ("", "", "", ""))
         if term.limit < 0:
             yield f"{_name(key)} has a limit below zero: {term.limit}"
+        due, before = 0, "no period before it"
         if term.rollover is not None and previous is not None:
             due = inheritance(term.rollover, term.limit, previous, extras.get(previous.term.key, NOTHING))
-            has = extras.get(key, NOTHING).inherited
-            if has != due:
-                yield f"{_name(key)} inherited {has}, {_name(previous.term.key)} leaves it {due}"
+            before = _name(previous.term.key)
+        has = extras.get(key, NOTHING).inherited
+        if has != due:
+            yield f"{_name(key)} inherited {has}, {before} leaves it {due}"
 
 
 def _account_findings(balances: Iterable[Balance], accounts: Mapping[str, str | None]) -> Iterator[str]:
