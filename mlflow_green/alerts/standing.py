@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Protocol
 
 from mlflow_green.alerts.message import Consumer, Standing
-from mlflow_green.ledger.ledger import Ledger, LedgerReader, SharedOutbox
+from mlflow_green.ledger.ledger import Ledger, LedgerReader, PolicyBook, SharedOutbox
 from mlflow_green.policy.document import Budget, Period, Policy
 from mlflow_green.policy.exhaustion import Exhaustion, daily_spends, exhaustion
 from mlflow_green.policy.terms import period_end, period_key
@@ -19,7 +19,7 @@ from mlflow_green.records import Balance, Entry, JournalRow, total_energy
 CONSUMERS_SHOWN = 3
 
 
-class AlertBooks(Ledger, LedgerReader, SharedOutbox, Protocol):
+class AlertBooks(Ledger, LedgerReader, PolicyBook, SharedOutbox, Protocol):
     """A ledger as the sender of alerts sees it."""
 
     def snapshot(self) -> AbstractContextManager[None]:
