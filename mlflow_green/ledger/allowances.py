@@ -15,10 +15,9 @@ from fractions import Fraction
 from uuid import NAMESPACE_OID, uuid5
 
 from mlflow_green.errors import AllowanceRefused
-from mlflow_green.records import Allowance, AllowanceKind, ApprovedLimit, Balance, Mode, Rollover, Term
+from mlflow_green.records import Allowance, AllowanceKind, ApprovedLimit, Balance, BucketKey, Mode, Rollover, Term
 from mlflow_green.units import format_amount
 
-BucketKey = tuple[str, str, str, str]
 LimitKey = tuple[str, str, str]
 
 _STRICTNESS = (Mode.OBSERVE, Mode.SOFT, Mode.HARD)
