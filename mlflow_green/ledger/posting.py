@@ -13,7 +13,6 @@ from datetime import datetime
 from decimal import Decimal
 from enum import StrEnum
 from fractions import Fraction
-from functools import lru_cache
 
 from mlflow_green.errors import AllowanceRefused, HoldClosed, LedgerError
 from mlflow_green.ledger.allowances import (
@@ -60,7 +59,7 @@ from mlflow_green.records import (
     TopUp,
     Unit,
 )
-from mlflow_green.units import format_amount
+from mlflow_green.units import exact, format_amount
 
 WindowKey = tuple[str, str, int]
 
@@ -997,14 +996,8 @@ def _amount(rule: AlertRule, balance: Balance) -> int:
 
 
 def _reached(rule: AlertRule, balance: Balance) -> bool:
-    ratio = _exact(rule.at_ratio)
+    ratio = exact(rule.at_ratio)
     return _amount(rule, balance) * ratio.denominator >= ratio.numerator * balance.limit
-
-
-@lru_cache(maxsize=256)
-def _exact(ratio: float) -> Fraction:
-    """The ratio as it was written: 0.1 is one tenth here, not the float next to it."""
-    return Fraction(str(ratio))
 
 
 def _alert(rule: AlertRule, before: Balance, after: Balance, hold: Hold | None, generation: int) -> Message:
