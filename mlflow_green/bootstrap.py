@@ -38,7 +38,7 @@ from mlflow_green.recorder.spool_session import (
     unposted_sessions,
 )
 from mlflow_green.recorder.ticket import Book, Ticket, bare_request, entry_of
-from mlflow_green.records import Balance, CpuClockName, Entry, HoldRequest, Outcome, Owner, Site, Step, StepSpec
+from mlflow_green.records import Balance, CpuClockName, Entry, HoldRequest, Outcome, Owner, Site, Step, StepSpec, Term
 from mlflow_green.session import NodeSession, Session, inside_metered_step, job_environment, meter_environment
 from mlflow_green.settings import Settings, is_disabled, load_settings, secret
 from mlflow_green.spool import SpoolWriter
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from mlflow_green.alerts.addresses import Address
     from mlflow_green.alerts.delivery import Sender
     from mlflow_green.alerts.standing import AlertBooks
+    from mlflow_green.ledger.ledger import PolicyBook
     from mlflow_green.ledger.sql import SqlLedger
     from mlflow_green.ledger.verify import Books
     from mlflow_green.metering.calibration import Comparison
@@ -312,7 +313,8 @@ def open_alerts(settings: Settings, books: AlertBooks, environ: Mapping[str, str
     from mlflow_green.alerts.addresses import Carriers
     from mlflow_green.alerts.delivery import Sender
 
-    policy, clock = load_policy_for(settings), SystemClock()
+    clock = SystemClock()
+    policy = policy_as_agreed(books, load_policy_for(settings), clock)
     return Sender(books, policy, Carriers(policy.channels, settings.smtp, environ, clock), clock)
 
 
@@ -468,19 +470,32 @@ def open_session(
 def agreed_policy(ledger: SqlLedger, policy: Policy, project: str, clock: Clock, say: Callable[[str], None]) -> Policy:
     """Keep the policy in the ledger, and say what of it does not count yet; with the modes that count."""
     from mlflow_green.policy.raising import not_applied, with_stricter_modes
-    from mlflow_green.policy.terms import terms
     from mlflow_green.records import PolicyVersion
 
     if not policy.text:
         return policy
-    user = user_name()
-    found = terms(policy, project=project, user=user, org=None, now=clock.now(), workflow_run="next")
-    author = ledger.identity() or user
+    found = _own_terms(policy, project, clock)
+    author = ledger.identity() or user_name()
     version = PolicyVersion(sha256=policy.sha256, text=policy.text, author=author, at=clock.now())
     approved = {limit.key: limit for limit in ledger.record_policy(version, found)}
     for line in not_applied(policy, approved, found):
         say(line)
     return with_stricter_modes(policy, approved, found)
+
+
+def policy_as_agreed(books: PolicyBook, policy: Policy, clock: Clock) -> Policy:
+    """The policy with the modes that a run would keep to, for what only looks: nothing is recorded or said."""
+    from mlflow_green.policy.raising import with_stricter_modes
+
+    approved = {limit.key: limit for limit in books.approved_limits()}
+    return with_stricter_modes(policy, approved, _own_terms(policy, policy.project, clock))
+
+
+def _own_terms(policy: Policy, project: str, clock: Clock) -> tuple[Term, ...]:
+    """The buckets that the next workflow run of this user falls under."""
+    from mlflow_green.policy.terms import terms
+
+    return terms(policy, project=project, user=user_name(), org=None, now=clock.now(), workflow_run="next")
 
 
 def is_hard(policy: Policy | None) -> bool:

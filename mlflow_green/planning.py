@@ -45,12 +45,14 @@ def plan_workload(settings: Settings, workload: Workload) -> Plan:
     """
     from mlflow_green.recorder.plan import plan
 
-    policy, now = bootstrap.load_policy_for(settings), SystemClock().now()
-    book = bootstrap.book_without_meter(settings, policy, now)
+    clock, policy = SystemClock(), bootstrap.load_policy_for(settings)
+    now = clock.now()
     if not has_ledger(settings):
-        return plan(workload, policy, book, None, now=now)
-    ledger = bootstrap.open_ledger(settings, SystemClock())
+        return plan(workload, policy, bootstrap.book_without_meter(settings, policy, now), None, now=now)
+    ledger = bootstrap.open_ledger(settings, clock)
     try:
+        policy = bootstrap.policy_as_agreed(ledger, policy, clock)
+        book = bootstrap.book_without_meter(settings, policy, now)
         with ledger.snapshot():
             return plan(workload, policy, book, ledger, now=now, entries=ledger.entries())
     finally:

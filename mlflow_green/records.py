@@ -410,6 +410,10 @@ class Rollover:
     carries_overspend: bool
 
 
+BucketKey = tuple[str, str, str, str]
+"""What makes a bucket of the ledger one bucket: budget, account, unit and period."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Term:
     """One budget that a step falls under, in one unit and period: the name of a ledger bucket.
@@ -429,7 +433,7 @@ class Term:
     rollover: Rollover | None = None
 
     @property
-    def key(self) -> tuple[str, str, str, str]:
+    def key(self) -> BucketKey:
         return (self.budget, self.account, self.unit.value, self.period)
 
 
@@ -473,7 +477,7 @@ class Allowance:
             raise ValueError(f"{self.kind} of {self.amount}: an amount is more than 0")
 
     @property
-    def key(self) -> tuple[str, str, str, str]:
+    def key(self) -> BucketKey:
         """The bucket's, as ``Term.key``."""
         return (self.budget, self.account, self.unit.value, self.period)
 
@@ -838,6 +842,11 @@ class JournalRow:
     delta_spent: int
     reason: str
     delta_limit: int = 0
+
+    @property
+    def key(self) -> BucketKey:
+        """The bucket's, as ``Term.key``."""
+        return (self.budget, self.account, self.unit.value, self.period)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

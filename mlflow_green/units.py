@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from decimal import ROUND_HALF_EVEN, Decimal
 from fractions import Fraction
+from functools import lru_cache
 
 from mlflow_green.errors import QuantityError
 
@@ -101,6 +102,12 @@ def parse_power_watts(text: str) -> int:
     return _parse(text, POWER_WATTS, "power")
 
 
+@lru_cache(maxsize=256)  # ratios and factors are few, and every sample of every step is converted by them
+def exact(number: float) -> Fraction:
+    """The number as it was written: 0.1 is one tenth here, not the binary number next to it."""
+    return Fraction(repr(float(number)))
+
+
 def _parse(text: str, factors: dict[str, int], kind: str) -> int:
     number, unit = split_quantity(text)
     if unit not in factors:
@@ -139,7 +146,7 @@ def kilograms(carbon_micrograms: int) -> float:
 
 def g_per_kwh(pounds_per_mwh: float) -> float:
     """Pounds per megawatt-hour, as the US counts emissions, in grams per kilowatt-hour."""
-    return float(Fraction(str(pounds_per_mwh)) * GRAMS_PER_POUND / KILOWATT_HOURS_PER_MWH)
+    return float(exact(pounds_per_mwh) * GRAMS_PER_POUND / KILOWATT_HOURS_PER_MWH)
 
 
 def parse_years_seconds(text: str) -> int:

@@ -13,6 +13,7 @@ Resolve = Callable[..., list[tuple[Any, ...]]]
 
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")  # RFC 6052: an IPv4 address in the last 32 bits
 _NOT_PUBLIC = (
+    ipaddress.ip_network("fec0::/10"),  # RFC 3879: site-local, deprecated and still routed inside some sites
     ipaddress.ip_network("192.0.0.0/24"),  # RFC 6890: protocols; Oracle's cloud answers its machines there
     ipaddress.ip_network("168.63.129.16/32"),  # Azure's host answers its virtual machines at this public address
 )

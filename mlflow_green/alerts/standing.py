@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Protocol
 
 from mlflow_green.alerts.message import Consumer, Standing
-from mlflow_green.ledger.ledger import Ledger, LedgerReader, SharedOutbox
+from mlflow_green.ledger.ledger import Ledger, LedgerReader, PolicyBook, SharedOutbox
 from mlflow_green.policy.document import Budget, Period, Policy
 from mlflow_green.policy.exhaustion import Exhaustion, daily_spends, exhaustion
 from mlflow_green.policy.terms import period_end, period_key
@@ -19,7 +19,7 @@ from mlflow_green.records import Balance, Entry, JournalRow, total_energy
 CONSUMERS_SHOWN = 3
 
 
-class AlertBooks(Ledger, LedgerReader, SharedOutbox, Protocol):
+class AlertBooks(Ledger, LedgerReader, PolicyBook, SharedOutbox, Protocol):
     """A ledger as the sender of alerts sees it."""
 
     def snapshot(self) -> AbstractContextManager[None]:
@@ -63,7 +63,7 @@ class Standings:
             budget = self._policy.budget(balance.term.budget)
         except KeyError:
             return None
-        rows = [row for row in self._journal if _bucket(row) == key and row.delta_spent]
+        rows = [row for row in self._journal if row.key == key and row.delta_spent]
         entries = {row.hold_id: self._entries[row.hold_id] for row in rows if row.hold_id in self._entries}
         totals = [entry.total for group in entries.values() for entry in group if entry.total is not None]
         return Standing(
@@ -81,7 +81,7 @@ class Standings:
         if balance not in self.current(budget):
             return None
         key = (balance.term.budget, balance.term.account, balance.term.unit.value)
-        spends = [(row.at, row.delta_spent) for row in self._journal if row.delta_spent and _bucket(row)[:3] == key]
+        spends = [(row.at, row.delta_spent) for row in self._journal if row.delta_spent and row.key[:3] == key]
         return exhaustion(
             daily_spends(spends, now=self._now, zone=self._policy.zone),
             spent=balance.spent,
@@ -93,10 +93,6 @@ class Standings:
     def _end(self, balance: Balance, budget: Budget) -> datetime | None:
         is_current = balance in self.current(budget)
         return period_end(budget.period, self._now, self._policy.zone) if is_current else None
-
-
-def _bucket(row: JournalRow) -> tuple[str, ...]:
-    return (row.budget, row.account, row.unit.value, row.period)
 
 
 def _consumers(rows: Sequence[JournalRow], entries: Mapping[str | None, list[Entry]]) -> tuple[Consumer, ...]:

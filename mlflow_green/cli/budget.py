@@ -80,9 +80,10 @@ def _raise(place: Place, asked: _Asked, *, as_json: bool) -> None:
     policy = place.doors.load_policy(settings)
     own = _budget_of(policy, asked.budget_name)
     terms = _terms(policy, own, project=asked.project, user=asked.user or place.doors.user_name())
-    amounts = amounts_of(asked.amount, own, terms)
+    amounts_of(asked.amount, own, terms)  # a wrong one is told before a ledger is made for it
     with opened(place, settings, creates=True) as books:
         assert books is not None
+        amounts = amounts_of(asked.amount, own, [balance.term for balance in books.balances(terms)])
         rules = governing(own.name, policy, books.approved_limits(), books.policies())
         raised = []
         for term in terms:

@@ -16,7 +16,7 @@ from fractions import Fraction
 from functools import lru_cache
 
 from mlflow_green.records import Site, Unit
-from mlflow_green.units import MICRO_UNITS_PER_UNIT, MICROGRAMS_PER_GRAM, MICROJOULES_PER_KWH
+from mlflow_green.units import MICRO_UNITS_PER_UNIT, MICROGRAMS_PER_GRAM, MICROJOULES_PER_KWH, exact
 
 
 def operational_micrograms(energy_microjoules: int, site: Site) -> int | None:
@@ -60,9 +60,4 @@ def _per_kwh(energy_microjoules: int, site: Site, factor_per_kwh: float, scale: 
 
 @lru_cache(maxsize=256)  # a site has few factors, and every sample of every step is converted
 def _per_microjoule(node_overhead: float, pue: float, factor_per_kwh: float, scale: int) -> Fraction:
-    return _decimal(node_overhead) * _decimal(pue) * _decimal(factor_per_kwh) * scale / MICROJOULES_PER_KWH
-
-
-@lru_cache(maxsize=64)
-def _decimal(value: float) -> Fraction:
-    return Fraction(repr(float(value)))
+    return exact(node_overhead) * exact(pue) * exact(factor_per_kwh) * scale / MICROJOULES_PER_KWH

@@ -25,9 +25,14 @@ def parsed_url(url: str) -> URL:
         LedgerUnavailable: it is not the URL of a database.
     """
     try:
-        return make_url(url)
+        parsed = make_url(url)
     except (ArgumentError, ValueError):
         raise LedgerUnavailable(f"{_without_password(url)!r} is not the URL of a ledger; {_ADVICE}") from None
+    if parsed.host is not None and "@" in parsed.host:  # the rest of a password would be taken for a host, and told
+        raise LedgerUnavailable(
+            f"{_without_password(url)!r} has more than one @; write one in a password as %40, or env:NAME for all of it"
+        )
+    return parsed
 
 
 def is_postgres(url: URL) -> bool:
@@ -55,7 +60,7 @@ def shown(url: str) -> str:
         parsed = parsed_url(url)
     except LedgerUnavailable:
         return _without_password(url)
-    return place(parsed) if is_postgres(parsed) else url
+    return place(parsed) if is_postgres(parsed) else _without_password(url)
 
 
 def place(url: URL) -> str:

@@ -15,10 +15,9 @@ from fractions import Fraction
 from uuid import NAMESPACE_OID, uuid5
 
 from mlflow_green.errors import AllowanceRefused
-from mlflow_green.records import Allowance, AllowanceKind, ApprovedLimit, Balance, Mode, Rollover, Term
-from mlflow_green.units import format_amount
+from mlflow_green.records import Allowance, AllowanceKind, ApprovedLimit, Balance, BucketKey, Mode, Rollover, Term
+from mlflow_green.units import exact, format_amount
 
-BucketKey = tuple[str, str, str, str]
 LimitKey = tuple[str, str, str]
 
 _STRICTNESS = (Mode.OBSERVE, Mode.SOFT, Mode.HARD)
@@ -81,8 +80,7 @@ def inheritance(rollover: Rollover, limit: int, previous: Balance, extras: Extra
 
 
 def _part(ratio: float, amount: int) -> int:
-    # str() gives the ratio that was written: 0.1 is one tenth here, not the float next to it.
-    return int(Fraction(str(ratio)) * amount)
+    return int(exact(ratio) * amount)
 
 
 def previous_key(term: Term) -> BucketKey | None:

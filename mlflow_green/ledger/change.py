@@ -11,9 +11,9 @@ from sqlalchemy import Connection, update
 
 from mlflow_green.errors import LedgerError
 from mlflow_green.ledger import schema
-from mlflow_green.ledger.posting import Effects, Message, TermKey
-from mlflow_green.ledger.transaction import load_buckets, promise, row_key, write, write_facts
-from mlflow_green.records import Fact, LetterState
+from mlflow_green.ledger.posting import Effects, Message
+from mlflow_green.ledger.transaction import load_buckets, promise, write, write_facts
+from mlflow_green.records import BucketKey, Fact, LetterState
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +51,7 @@ class Change:
         return any(changes) or bool(self.effects and self.effects.writes)
 
 
-def apply(connection: Connection, change: Change, bucket_ids: Mapping[TermKey, int] | None = None) -> tuple[str, ...]:
+def apply(connection: Connection, change: Change, bucket_ids: Mapping[BucketKey, int] | None = None) -> tuple[str, ...]:
     """Write the change; returns the texts of the alerts that were not told before.
 
     ``bucket_ids`` are the row numbers of the buckets that it touches, if they are known already.
@@ -63,7 +63,7 @@ def apply(connection: Connection, change: Change, bucket_ids: Mapping[TermKey, i
     if change.effects is not None:
         if bucket_ids is None:
             changed = {bucket.term.key for bucket in change.effects.buckets}
-            _, bucket_ids = load_buckets(connection, {row_key(row) for row in change.effects.journal} | changed)
+            _, bucket_ids = load_buckets(connection, {row.key for row in change.effects.journal} | changed)
         told = write(connection, change.effects, bucket_ids, change.at)
     if change.message is not None:
         promise(connection, [change.message], change.at)

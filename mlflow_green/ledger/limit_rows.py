@@ -10,9 +10,9 @@ from sqlalchemy import ColumnElement, Connection, and_, bindparam, case, delete,
 
 from mlflow_green.errors import LedgerError
 from mlflow_green.ledger import rows, schema
-from mlflow_green.ledger.allowances import BucketKey, Extras, LimitKey
+from mlflow_green.ledger.allowances import Extras, LimitKey
 from mlflow_green.ledger.posting import Effects
-from mlflow_green.records import Allowance, AllowanceKind, ApprovedLimit, PolicyVersion, Term
+from mlflow_green.records import Allowance, AllowanceKind, ApprovedLimit, BucketKey, PolicyVersion, Term
 
 _ALLOWANCES, _APPROVED = schema.allowances.c, schema.approved_limits.c
 

@@ -27,7 +27,6 @@ from mlflow_green.ledger.posting import (
     HoldState,
     Message,
     Standing,
-    TermKey,
     WindowKey,
     joined_ranges,
     metered_microjoules,
@@ -45,6 +44,7 @@ from mlflow_green.records import (
     ApprovedLimit,
     Balance,
     Batch,
+    BucketKey,
     Committed,
     DecisionRow,
     Domain,
@@ -75,7 +75,7 @@ class MemoryLedger:
         """What it starts from: what happened before is in the ``balances`` only."""
         self._clock = clock
         self._generation = 0
-        self._balances: dict[TermKey, Balance] = {balance.term.key: balance for balance in balances}
+        self._balances: dict[BucketKey, Balance] = {balance.term.key: balance for balance in balances}
         self._holds: dict[str, BookedHold] = {}
         self._journal: list[JournalRow] = []
         self._entries: dict[str, Entry] = {}
@@ -279,7 +279,7 @@ class MemoryLedger:
 
     # --- inside ----------------------------------------------------------------------------------
 
-    def _balances_at(self, now: datetime) -> dict[TermKey, Balance]:
+    def _balances_at(self, now: datetime) -> dict[BucketKey, Balance]:
         extras = extras_of(self._allowances.values(), now)
         totals = ((key, each, extras.get(key, NOTHING).total) for key, each in self._balances.items())
         return {key: each if each.extra == total else replace(each, extra=total) for key, each, total in totals}
@@ -299,11 +299,11 @@ class MemoryLedger:
             lost_reads=self._lost_reads(),
         )
 
-    def _lost_charges(self) -> Mapping[tuple[str, TermKey], int]:
-        charges: Counter[tuple[str, TermKey]] = Counter()
+    def _lost_charges(self) -> Mapping[tuple[str, BucketKey], int]:
+        charges: Counter[tuple[str, BucketKey]] = Counter()
         for row in self._journal:
             if row.hold_id is not None and self._holds[row.hold_id].state in GIVEN_UP:
-                charges[row.hold_id, (row.budget, row.account, row.unit.value, row.period)] += row.delta_spent
+                charges[row.hold_id, row.key] += row.delta_spent
         return charges
 
     def _lost_reads(self) -> Mapping[str, int]:

@@ -13,7 +13,6 @@ from datetime import datetime
 from decimal import Decimal
 from enum import StrEnum
 from fractions import Fraction
-from functools import lru_cache
 
 from mlflow_green.errors import AllowanceRefused, HoldClosed, LedgerError
 from mlflow_green.ledger.allowances import (
@@ -40,6 +39,7 @@ from mlflow_green.records import (
     ApprovedLimit,
     Balance,
     Batch,
+    BucketKey,
     Closing,
     ClosingKind,
     Decision,
@@ -59,9 +59,8 @@ from mlflow_green.records import (
     TopUp,
     Unit,
 )
-from mlflow_green.units import format_amount
+from mlflow_green.units import exact, format_amount
 
-TermKey = tuple[str, str, str, str]
 WindowKey = tuple[str, str, int]
 
 HISTORY_LENGTH_MAX = 200
@@ -110,14 +109,14 @@ class Standing:
     """
 
     generation: int
-    balances: Mapping[TermKey, Balance] = field(default_factory=dict)
+    balances: Mapping[BucketKey, Balance] = field(default_factory=dict)
     holds: Mapping[str, BookedHold] = field(default_factory=dict)
     entry_ids: frozenset[str] = frozenset()
     window_keys: frozenset[WindowKey] = frozenset()
     last_decisions: Mapping[str, tuple[Action, str]] = field(default_factory=dict)
-    lost_charges: Mapping[tuple[str, TermKey], int] = field(default_factory=dict)
+    lost_charges: Mapping[tuple[str, BucketKey], int] = field(default_factory=dict)
     lost_reads: Mapping[str, int] = field(default_factory=dict)
-    extras: Mapping[TermKey, Extras] = field(default_factory=dict)
+    extras: Mapping[BucketKey, Extras] = field(default_factory=dict)
     approved: Mapping[LimitKey, ApprovedLimit] = field(default_factory=dict)
 
 
@@ -326,19 +325,19 @@ class _Posting:
     """The books while one batch is worked through."""
 
     now: datetime
-    balances: dict[TermKey, Balance]
+    balances: dict[BucketKey, Balance]
     holds: dict[str, BookedHold]
     id_by_step: dict[str, str]
     entry_ids: set[str]
     last_decisions: dict[str, tuple[Action, str]]
-    lost_charges: dict[tuple[str, TermKey], int]
+    lost_charges: dict[tuple[str, BucketKey], int]
     lost_reads: dict[str, int]
     limits: Limits
     wanting: dict[str, Hold]
     opened: list[str] = field(default_factory=list)
     changed: list[str] = field(default_factory=list)
     fenced: list[str] = field(default_factory=list)
-    guarded: dict[TermKey, int] = field(default_factory=dict)
+    guarded: dict[BucketKey, int] = field(default_factory=dict)
     journal: list[JournalRow] = field(default_factory=list)
     entries: list[Entry] = field(default_factory=list)
     decisions: list[DecisionRow] = field(default_factory=list)
@@ -459,7 +458,7 @@ class _Posting:
         )
         self._pass_on(key)
 
-    def _inherit(self, key: TermKey) -> None:
+    def _inherit(self, key: BucketKey) -> None:
         """Inherit what is missing, or give back what is too much, while the bucket before this one still changes."""
         previous = previous_key(self.balances[key].term)
         if previous is not None and previous in self.balances:
@@ -467,7 +466,7 @@ class _Posting:
             if rollover is not None:
                 self.allow(rollover)
 
-    def _pass_on(self, key: TermKey) -> None:
+    def _pass_on(self, key: BucketKey) -> None:
         for follower in self.limits.followers.get(key, ()):
             self._inherit(follower)
 
@@ -705,7 +704,7 @@ class _Posting:
         balance = replace(self.balances[term.key], term=term)
         self.guarded[term.key] = balance.limit
         if balance.committed + keeps_free > balance.limit:
-            raise LedgerError(over_limit_text(term))
+            raise LedgerError(over_limit_text(term, balance.limit))
 
     def record(
         self, request: HoldRequest, decision: Decision, balances: tuple[Balance, ...], hold_id: str | None
@@ -778,7 +777,7 @@ class _Posting:
         found: str | None = None
         balance = replace(after, spent=before.spent, held=before.held)
         for row in self.journal:
-            if (row.budget, row.account, row.unit.value, row.period) == after.term.key:
+            if row.key == after.term.key:
                 was_below = not _reached(rule, balance)
                 balance = replace(balance, spent=balance.spent + row.delta_spent, held=balance.held + row.delta_held)
                 if was_below and _reached(rule, balance):
@@ -872,11 +871,14 @@ def window_key(window: NodeWindow) -> WindowKey:
     return (window.sampler_id, window.domain.value, window.sequence_first)
 
 
-def over_limit_text(term: Term) -> str:
-    """The message of an impossible state: a hold was accepted that a hard budget has no room for."""
+def over_limit_text(term: Term, limit: int) -> str:
+    """The message of an impossible state: a hold was accepted that a hard budget has no room for.
+
+    ``limit`` is the one that counts, with what allowances add to it.
+    """
     return (
         f"impossible: a hold was admitted that hard budget {term.budget} ({term.account}, {term.period}) has no room"
-        f" for; its limit is {format_amount(term.unit, term.limit)}. Nothing was written; please report it"
+        f" for; its limit is {format_amount(term.unit, limit)}. Nothing was written; please report it"
     )
 
 
@@ -1001,14 +1003,8 @@ def _amount(rule: AlertRule, balance: Balance) -> int:
 
 
 def _reached(rule: AlertRule, balance: Balance) -> bool:
-    ratio = _exact(rule.at_ratio)
+    ratio = exact(rule.at_ratio)
     return _amount(rule, balance) * ratio.denominator >= ratio.numerator * balance.limit
-
-
-@lru_cache(maxsize=256)
-def _exact(ratio: float) -> Fraction:
-    """The ratio as it was written: 0.1 is one tenth here, not the float next to it."""
-    return Fraction(str(ratio))
 
 
 def _alert(rule: AlertRule, before: Balance, after: Balance, hold: Hold | None, generation: int) -> Message:

@@ -22,12 +22,11 @@ from mlflow_green.ledger.posting import (
     HoldState,
     Message,
     Standing,
-    TermKey,
     WindowKey,
     entries_of,
     over_limit_text,
 )
-from mlflow_green.records import Action, Balance, Batch, Entry, Fact, Hold, JournalRow, NodeWindow, Term
+from mlflow_green.records import Action, Balance, Batch, BucketKey, Entry, Fact, Hold, NodeWindow, Term
 
 _BUCKETS, _HOLDS = schema.buckets.c, schema.holds.c
 
@@ -135,7 +134,7 @@ class Loaded:
     """What a batch touches, and the row numbers of its buckets."""
 
     standing: Standing
-    bucket_ids: dict[TermKey, int]
+    bucket_ids: dict[BucketKey, int]
 
 
 def load(connection: Connection, batch: Batch, now: datetime) -> Loaded:
@@ -184,13 +183,13 @@ def load_generation(connection: Connection) -> int:
 
 
 def load_buckets(
-    connection: Connection, keys: Collection[TermKey]
-) -> tuple[dict[TermKey, Balance], dict[TermKey, int]]:
+    connection: Connection, keys: Collection[BucketKey]
+) -> tuple[dict[BucketKey, Balance], dict[BucketKey, int]]:
     """The balances of these buckets and the numbers of their rows."""
     if not keys:
         return {}, {}
-    balances: dict[TermKey, Balance] = {}
-    bucket_ids: dict[TermKey, int] = {}
+    balances: dict[BucketKey, Balance] = {}
+    bucket_ids: dict[BucketKey, int] = {}
     for row in connection.execute(_SELECT_BUCKETS, columns_of(keys)).mappings():
         balance = rows.balance_of(row)
         if balance.term.key in keys:
@@ -203,18 +202,18 @@ def load_buckets(
 class Buckets:
     """Buckets with what their limits depend on: their allowances, and the buckets that they inherit from."""
 
-    balances: dict[TermKey, Balance]
-    bucket_ids: dict[TermKey, int]
-    extras: dict[TermKey, Extras]
+    balances: dict[BucketKey, Balance]
+    bucket_ids: dict[BucketKey, int]
+    extras: dict[BucketKey, Extras]
 
 
-def keys_of(terms: Iterable[Term]) -> set[TermKey]:
+def keys_of(terms: Iterable[Term]) -> set[BucketKey]:
     """The buckets of these terms, and those that they inherit from."""
     keys = {term.key for term in terms}
     return keys | {key for key in map(previous_key, terms) if key is not None}
 
 
-def load_limits(connection: Connection, keys: Collection[TermKey], now: datetime) -> Buckets:
+def load_limits(connection: Connection, keys: Collection[BucketKey], now: datetime) -> Buckets:
     """These buckets, those that inherit from them in a chain, and those that all of them inherit from."""
     balances, bucket_ids = load_buckets(connection, keys)
     _load_followers(connection, keys, balances, bucket_ids)
@@ -228,7 +227,10 @@ def load_limits(connection: Connection, keys: Collection[TermKey], now: datetime
 
 
 def _load_followers(
-    connection: Connection, keys: Collection[TermKey], balances: dict[TermKey, Balance], bucket_ids: dict[TermKey, int]
+    connection: Connection,
+    keys: Collection[BucketKey],
+    balances: dict[BucketKey, Balance],
+    bucket_ids: dict[BucketKey, int],
 ) -> None:
     changed = set(keys)
     while changed:
@@ -268,7 +270,7 @@ def _last_decisions(connection: Connection, step_keys: Sequence[str]) -> dict[st
     return {key: (Action(action), reason) for key, action, reason in found}
 
 
-def _lost_charges(connection: Connection, hold_ids: Sequence[str]) -> dict[tuple[str, TermKey], int]:
+def _lost_charges(connection: Connection, hold_ids: Sequence[str]) -> dict[tuple[str, BucketKey], int]:
     if not hold_ids:
         return {}
     found = connection.execute(_SELECT_CHARGES, {"hold_ids": list(hold_ids)})
@@ -285,14 +287,14 @@ def _lost_reads(connection: Connection, hold_ids: Sequence[str]) -> dict[str, in
 
 
 def write(
-    connection: Connection, effects: Effects, bucket_ids: Mapping[TermKey, int], now: datetime
+    connection: Connection, effects: Effects, bucket_ids: Mapping[BucketKey, int], now: datetime
 ) -> tuple[str, ...]:
     """Write the effects; returns the texts of the alerts that were not told before."""
     ids = dict(bucket_ids)
     _write_buckets(connection, effects.buckets, ids, now)
     _insert(connection, schema.holds, [rows.hold_row(booked) for booked in effects.opened])
     _update_holds(connection, effects.changed)
-    _insert(connection, schema.journal, [rows.journal_row(row, ids[row_key(row)]) for row in effects.journal])
+    _insert(connection, schema.journal, [rows.journal_row(row, ids[row.key]) for row in effects.journal])
     _insert(connection, schema.entries, [rows.entry_row(entry) for entry in effects.entries])
     _insert(connection, schema.node_windows, [rows.window_row(window) for window in effects.windows])
     write_facts(connection, effects.facts)
@@ -335,7 +337,7 @@ _INSERTS = {table.name: insert(table) for table in schema.metadata.sorted_tables
 
 
 def _write_buckets(
-    connection: Connection, changes: Iterable[BucketChange], ids: dict[TermKey, int], now: datetime
+    connection: Connection, changes: Iterable[BucketChange], ids: dict[BucketKey, int], now: datetime
 ) -> None:
     # Sorted, so that two writers of a database with row locks meet in the same order.
     for change in sorted(changes, key=lambda change: change.term.key):
@@ -362,6 +364,7 @@ def _insert_account(connection: Connection, account: str, now: datetime) -> None
 def _update_bucket(connection: Connection, change: BucketChange, bucket_id: int) -> None:
     row = rows.bucket_row(change.term)
     delta = change.delta_held + change.delta_spent
+    limit = change.term.limit if change.limit_guarded is None else change.limit_guarded
     result = connection.execute(
         _UPDATE_BUCKET,
         {
@@ -370,14 +373,14 @@ def _update_bucket(connection: Connection, change: BucketChange, bucket_id: int)
             "delta": delta,
             "delta_spent": change.delta_spent,
             "delta_held": change.delta_held,
-            "limit_guarded": row["limit_amount"] if change.limit_guarded is None else change.limit_guarded,
+            "limit_guarded": limit,
             "new_limit": row["limit_amount"],
             "new_mode": row["mode"],
             "new_alerts": row["alerts"],
         },
     )
     if result.rowcount != 1:
-        raise LedgerError(over_limit_text(change.term))
+        raise LedgerError(over_limit_text(change.term, limit))
 
 
 def _update_holds(connection: Connection, changed: Sequence[BookedHold]) -> None:
@@ -397,8 +400,3 @@ def _update_holds(connection: Connection, changed: Sequence[BookedHold]) -> None
     result = connection.execute(_UPDATE_HOLD, values)
     if result.rowcount != len(values):
         raise LedgerError(f"{len(values) - result.rowcount} holds were closed by somebody else; nothing was written")
-
-
-def row_key(row: JournalRow) -> TermKey:
-    """The bucket of a line of the journal."""
-    return (row.budget, row.account, row.unit.value, row.period)

@@ -10,8 +10,8 @@ from typing import Protocol
 
 from mlflow_green.ledger.allowances import NOTHING, extras_of, inheritance, previous_key
 from mlflow_green.ledger.ledger import Ledger, LedgerReader
-from mlflow_green.ledger.posting import BookedHold, HoldState, TermKey, charged_sum
-from mlflow_green.records import Allowance, Balance, Domain, Entry, Hold, JournalRow, NodeWindow, Owner, Unit
+from mlflow_green.ledger.posting import BookedHold, HoldState, charged_sum
+from mlflow_green.records import Allowance, Balance, BucketKey, Domain, Entry, Hold, JournalRow, NodeWindow, Owner, Unit
 from mlflow_green.units import format_amount
 
 TERMINAL_KINDS = frozenset({"settle", "void", "lost"})
@@ -64,23 +64,19 @@ def verify(
     )
 
 
-def _key(row: JournalRow) -> TermKey:
-    return (row.budget, row.account, row.unit.value, row.period)
-
-
-def _name(key: TermKey) -> str:
+def _name(key: BucketKey) -> str:
     budget, account, unit, period = key
     return f"budget {budget} ({account}, {unit}, {period})"
 
 
 def _balance_findings(balances: Iterable[Balance], journal: Iterable[JournalRow]) -> Iterator[str]:
-    held: Counter[TermKey] = Counter()
-    spent: Counter[TermKey] = Counter()
+    held: Counter[BucketKey] = Counter()
+    spent: Counter[BucketKey] = Counter()
     for row in journal:
-        held[_key(row)] += row.delta_held
-        spent[_key(row)] += row.delta_spent
-        if held[_key(row)] < 0 or spent[_key(row)] < 0:
-            yield f"{_name(_key(row))} is below zero after journal row {row.journal_id}"
+        held[row.key] += row.delta_held
+        spent[row.key] += row.delta_spent
+        if held[row.key] < 0 or spent[row.key] < 0:
+            yield f"{_name(row.key)} is below zero after journal row {row.journal_id}"
     for balance in balances:
         key = balance.term.key
         sums = (held.pop(key, 0), spent.pop(key, 0))
@@ -97,10 +93,10 @@ def _limit_findings(
     balances: Iterable[Balance], journal: Iterable[JournalRow], allowances: Collection[Allowance]
 ) -> Iterator[str]:
     """What was ever added to a limit is what was approved, and what is inherited is what the period before left."""
-    added: Counter[TermKey] = Counter()
-    approved: Counter[TermKey] = Counter()
+    added: Counter[BucketKey] = Counter()
+    approved: Counter[BucketKey] = Counter()
     for row in journal:
-        added[_key(row)] += row.delta_limit
+        added[row.key] += row.delta_limit
     for allowance in allowances:
         approved[allowance.key] += allowance.amount if allowance.is_approved else 0
     for key in {*added, *approved}:
@@ -112,11 +108,13 @@ def _limit_findings(
         term, previous = balance.term, known.get(previous_key(balance.term) or ("", "", "", ""))
         if term.limit < 0:
             yield f"{_name(key)} has a limit below zero: {term.limit}"
+        due, before = 0, "no period before it"
         if term.rollover is not None and previous is not None:
             due = inheritance(term.rollover, term.limit, previous, extras.get(previous.term.key, NOTHING))
-            has = extras.get(key, NOTHING).inherited
-            if has != due:
-                yield f"{_name(key)} inherited {has}, {_name(previous.term.key)} leaves it {due}"
+            before = _name(previous.term.key)
+        has = extras.get(key, NOTHING).inherited
+        if has != due:
+            yield f"{_name(key)} inherited {has}, {before} leaves it {due}"
 
 
 def _account_findings(balances: Iterable[Balance], accounts: Mapping[str, str | None]) -> Iterator[str]:
@@ -164,11 +162,11 @@ def _state_findings(booked: Iterable[BookedHold]) -> Iterator[str]:
             yield f"hold {hold.hold_id} of {hold.step.label} has epoch {hold.epoch}, and the first is 1"
 
 
-def _by_hold_and_bucket(journal: Iterable[JournalRow]) -> dict[tuple[str, TermKey], list[JournalRow]]:
-    rows: dict[tuple[str, TermKey], list[JournalRow]] = defaultdict(list)
+def _by_hold_and_bucket(journal: Iterable[JournalRow]) -> dict[tuple[str, BucketKey], list[JournalRow]]:
+    rows: dict[tuple[str, BucketKey], list[JournalRow]] = defaultdict(list)
     for row in journal:
         if row.hold_id is not None:
-            rows[row.hold_id, _key(row)].append(row)
+            rows[row.hold_id, row.key].append(row)
     return rows
 
 
@@ -211,7 +209,7 @@ def _charge_findings(row: JournalRow, hold_id: str, posted: list[Entry]) -> Iter
     charged = charged_sum(posted)[row.unit]
     if row.delta_spent != charged:
         yield (
-            f"hold {hold_id} was charged {format_amount(row.unit, row.delta_spent)} in {_name(_key(row))},"
+            f"hold {hold_id} was charged {format_amount(row.unit, row.delta_spent)} in {_name(row.key)},"
             f" its entries say {format_amount(row.unit, charged)}"
         )
 

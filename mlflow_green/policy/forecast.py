@@ -15,11 +15,11 @@ from mlflow_green.policy.document import Reserve
 from mlflow_green.policy.quantiles import prediction_interval, quantile_of
 from mlflow_green.policy.sizes import scaled_to, size_law
 from mlflow_green.records import Estimate, PastUse, StepSpec, Tier, Unit
-from mlflow_green.units import format_bytes, format_energy
+from mlflow_green.units import exact, format_bytes, format_energy
 
 Quantile = Reserve | Literal["declared", "p50", "p95", "max"]
 ToAmounts = Callable[[int], Mapping[Unit, int]]
-"""Component energy in microjoules to the amount of every unit that can be known, rounded up for holds."""
+"""Component energy in microjoules to the amount of every unit that can be known; a hold is at the upper intensity."""
 
 SAMPLES_ENOUGH = 20
 FEW_SAMPLES_FACTOR = Fraction(13, 10)
@@ -133,7 +133,7 @@ def _history(
 
 
 def _scaled(use: PastUse, tier: Tier | None, other: Tier) -> PastUse:
-    ratio = _exact(tier) / _exact(other)
+    ratio = _ratio(tier) / _ratio(other)
     name = tier.name if tier else None
     return replace(use, tier=name, energy_microjoules=ceil(use.energy_microjoules * ratio))
 
@@ -142,12 +142,11 @@ def _declared(spec: StepSpec, tier: Tier | None) -> int | None:
     """The declared energy is that of the dearest tier; the others are parts of it."""
     if spec.energy_microjoules is None:
         return None
-    return ceil(spec.energy_microjoules * _exact(tier))
+    return ceil(spec.energy_microjoules * _ratio(tier))
 
 
-def _exact(tier: Tier | None) -> Fraction:
-    """The ratio as it was written: 0.05 is one twentieth, not the binary number next to it."""
-    return Fraction(str(tier.energy_ratio)) if tier else Fraction(1)
+def _ratio(tier: Tier | None) -> Fraction:
+    return exact(tier.energy_ratio) if tier else Fraction(1)
 
 
 def _expected(completed: Sequence[int], halted: Sequence[int], words: str, quantile: Quantile) -> _Need:

@@ -8,7 +8,7 @@ from fractions import Fraction
 from typing import NamedTuple
 
 from mlflow_green.errors import AllowanceRefused, PolicyError, QuantityError
-from mlflow_green.ledger.allowances import LimitKey, stricter
+from mlflow_green.ledger.allowances import LimitKey, limit_key, stricter
 from mlflow_green.policy.document import Budget, Override, Policy, Verb, parse_policy
 from mlflow_green.policy.terms import terms
 from mlflow_green.policy.values import limit_of, percent
@@ -181,7 +181,7 @@ def with_stricter_modes(policy: Policy, approved: Mapping[LimitKey, ApprovedLimi
     """The policy with the modes that count: what it says, or what was approved where that is stricter."""
     modes = {budget.name: budget.mode for budget in policy.budgets}
     for term in found:
-        limit = approved.get((term.budget, term.account, term.unit.value))
+        limit = approved.get(limit_key(term))
         if limit is not None:
             modes[term.budget] = stricter(modes[term.budget], limit.mode)
     budgets = tuple(budget.model_copy(update={"mode": modes[budget.name]}) for budget in policy.budgets)
@@ -192,7 +192,7 @@ def not_applied(policy: Policy, approved: Mapping[LimitKey, ApprovedLimit], foun
     """One line for each thing that green.yaml says and that does not count yet."""
     lines = []
     for term in found:
-        limit = approved.get((term.budget, term.account, term.unit.value))
+        limit = approved.get(limit_key(term))
         if limit is None:
             continue
         currency = policy.budget(term.budget).currency

@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from fractions import Fraction
 from math import ceil
 
 from mlflow_green.emissions.operational import charged_amounts
@@ -32,6 +31,7 @@ from mlflow_green.records import (
     Unit,
     Usage,
 )
+from mlflow_green.units import exact
 
 _DURATION_SECONDS_MIN = 0.001
 
@@ -163,7 +163,7 @@ class _Journal:
         return replace(bare, estimates=estimates, waiting_since=ticket.waiting_since)
 
     def _as_tier(self, amount: int, ticket: Ticket, tier: str | None) -> int:
-        ratios = {each.name: Fraction(str(each.energy_ratio)) for each in ticket.spec.tiers}
+        ratios = {each.name: exact(each.energy_ratio) for each in ticket.spec.tiers}
         ran = self._entries[ticket.ticket_id].tier
         return amount if tier is None or ran is None else ceil(amount * ratios[tier] / ratios[ran])
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from statistics import median
 
+from mlflow_green.ledger.pending import pending_under
 from mlflow_green.policy.document import Policy
 from mlflow_green.policy.terms import period_end
 from mlflow_green.records import Action, Balance, DecisionRow, Entry, Hold, Outcome
@@ -17,10 +18,14 @@ HOLDERS_MAX = 5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Holder:
-    """A running step that holds a part of what another waits for. ``ends_at`` is when its earlier runs would end."""
+    """A running step that holds a part of what another waits for, ``amount``, or is to get some of it before.
+
+    ``wanted`` is what it asked for and did not get yet, ``ends_at`` when its earlier runs would end.
+    """
 
     hold: Hold
     amount: int
+    wanted: int
     ends_at: datetime | None
 
 
@@ -97,11 +102,18 @@ def _waiting(
 
 def _holders(balance: Balance, entries: Sequence[Entry], holds: Sequence[Hold]) -> list[Holder]:
     found = [
-        Holder(hold=hold, amount=hold.amounts.get(balance.term.unit, 0), ends_at=_expected_end(hold, entries))
+        Holder(
+            hold=hold,
+            amount=hold.amounts.get(balance.term.unit, 0),
+            wanted=pending_under(balance.term, [hold]),
+            ends_at=_expected_end(hold, entries),
+        )
         for hold in holds
         if any(term.key == balance.term.key for term in hold.terms)
     ]
-    return sorted((holder for holder in found if holder.amount), key=lambda holder: -holder.amount)
+    return sorted(
+        (holder for holder in found if holder.amount or holder.wanted), key=lambda each: -(each.amount + each.wanted)
+    )
 
 
 def _expected_end(hold: Hold, entries: Sequence[Entry]) -> datetime | None:

@@ -99,6 +99,7 @@ def balance_to_json(balance: Balance) -> JsonObject:
         "extra": balance.extra,
         "spent": balance.spent,
         "held": balance.held,
+        "pending": balance.pending,
         "available": balance.available,
     }
 

@@ -230,7 +230,7 @@ def _costs(entries: Sequence[Entry]) -> str:
 def _budgets(journal: Iterable[JournalRow], balances: Sequence[Balance]) -> dict[str, Any]:
     levels: dict[tuple[str, str, str, str], list[Level]] = {}
     for row in sorted(journal, key=lambda row: (row.at, row.journal_id)):
-        line = levels.setdefault((row.budget, row.account, row.unit.value, row.period), [])
+        line = levels.setdefault(row.key, [])
         spent, held = (line[-1].spent, line[-1].held) if line else (0, 0)
         line.append(Level(at=row.at, spent=spent + row.delta_spent, held=held + row.delta_held))
     drawn = sorted(

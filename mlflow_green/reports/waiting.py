@@ -44,6 +44,8 @@ def _holder(holder: Holder, unit: Unit) -> str:
     hold = holder.hold
     end = f", ends at about {_clock(holder.ends_at)}" if holder.ends_at else ""
     amount = units.format_amount(unit, holder.amount)
+    if holder.wanted:
+        amount = f"{amount}, waits for {units.format_amount(unit, holder.wanted)} more"
     return f"{hold.step.label} {amount} ({hold.user} on {hold.owner.host}, since {_clock(hold.opened_at)}{end})"
 
 
@@ -83,12 +85,14 @@ def waiting_to_json(waiting: Waiting) -> dict[str, object]:
         "budget": decision.budget,
         "unit": decision.unit.value if decision.unit else None,
         "needed": decision.needed,
+        "pending": waiting.balance.pending if waiting.balance else None,
         "available": waiting.balance.available if waiting.balance else decision.available,
         "holders": [
             {
                 "step": holder.hold.step.label,
                 "hold_id": holder.hold.hold_id,
                 "amount": holder.amount,
+                "wanted": holder.wanted,
                 "user": holder.hold.user,
                 "host": holder.hold.owner.host,
                 "pid": holder.hold.owner.pid,

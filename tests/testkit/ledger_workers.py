@@ -137,7 +137,7 @@ def over_limit(journal: Sequence[JournalRow], limits: dict[tuple[str, str, str, 
     committed: Counter[tuple[str, str, str, str]] = Counter()
     found = []
     for row in journal:
-        key = (row.budget, row.account, row.unit.value, row.period)
+        key = row.key
         committed[key] += row.delta_held + row.delta_spent
         if committed[key] > limits[key]:
             found.append(row.journal_id)

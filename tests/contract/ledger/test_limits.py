@@ -14,6 +14,7 @@ from tests.testkit.ledger_samples import (
     NOON,
     OWNER,
     SetClock,
+    admit_anything,
     admit_what_fits,
     lose,
     open_at,
@@ -66,6 +67,15 @@ def the_books_close_whatever_a_test_did(ledger):
 
 
 # --- grants and overrides ----------------------------------------------------------------------------
+
+
+def test_a_hold_that_cannot_be_is_told_with_the_limit_that_counts(ledger, give):
+    large = limited(1_000_000_000)
+    hold(ledger, "first", 0, large)
+    give(grant(2_600_000_000))
+    asked = Batch(requests=(request("over", 5_000_000_000, large),), owner=OWNER)
+    with pytest.raises(LedgerError, match=r"its limit is 1\.00 Wh"):
+        ledger.commit(asked, admit_anything)
 
 
 def test_a_grant_is_room_for_a_hold_and_for_a_top_up(ledger, give):

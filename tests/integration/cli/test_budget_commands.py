@@ -7,11 +7,13 @@ import json
 import pytest
 from click.testing import CliRunner
 
-from mlflow_green.bootstrap import agreed_policy, load_policy_for
+from mlflow_green.bootstrap import agreed_policy, load_policy_for, policy_as_agreed
 from mlflow_green.bootstrap import open_ledger as open_books
 from mlflow_green.cli.doors import Doors, Place
 from mlflow_green.cli.main import cli
 from mlflow_green.clock import SystemClock
+from mlflow_green.planning import plan_workload
+from mlflow_green.records import PlannedStep, Step, StepSpec, Workload
 
 POLICY = """\
 version: 1
@@ -201,6 +203,27 @@ def test_a_loosened_mode_counts_after_it_was_applied(run, write, tmp_path):
     assert said == ["green.yaml says mode observe for month, mode hard counts until 'mlflow-green policy apply'"]
     run("ana", "policy", "apply", "--reason", "trial", "--approver", "cleo")
     assert start_a_run(tmp_path)[0].budgets[0].mode == "observe"
+
+
+def test_a_plan_and_the_alerts_follow_the_mode_that_counts_and_record_nothing(run, write, tmp_path, settings):
+    start_a_run(tmp_path)
+    write(mode="observe")
+    too_much = PlannedStep(
+        step=Step(workflow_run="", name="big"), spec=StepSpec(energy_microjoules=9 * KWH), resources={}
+    )
+    planned = plan_workload(settings, Workload(steps=(too_much,), resources={}))
+    assert [answer.action for answer in planned.answers] == ["refuse"]
+    ledger = open_books(settings, SystemClock())
+    assert policy_as_agreed(ledger, load_policy_for(settings), SystemClock()).budgets[0].mode == "hard"
+    assert len(ledger.policies()) == 1
+    ledger.close()
+
+
+def test_a_part_of_a_limit_is_one_of_the_limit_that_counts(run, told, write, tmp_path):
+    start_a_run(tmp_path)
+    write(limit="500 kWh")
+    run("bob", "budget", "grant", "month", "20%", "--reason", "x", "--approver", "ana")
+    assert limits(told)["energy"] == 6 * KWH
 
 
 def test_one_person_alone_applies_without_asking(run, told, write, tmp_path):

@@ -238,7 +238,7 @@ def test_balance_shows_what_is_spent_and_left(green, books):
     assert "992 mWh" in green("balance").stdout
     told = json.loads(green("balance", "--json").stdout)["balances"]
     energy = next(each for each in told if each["unit"] == "energy")
-    assert energy["limit"] - energy["spent"] - energy["held"] == energy["available"]
+    assert energy["limit"] - energy["spent"] - energy["held"] - energy["pending"] == energy["available"]
     assert energy["spent"] == 2 * (WH // 250)
 
 

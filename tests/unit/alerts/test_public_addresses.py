@@ -38,6 +38,7 @@ def test_an_address_of_the_internet_is_public(address):
         "fe80::1",
         "fe80::1%eth0",
         "fc00::1",
+        "fec0::1",
         "fd00:ec2::254",
         "ff02::1",
         "::ffff:127.0.0.1",

@@ -9,7 +9,7 @@ import pytest
 
 from mlflow_green.ledger.memory import MemoryLedger
 from mlflow_green.ledger.verify import verify
-from mlflow_green.records import Batch, Domain, Unit
+from mlflow_green.records import AllowanceKind, Batch, Domain, Unit
 from tests.testkit.ledger_samples import (
     OWNER,
     SetClock,
@@ -213,3 +213,11 @@ def test_a_period_that_did_not_inherit_what_it_should_is_found(books):
     assert findings(books) == ()
     balances = tuple(replace(each, spent=50) if each.term.key == november.key else each for each in books.balances())
     assert any("leaves it" in found for found in findings(books, balances=lambda: balances))
+
+
+def test_an_inheritance_that_no_period_left_is_found(books):
+    forged = grant(30, kind=AllowanceKind.ROLLOVER, approved_by=None)
+    row = replace(books.journal()[0], hold_id=None, kind="rollover", delta_held=0, delta_spent=0, delta_limit=30)
+    pages = {"allowances": lambda: (forged,), "journal": lambda: (*books.journal(), row)}
+    texts = findings(books, **pages)
+    assert any("inherited 30" in text and "leaves it 0" in text for text in texts), texts

@@ -1,6 +1,9 @@
 """Which steps wait now, and for whom."""
 
 from datetime import timedelta
+from io import StringIO
+
+from rich.console import Console
 
 from mlflow_green.ledger.memory import MemoryLedger
 from mlflow_green.policy.document import parse_policy
@@ -8,7 +11,8 @@ from mlflow_green.recorder.planner import Planner
 from mlflow_green.recorder.rehearsal import VirtualClock
 from mlflow_green.recorder.ticket import Ticket
 from mlflow_green.recorder.waits import HOLDERS_MAX, waits
-from mlflow_green.records import Batch, Step, StepSpec
+from mlflow_green.records import Batch, Step, StepSpec, TopUp, Unit
+from mlflow_green.reports.waiting import explain_waiting, waiting_to_json
 from tests.testkit.ledger_samples import OWNER, settle
 from tests.testkit.workloads import BOOK, START, WH, Case
 
@@ -68,6 +72,23 @@ def test_a_step_that_was_answered_later_does_not_wait_any_more():
     asking.ledger.commit(Batch(closings=(settle(hold, WH),)), asking.planner.choose)
     asking.ask("waiter", 5)
     assert asking.waits() == ()
+
+
+def test_a_running_step_that_waits_for_more_is_named_with_what_it_waits_for():
+    asking = Asking()
+    hold = asking.ask("big", 6).hold
+    asking.ledger.commit(
+        Batch(top_ups=(TopUp(hold_id=hold.hold_id, amounts={Unit.ENERGY: 7 * WH}),)), asking.planner.choose
+    )
+    asking.ask("waiter", 3)
+    (found,) = asking.waits()
+    assert [(holder.amount, holder.wanted) for holder in found.holders] == [(10 * WH, 3 * WH)]
+    assert found.balance.available == -3 * WH
+    told = waiting_to_json(found)
+    assert (told["pending"], told["holders"][0]["wanted"]) == (3 * WH, 3 * WH)
+    screen = Console(width=200, record=True, file=StringIO())
+    explain_waiting(screen, found, START)
+    assert "big 10.0 Wh, waits for 3.00 Wh more" in screen.export_text()
 
 
 def test_it_waits_since_the_first_of_its_answers():
