@@ -14,6 +14,7 @@ from mlflow_green.ledger.ledger import AllowanceBook, Ledger, PolicyBook
 from mlflow_green.ledger.posting import HISTORY_LENGTH_MAX
 from mlflow_green.policy.document import Policy
 from mlflow_green.policy.forecast import estimate
+from mlflow_green.policy.sizes import scaled_to, size_law
 from mlflow_green.recorder.planner import Planner
 from mlflow_green.recorder.recorder import SAMPLING_PERIOD_SECONDS
 from mlflow_green.recorder.rehearsal import Job, Part, PassingLedger, Rehearsal, VirtualClock
@@ -47,8 +48,8 @@ _DURATION_SECONDS_MIN = 0.001
 class Expected:
     """What a step will use, in microjoules >= 0.
 
-    ``low`` and ``high`` are the least and the most of the runs that ``point`` is the median of; ``None`` for what was
-    declared, or scaled from another tier.
+    ``low`` and ``high`` are the least and the most of the runs that ``point`` is the median of, scaled to the size of
+    its input as estimates are; ``None`` for what was declared, or scaled from another tier.
     """
 
     point: int
@@ -259,12 +260,16 @@ class _Workflow:
         """What it uses as the tier that was decided; ``None`` where nothing is known."""
         step, tier = part.ticket.step, _tier(part)
         past = self._ledger.past(self._book.project, step.name)
+        size = part.request.input_bytes if part.request else None
         same = [use for use in past if use.tier == tier and not use.censored]
-        uses = [use.energy_microjoules for use in same if use.wildcards == step.wildcards]
-        uses = uses or [use.energy_microjoules for use in same]
+        nearest = [use for use in same if use.wildcards == step.wildcards] or same
+        law = size_law(nearest, size)
+        if law is not None and size is not None:
+            nearest = scaled_to(nearest, law, size)
+        uses = [use.energy_microjoules for use in nearest]
         if uses:
             return Expected(point=median_low(uses), low=min(uses), high=max(uses))
-        for each in estimate(past, step.name, step.wildcards, part.ticket.spec, quantile="p50"):
+        for each in estimate(past, step.name, step.wildcards, part.ticket.spec, quantile="p50", input_bytes=size):
             if each.tier == tier and each.amounts is not None:
                 return Expected(point=each.amounts[Unit.ENERGY])
         return None

@@ -76,10 +76,11 @@ class PassingLedger(MemoryLedger):
     def commit(self, batch: Batch, choose: Choose) -> Committed:
         committed = super().commit(batch, choose)
         for entry in self._entries.values():
-            use = past_use(entry)
+            use = past_use(entry, self._input_bytes(entry.hold_id))
             if use is not None:
                 self._uses[entry.project, entry.step].append(use)
         self._holds = {key: booked for key, booked in self._holds.items() if booked.state is HoldState.HELD}
+        self._facts = {key: told for key, told in self._facts.items() if key in self._holds}
         for done in (self._entries, self._journal, self._decisions):
             done.clear()
         return committed
