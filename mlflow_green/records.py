@@ -7,7 +7,7 @@ missing value is ``None``, never 0. Times are aware UTC; durations come from a m
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
 
@@ -213,6 +213,27 @@ class NodeWindow:
         parts = self.attributed_microjoules + self.idle_microjoules + self.other_microjoules
         if parts != self.energy.microjoules:
             raise ValueError(f"shares {parts} are not the whole {self.energy.microjoules} microjoules")
+
+    @property
+    def duration_seconds(self) -> float:
+        return (self.ended_at - self.started_at).total_seconds()
+
+    def joined(self, after: NodeWindow) -> NodeWindow:
+        """This window and the next one of its sampler and domain as one: sums, and coverage by time."""
+        seconds = self.duration_seconds + after.duration_seconds
+        covered = self.duration_seconds * self.coverage_ratio + after.duration_seconds * after.coverage_ratio
+        return replace(
+            self,
+            sequence_last=after.sequence_last,
+            ended_at=after.ended_at,
+            energy=self.energy + after.energy,
+            attributed_microjoules=self.attributed_microjoules + after.attributed_microjoules,
+            idle_microjoules=self.idle_microjoules + after.idle_microjoules,
+            other_microjoules=self.other_microjoules + after.other_microjoules,
+            coverage_ratio=(
+                min(1.0, covered / seconds) if seconds > 0 else min(self.coverage_ratio, after.coverage_ratio)
+            ),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -185,7 +185,8 @@ class Sender:
                 yield Report(address=address, fate=Fate.WAITING, text=text, at=None if under_way else opens)
                 continue
             standings = standings or Standings(self._books, self._policy, self._clock.now())
-            self._write_letter(address, rows[:NOTICES_A_LETTER_MAX], len(earlier), standings)
+            last = max((letter.outbox_id for letter in earlier), default=0)
+            self._write_letter(address, rows[:NOTICES_A_LETTER_MAX], last, standings)
 
     def _opens_at(self, rows: Sequence[OutboxRow], letters: Sequence[OutboxRow]) -> datetime:
         taken = [letter.due_at for letter in letters if letter.state is LetterState.DELIVERED and letter.due_at]
@@ -200,7 +201,7 @@ class Sender:
             zone=self._policy.zone,
         )
 
-    def _write_letter(self, address: Address, rows: Sequence[OutboxRow], number: int, standings: Standings) -> None:
+    def _write_letter(self, address: Address, rows: Sequence[OutboxRow], last: int, standings: Standings) -> None:
         notices = [
             Notice(
                 alert_id=str(row.payload["alert_id"]),
@@ -223,8 +224,8 @@ class Sender:
             "text": message.text,
             "data": message.data,
         }
-        # Its number makes it the only one: of two senders that write at the same time one comes too late.
-        dedup = f"letter|{self._policy.project}|{address}|{number}"
+        # Only one letter comes after the last: of two senders that write at the same time one comes too late.
+        dedup = f"letter|{self._policy.project}|{address}|after {last}"
         self._books.replace([row.outbox_id for row in rows], LETTER, {dedup: letter})
 
     # --- letters ---------------------------------------------------------------------------------

@@ -1,10 +1,12 @@
-"""Commands that read the ledger: ``balance``, ``explain``, ``ledger verify`` and ``ledger export``."""
+"""Commands about the ledger as a whole: ``balance``, ``explain`` and the group ``ledger``."""
 
 from __future__ import annotations
 
 import re
 import sys
 from collections.abc import Iterable, Mapping
+from datetime import timedelta
+from typing import TYPE_CHECKING
 
 import click
 
@@ -14,6 +16,13 @@ from mlflow_green.cli.doors import Place
 from mlflow_green.cli.output import NO_HISTORY, console, json_option, opened, print_json, print_json_line
 from mlflow_green.clock import SystemClock
 from mlflow_green.records import Decision, DecisionRow, Entry, Step
+from mlflow_green.units import SECONDS, format_bytes, parse_seconds
+
+if TYPE_CHECKING:
+    from mlflow_green.ledger.compaction import Compaction
+
+KEEP_SECONDS_MIN = SECONDS["d"]  # longer than any sender of messages holds on to one
+KEEP_SECONDS_MAX = 36_500 * SECONDS["d"]
 
 _STEP = re.compile(r"^(?P<name>[^\[\]]+)(?:\[(?P<wildcards>[^\[\]]*)\])?$")
 
@@ -129,7 +138,7 @@ def _unknown_step(step: str, decisions: Iterable[DecisionRow]) -> str:
 
 @click.group()
 def ledger() -> None:
-    """Check, export and upgrade the ledger."""
+    """Check, export, upgrade and compact the ledger."""
 
 
 @ledger.command()
@@ -182,6 +191,58 @@ def migrate(place: Place, only_look: bool, as_json: bool) -> None:
         kept = f"; the file as it was is {done.copy}" if done.copy else ""
         click.echo(f"{name} was brought from schema {before} to {SCHEMA_VERSION}{kept}.")
     sys.exit(exit_codes.OK if is_current else exit_codes.FOUND)
+
+
+@ledger.command()
+@click.option("--keep", default="400d", show_default=True, help="Leave alone what is younger; one day at least.")
+@click.option("--dry-run", is_flag=True, help="Say what would go, and change nothing.")
+@json_option
+@click.pass_obj
+def compact(place: Place, keep: str, dry_run: bool, as_json: bool) -> None:
+    """Take out what nobody asks for any more: delivered messages, superseded answers, single node windows.
+
+    What was spent, held, decided and charged stays. Exit status 3 if the file could not be made smaller.
+    """
+    keep_seconds = parse_seconds(keep)
+    if not KEEP_SECONDS_MIN <= keep_seconds <= KEEP_SECONDS_MAX:
+        raise click.UsageError(f"--keep {keep} is not possible; write a time from 1d to 36500d, e.g. 400d")
+    with opened(place, place.settings()) as books:
+        done = books.compact(timedelta(seconds=keep_seconds), only_look=dry_run) if books else None
+    if as_json:
+        print_json(_compaction_json(done, keep_seconds, dry_run))
+    else:
+        click.echo(_compaction_text(done, dry_run) if done else NO_HISTORY)
+    if done and done.problem:
+        click.echo(f"mlflow-green: the rows are gone, and the file is as large as before: {done.problem}", err=True)
+        sys.exit(exit_codes.ENVIRONMENT)
+
+
+def _compaction_text(done: Compaction, dry_run: bool) -> str:
+    if done.kept:
+        return f"Nothing was changed: {done.kept}."
+    gone = [f"{count} {kind} messages" for kind, count in done.messages.items()]
+    gone += [f"{done.decisions} answers"] if done.decisions else []
+    gone += [f"{done.windows} node windows, joined with others"] if done.windows else []
+    before, after = (each and format_bytes(each) for each in (done.bytes_before, done.bytes_after))
+    if dry_run:
+        what = f"Would go: {', '.join(gone)}. Nothing was changed." if gone else "Nothing would go."
+        return f"{what} The ledger takes {before}."
+    what = f"Gone: {', '.join(gone)}" if gone else "Nothing had to go"
+    return f"{what}. The ledger took {before}, and takes {after} now."
+
+
+def _compaction_json(done: Compaction | None, keep_seconds: int, dry_run: bool) -> dict[str, object]:
+    return {
+        "dry_run": dry_run,
+        "keep_seconds": keep_seconds,
+        "messages": dict(done.messages) if done else {},
+        "decisions": done.decisions if done else 0,
+        "node_windows": done.windows if done else 0,
+        "bytes_before": done.bytes_before if done else None,
+        "bytes_after": done.bytes_after if done else None,
+        "kept": done.kept or None if done else None,
+        "problem": done.problem or None if done else None,
+    }
 
 
 @ledger.command()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 import click
 
 from mlflow_green.ledger import verify
-from mlflow_green.ledger.ledger import AllowanceBook, PolicyBook, SharedOutbox
+from mlflow_green.ledger.ledger import AllowanceBook, Compactable, PolicyBook, SharedOutbox
 from mlflow_green.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from mlflow_green.sensors.node_meter import NodeMeter
 
 
-class Books(verify.Books, SharedOutbox, AllowanceBook, PolicyBook, Protocol):
+class Books(verify.Books, SharedOutbox, AllowanceBook, PolicyBook, Compactable, Protocol):
     """A ledger as the commands see it."""
 
 

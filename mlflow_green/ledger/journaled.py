@@ -52,6 +52,7 @@ class JournaledStore(SqliteStore):
     """The cache of a journal: what it commits is in the journal before."""
 
     excludes_other_hosts = True  # the lease keeps every other host out while this is open
+    only_grows = "on a network file system the ledger is a journal, which only grows"
 
     def __init__(self, journal: SharedJournal, *, hostname: str, boot: str) -> None:
         super().__init__(journal.cache_path, hostname=hostname, boot=boot, is_cache=True)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Protocol
 
+from mlflow_green.ledger.compaction import Compaction
 from mlflow_green.records import (
     Allowance,
     ApprovedLimit,
@@ -86,6 +87,17 @@ class LedgerReader(Protocol):
     def journal(self) -> tuple[JournalRow, ...]: ...
 
     def decisions(self) -> tuple[DecisionRow, ...]: ...
+
+
+class Compactable(Protocol):
+    """A ledger that can be made small without changing what it says."""
+
+    def compact(self, keep: timedelta, *, only_look: bool = False) -> Compaction:
+        """Take out what was over for longer than ``keep``, >= 0, and is not needed any more, in one transaction.
+
+        ``only_look``: say what would go, and change nothing.
+        """
+        ...
 
 
 class AllowanceBook(Protocol):

@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any
 from uuid import uuid4
@@ -15,6 +15,16 @@ from mlflow_green.clock import Clock
 from mlflow_green.errors import AllowanceRefused
 from mlflow_green.ledger.accounts import ancestry
 from mlflow_green.ledger.allowances import NOTHING, LimitKey, counted, extras_of, limit_key
+from mlflow_green.ledger.compaction import (
+    ONCE_ONLY,
+    Compaction,
+    Given,
+    Span,
+    adjoining,
+    joined,
+    latest_letters,
+    superseded,
+)
 from mlflow_green.ledger.ledger import Choose
 from mlflow_green.ledger.pending import with_pending
 from mlflow_green.ledger.posting import (
@@ -40,6 +50,7 @@ from mlflow_green.ledger.posting import (
     window_key,
 )
 from mlflow_green.records import (
+    Action,
     Allowance,
     ApprovedLimit,
     Balance,
@@ -80,6 +91,7 @@ class MemoryLedger:
         self._journal: list[JournalRow] = []
         self._entries: dict[str, Entry] = {}
         self._windows: dict[WindowKey, NodeWindow] = {}
+        self._window_keys: set[WindowKey] = set()
         self._facts: dict[str, dict[str, float | str]] = {}
         self._decisions: list[DecisionRow] = []
         self._letters: dict[str, OutboxRow] = {}
@@ -175,6 +187,63 @@ class MemoryLedger:
 
     def decisions(self) -> tuple[DecisionRow, ...]:
         return tuple(self._decisions)
+
+    # --- Compactable -----------------------------------------------------------------------------
+
+    def compact(self, keep: timedelta, *, only_look: bool = False) -> Compaction:
+        before = self._clock.now() - keep
+        letters, decisions = self._spare_letters(before), self._spare_decisions(before)
+        chains = self._spare_chains(before)
+        done = Compaction(
+            messages=dict(sorted(Counter(self._letters[dedup].kind for dedup in letters).items())),
+            decisions=len(decisions),
+            windows=sum(len(chain) - 1 for chain in chains),
+        )
+        if not only_look:
+            self._letters = {dedup: row for dedup, row in self._letters.items() if dedup not in letters}
+            self._decisions = [row for number, row in enumerate(self._decisions) if number not in decisions]
+            for chain in chains:
+                for window in chain:
+                    del self._windows[window_key(window)]
+                self._windows[window_key(chain[0])] = joined(chain)
+        return done
+
+    def _spare_letters(self, before: datetime) -> set[str]:
+        delivered = [(dedup, row) for dedup, row in self._letters.items() if row.state is LetterState.DELIVERED]
+        kept = latest_letters((row.outbox_id, dedup) for dedup, row in delivered if row.kind == "letter")
+        kept |= {self._last_letter}
+        return {
+            dedup
+            for dedup, row in delivered
+            if row.due_at and row.due_at < before and not dedup.endswith(ONCE_ONLY) and row.outbox_id not in kept
+        }
+
+    def _spare_decisions(self, before: datetime) -> set[int]:
+        answers = (
+            Given(
+                number=number,
+                at=row.at,
+                step_key=row.step.key,
+                has_hold=row.hold_id is not None,
+                waits=row.decision.action is Action.WAIT,
+            )
+            for number, row in enumerate(self._decisions)
+        )
+        return set(superseded(answers, before))
+
+    def _spare_chains(self, before: datetime) -> list[tuple[NodeWindow, ...]]:
+        running = {window.sampler_id for window in self._windows.values() if window.ended_at >= before}
+        over = [window for window in self._windows.values() if window.sampler_id not in running]
+        runs: dict[tuple[str, str], Span] = {}
+        for entry in self._entries.values():
+            if entry.sampler_id is not None:
+                start, end = runs.get((entry.sampler_id, entry.workflow_run), (entry.started_at, entry.ended_at))
+                span = (min(start, entry.started_at), max(end, entry.ended_at))
+                runs[entry.sampler_id, entry.workflow_run] = span
+        by_sampler: defaultdict[str, list[Span]] = defaultdict(list)
+        for (sampler_id, _run), span in runs.items():
+            by_sampler[sampler_id].append(span)
+        return list(adjoining(over, by_sampler))
 
     # --- AllowanceBook ---------------------------------------------------------------------------
 
@@ -281,7 +350,8 @@ class MemoryLedger:
 
     def _balances_at(self, now: datetime) -> dict[BucketKey, Balance]:
         extras = extras_of(self._allowances.values(), now)
-        return {key: replace(balance, extra=extras.get(key, NOTHING).total) for key, balance in self._balances.items()}
+        totals = ((key, each, extras.get(key, NOTHING).total) for key, each in self._balances.items())
+        return {key: each if each.extra == total else replace(each, extra=total) for key, each, total in totals}
 
     def _standing(self, now: datetime) -> Standing:
         pending = with_pending(self._balances_at(now).values(), (booked.hold for booked in self._holds.values()))
@@ -292,7 +362,7 @@ class MemoryLedger:
             approved=self._approved,
             holds=self._holds,
             entry_ids=frozenset(self._entries),
-            window_keys=frozenset(self._windows),
+            window_keys=frozenset(self._window_keys),
             last_decisions={row.step.key: (row.decision.action, row.decision.reason) for row in self._decisions},
             lost_charges=self._lost_charges(),
             lost_reads=self._lost_reads(),
@@ -322,6 +392,7 @@ class MemoryLedger:
         self._journal += [replace(row, journal_id=first + n) for n, row in enumerate(effects.journal)]
         self._entries.update({entry.entry_id: entry for entry in effects.entries})
         self._windows.update({window_key(window): window for window in effects.windows})
+        self._window_keys.update(map(window_key, effects.windows))
         self._tell(effects.facts)
         self._decisions += effects.decisions
         self._allowances.update({each.allowance_id: each for each in (*effects.allowances, *effects.approvals)})
@@ -347,12 +418,16 @@ class MemoryLedger:
         if message.dedup in self._letters:
             return False
         self._letters[message.dedup] = OutboxRow(
-            outbox_id=len(self._letters) + 1,
+            outbox_id=self._last_letter + 1,
             kind=message.kind,
             payload=dict(message.payload),
             due_at=self._clock.now(),
         )
         return True
+
+    @property
+    def _last_letter(self) -> int:
+        return next(reversed(self._letters.values())).outbox_id if self._letters else 0
 
     def _letter(self, outbox_id: int) -> tuple[str, OutboxRow]:
         return next(found for found in self._letters.items() if found[1].outbox_id == outbox_id)

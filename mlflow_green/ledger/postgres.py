@@ -85,6 +85,10 @@ class PostgresStore(Store):
         at: datetime = connection.execute(text("SELECT clock_timestamp()")).scalar_one()
         return at.astimezone(UTC)
 
+    def size_bytes(self) -> int:
+        with self.reading() as connection:
+            return int(connection.execute(text("SELECT pg_database_size(current_database())")).scalar_one())
+
     def identity(self) -> str:
         with self.reading() as connection:
             return str(connection.execute(text("SELECT session_user")).scalar_one())

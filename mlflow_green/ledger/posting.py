@@ -387,7 +387,9 @@ class _Posting:
                 self.balances[term.key] = Balance(term=term, spent=0, held=0)
                 self.limits.follow(term)
             else:
-                self.balances[term.key] = replace(known, term=replace(term, rollover=known.term.rollover))
+                if term.rollover != known.term.rollover:
+                    term = replace(term, rollover=known.term.rollover)  # noqa: PLW2901
+                self.balances[term.key] = replace(known, term=term)
             if self.wanting:
                 self._sum_pending(term)
             self._inherit(term.key)
@@ -785,7 +787,7 @@ class _Posting:
     def _bucket_changes(self, standing: Standing) -> Iterator[BucketChange]:
         for key, after in self.balances.items():
             before = standing.balances.get(key)
-            if before is None or replace(before, pending=after.pending) != after:
+            if before is None or _told_apart(before) != _told_apart(after):
                 yield BucketChange(
                     term=after.term,
                     is_new=before is None,
@@ -794,6 +796,11 @@ class _Posting:
                     guarded=key in self.guarded,
                     limit_guarded=self.guarded.get(key),
                 )
+
+
+def _told_apart(balance: Balance) -> tuple[object, ...]:
+    """All of a balance but what is pending, which is no column of its bucket."""
+    return (balance.term, balance.spent, balance.held, balance.extra)
 
 
 def _moves(change: BucketChange, standing: Standing) -> bool:

@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from uuid import uuid4
@@ -19,12 +19,13 @@ from uuid import uuid4
 from sqlalchemy import Connection, and_, func, select
 
 from mlflow_green.clock import Clock, boot_id
-from mlflow_green.errors import AllowanceRefused
+from mlflow_green.errors import AllowanceRefused, LedgerUnavailable
 from mlflow_green.ledger import rows, schema
 from mlflow_green.ledger.address import is_postgres, ledger_path, parsed_url
 from mlflow_green.ledger.allowances import NOTHING, counted, limit_key
 from mlflow_green.ledger.cache import cache_folder
 from mlflow_green.ledger.change import Change, LetterChange, apply
+from mlflow_green.ledger.compaction import Compaction
 from mlflow_green.ledger.filesystem import journal_folder, refuse_network_file_system
 from mlflow_green.ledger.journaled import JournaledStore, open_shared_journal
 from mlflow_green.ledger.ledger import Choose
@@ -52,6 +53,7 @@ from mlflow_green.ledger.posting import (
     post_approval,
     post_policy,
 )
+from mlflow_green.ledger.spare_rows import find_spare, remove
 from mlflow_green.ledger.sqlite import SqliteStore, explained
 from mlflow_green.ledger.store import Store
 from mlflow_green.ledger.transaction import (
@@ -344,6 +346,31 @@ class SqlLedger:
         query = select(schema.decisions).order_by(schema.decisions.c.decision_id)
         with self._reading() as connection:
             return tuple(rows.decision_row_of(row) for row in connection.execute(query).mappings())
+
+    # --- Compactable -----------------------------------------------------------------------------
+
+    def compact(self, keep: timedelta, *, only_look: bool = False) -> Compaction:
+        if self._store.only_grows:
+            return Compaction(messages={}, decisions=0, windows=0, kept=self._store.only_grows)
+        bytes_before, bytes_after, problem = self._store.size_bytes(), None, ""
+        with self._reading() if only_look else self._writing() as connection:
+            spare = find_spare(connection, self._store.now(connection, self._clock) - keep)
+            if not only_look:
+                remove(connection, spare)
+        if not only_look:
+            try:
+                self._store.shrink()
+            except LedgerUnavailable as error:
+                problem = str(error)
+            bytes_after = self._store.size_bytes()
+        return Compaction(
+            messages=spare.messages,
+            decisions=len(spare.decisions),
+            windows=spare.windows,
+            bytes_before=bytes_before,
+            bytes_after=bytes_after,
+            problem=problem,
+        )
 
     # --- AllowanceBook ---------------------------------------------------------------------------
 

@@ -23,6 +23,7 @@ from mlflow_green.ledger.store import Store
 
 BUSY_TIMEOUT_SECONDS = 60
 UPGRADE_TIMEOUT_SECONDS = 600
+SHRINK_WAIT_SECONDS = 5  # for readers, who keep it from its file; it keeps new ones out meanwhile
 
 Version = tuple[int, int, int]
 
@@ -75,6 +76,26 @@ class SqliteStore(Store):
         shutil.copymode(self.path, scratch)
         scratch.replace(copy)
         return copy
+
+    def size_bytes(self) -> int:
+        paths = (self.path, *(self.path.with_name(f"{self.path.name}-{more}") for more in ("wal", "journal")))
+        return sum(path.stat().st_size for path in paths if path.exists())
+
+    def shrink(self) -> None:
+        with self._explained("shrink"), self._gate():
+            connection = self._connection.connection.dbapi_connection
+            assert connection is not None
+            try:
+                connection.execute(f"PRAGMA busy_timeout = {SHRINK_WAIT_SECONDS * 1000}")
+                # Else a rollback journal keeps the size of the whole file, which VACUUM copies into it.
+                connection.execute("PRAGMA journal_size_limit = 0")
+                (free_pages,) = connection.execute("PRAGMA freelist_count").fetchone()
+                if free_pages:
+                    connection.execute("VACUUM")
+                    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            finally:
+                connection.execute("PRAGMA journal_size_limit = -1")
+                connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_SECONDS * 1000}")
 
     def _upgrade(self, version: int) -> None:
         """In a process of its own: this one may be Snakemake's, which never imports Alembic."""

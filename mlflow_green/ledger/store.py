@@ -24,6 +24,7 @@ class Store(ABC):
     """
 
     excludes_other_hosts = False
+    only_grows = ""  # why nothing may ever be taken out of it
 
     def __init__(self, place: str, engine: Engine) -> None:
         self.place = place
@@ -84,6 +85,13 @@ class Store(ABC):
     def now(self, connection: Connection, clock: Clock) -> datetime:  # noqa: ARG002 - a database may have its own
         """The time of this write transaction."""
         return clock.now()
+
+    def size_bytes(self) -> int | None:
+        """What it takes on the disk; ``None`` where that is not known."""
+        return None
+
+    def shrink(self) -> None:  # noqa: B027 - a server reuses the room by itself
+        """Give the room of rows that were taken out back to the disk. In no transaction."""
 
     def identity(self) -> str | None:
         """Who the database says that writes here; ``None`` where it cannot tell."""

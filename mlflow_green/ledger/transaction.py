@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from sqlalchemy import Connection, String, Table, and_, bindparam, cast, delete, func, insert, or_, select, update
+from sqlalchemy import (
+    Connection,
+    String,
+    Table,
+    and_,
+    bindparam,
+    cast,
+    delete,
+    func,
+    insert,
+    or_,
+    select,
+    union_all,
+    update,
+)
 
 from mlflow_green.errors import LedgerError
 from mlflow_green.ledger import rows, schema
@@ -25,6 +40,7 @@ from mlflow_green.ledger.posting import (
     WindowKey,
     entries_of,
     over_limit_text,
+    window_key,
 )
 from mlflow_green.records import Action, Balance, Batch, BucketKey, Entry, Fact, Hold, NodeWindow, Term
 
@@ -54,11 +70,22 @@ _SELECT_FOLLOWERS = select(schema.buckets).where(
 _SELECT_ENTRY_IDS = select(schema.entries.c.entry_id).where(
     schema.entries.c.entry_id.in_(bindparam("entry_ids", expanding=True))
 )
-_SELECT_WINDOW_KEYS = select(
-    schema.node_windows.c.sampler_id, schema.node_windows.c.domain, schema.node_windows.c.sequence_first
-).where(
-    schema.node_windows.c.sampler_id.in_(bindparam("sampler_ids", expanding=True)),
-    schema.node_windows.c.sequence_first >= bindparam("sequence_first"),
+_WINDOWS = schema.node_windows.c
+_WINDOW_RANGE = (_WINDOWS.sampler_id, _WINDOWS.domain, _WINDOWS.sequence_first, _WINDOWS.sequence_last)
+_IS_OF_SAMPLERS = _WINDOWS.sampler_id.in_(bindparam("sampler_ids", expanding=True))
+_LAST_BEFORE = (
+    select(_WINDOWS.sampler_id, _WINDOWS.domain, func.max(_WINDOWS.sequence_first).label("sequence_first"))
+    .where(_IS_OF_SAMPLERS, _WINDOWS.sequence_first < bindparam("sequence_first"))
+    .group_by(_WINDOWS.sampler_id, _WINDOWS.domain)
+    .subquery()
+)
+# The index has no sequence_last, so what may reach into the ticks from sequence_first on is looked up by its own first.
+_SELECT_WINDOW_RANGES = union_all(
+    select(*_WINDOW_RANGE).where(_IS_OF_SAMPLERS, _WINDOWS.sequence_first >= bindparam("sequence_first")),
+    select(*_WINDOW_RANGE).join(
+        _LAST_BEFORE,
+        and_(*(_WINDOWS[name] == _LAST_BEFORE.c[name] for name in ("sampler_id", "domain", "sequence_first"))),
+    ),
 )
 _SELECT_LAST_DECISIONS = select(
     schema.decisions.c.step_key, schema.decisions.c.action, schema.decisions.c.reason
@@ -253,14 +280,22 @@ def _posted_entries(connection: Connection, entries: Sequence[Entry]) -> frozens
 
 
 def _posted_windows(connection: Connection, windows: Sequence[NodeWindow]) -> frozenset[WindowKey]:
+    """Those that were posted before, as they are or, since the ledger was compacted, as a part of another."""
     if not windows:
         return frozenset()
     values = {
         "sampler_ids": sorted({window.sampler_id for window in windows}),
         "sequence_first": min(window.sequence_first for window in windows),
     }
-    found = connection.execute(_SELECT_WINDOW_KEYS, values)
-    return frozenset((sampler_id, domain, first) for sampler_id, domain, first in found)
+    posted: defaultdict[tuple[str, str], list[tuple[int, int]]] = defaultdict(list)
+    for sampler_id, domain, first, last in connection.execute(_SELECT_WINDOW_RANGES, values):
+        posted[sampler_id, domain].append((first, last))
+    return frozenset(
+        window_key(window)
+        for window in windows
+        for first, last in posted[window.sampler_id, window.domain.value]
+        if first == window.sequence_first or first < window.sequence_first <= window.sequence_last <= last
+    )
 
 
 def _last_decisions(connection: Connection, step_keys: Sequence[str]) -> dict[str, tuple[Action, str]]:

@@ -636,7 +636,7 @@ def merge_windows(windows: Sequence[NodeWindow]) -> tuple[NodeWindow, ...]:
     merged: list[NodeWindow] = []
     for window in sorted(windows, key=lambda each: (each.sampler_id, each.domain, each.sequence_first)):
         if merged and _follows(merged[-1], window):
-            merged[-1] = _joined(merged[-1], window)
+            merged[-1] = merged[-1].joined(window)
         else:
             merged.append(window)
     return tuple(merged)
@@ -645,29 +645,3 @@ def merge_windows(windows: Sequence[NodeWindow]) -> tuple[NodeWindow, ...]:
 def _follows(before: NodeWindow, after: NodeWindow) -> bool:
     same = (before.sampler_id, before.domain) == (after.sampler_id, after.domain)
     return same and after.sequence_first == before.sequence_last + 1
-
-
-def _joined(before: NodeWindow, after: NodeWindow) -> NodeWindow:
-    return NodeWindow(
-        sampler_id=before.sampler_id,
-        host=before.host,
-        boot_id=before.boot_id,
-        domain=before.domain,
-        sequence_first=before.sequence_first,
-        sequence_last=after.sequence_last,
-        started_at=before.started_at,
-        ended_at=after.ended_at,
-        energy=before.energy + after.energy,
-        attributed_microjoules=before.attributed_microjoules + after.attributed_microjoules,
-        idle_microjoules=before.idle_microjoules + after.idle_microjoules,
-        other_microjoules=before.other_microjoules + after.other_microjoules,
-        coverage_ratio=_mean_coverage((before, after)),
-    )
-
-
-def _mean_coverage(windows: Iterable[NodeWindow]) -> float:
-    weighted = [((each.ended_at - each.started_at).total_seconds(), each.coverage_ratio) for each in windows]
-    total = sum(seconds for seconds, _ in weighted)
-    if total <= 0:
-        return min(coverage for _, coverage in weighted)
-    return min(1.0, sum(seconds * coverage for seconds, coverage in weighted) / total)

@@ -107,11 +107,12 @@ class Planner:
         return self._history[step]
 
     def choose(self, request: HoldRequest, balances: Sequence[Balance]) -> Decision:
-        self.tight = any(
-            balance.committed >= self._first_threshold * balance.limit
-            for balance in balances
-            if balance.term.mode is not Mode.OBSERVE
-        )
+        if request.group is None:  # a group may be tried and not admitted: what its members saw is not how it stands
+            self.tight = any(
+                balance.committed >= self._first_threshold * balance.limit
+                for balance in balances
+                if balance.term.mode is not Mode.OBSERVE
+            )
         tier = request.estimates[0].tier if request.estimates else None  # the only one that may be unknown and admitted
         return decide(
             self._policy,

@@ -9,12 +9,24 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from fractions import Fraction
-from math import ceil
 from typing import TYPE_CHECKING
 
 from mlflow_green.ledger.verify import verify
 from mlflow_green.recorder.loss import SILENCE
-from mlflow_green.records import Action, Answer, Batch, Committed, HoldRequest, JournalRow, Mode, Term, Unit
+from mlflow_green.records import (
+    Action,
+    Allowance,
+    AllowanceKind,
+    Answer,
+    Batch,
+    Committed,
+    HoldRequest,
+    JournalRow,
+    LetterState,
+    Mode,
+    Term,
+    Unit,
+)
 
 if TYPE_CHECKING:
     from tests.simulation.world import Job, World
@@ -46,11 +58,14 @@ class Laws:
         self._by_leg: dict[tuple[str, TermKey], list[str]] = {}
         self._charged: Counter[tuple[str, TermKey]] = Counter()
         self._id_by_key: dict[str, str] = {}
+        self._seen: set[TermKey] = set()
+        self._inherited: Counter[TermKey] = Counter()
+        self._raised: list[Allowance] = []
         self._epochs: dict[str, int] = {}
         self._age: dict[str, tuple[datetime, str]] = {}
         self._wanted: dict[str, dict[Unit, int]] = {}
-        self._terms: dict[TermKey, Term] = {}
-        self._thresholds: list[tuple[TermKey, float, bool, int]] = []
+        self.terms: dict[TermKey, Term] = {}
+        self._thresholds: list[tuple[TermKey, float, bool, Fraction]] = []
         self._crossed: Counter[tuple[TermKey, float, bool]] = Counter()
         self._units = Counter(
             (budget.name, limit.unit) for budget in world.scenario.policy.budgets for limit in budget.limit
@@ -61,12 +76,28 @@ class Laws:
     def before(self, batch: Batch) -> None:
         for request in batch.requests:
             for term in request.terms:
-                if term.key not in self._terms:
-                    self._terms[term.key] = term
+                if term.key not in self.terms:
+                    self.terms[term.key] = term
                     self._thresholds += [
-                        (term.key, rule.at_ratio, rule.of_committed, ceil(Fraction(str(rule.at_ratio)) * term.limit))
+                        (term.key, rule.at_ratio, rule.of_committed, Fraction(str(rule.at_ratio)))
                         for rule in term.alerts
                     ]
+
+    def limit(self, key: TermKey) -> int:
+        """The limit that counts now: the budget's, what it inherited, and what was added and has not expired."""
+        now = self._world.clock.now()
+        raised = sum(a.amount for a in self._raised if a.key == key and (a.expires_at is None or now < a.expires_at))
+        return max(0, self.terms[key].limit + self._inherited[key] + raised)
+
+    def after_raising(self, allowance: Allowance) -> None:
+        """Somebody has added to a limit: what was spent and held stays as it was."""
+        self._raised.append(allowance)
+        fresh = self._world.ledger._journal[self._rows :]
+        self._rows += len(fresh)
+        for row in fresh:
+            demand(not row.delta_held and not row.delta_spent, "a limit that is raised moves nothing else", row)
+            self._add(row)
+        self._balances_are_sums()
 
     def nothing_happened(self, batch: Batch) -> None:
         demand(len(self._world.ledger._journal) == self._rows, "a transaction that failed wrote nothing", batch)
@@ -76,6 +107,7 @@ class Laws:
         fresh = journal[self._rows :]
         self._rows = len(journal)
         held, spent = Counter(self._held), Counter(self._spent)
+        limits = {key: self.limit(key) for key in self.terms}
         for row in fresh:
             self._add(row)
         self._fences(batch, committed, fresh)
@@ -84,7 +116,7 @@ class Laws:
             if row.kind in TAKES and row.delta_held > 0:
                 self._within_the_limit(row)
         self._balances_are_sums()
-        self._crossings(held, spent, committed)
+        self._crossings(held, spent, limits, committed)
         requests = {request.step.key: request for request in batch.requests}
         for answer, request in zip(committed.answers, batch.requests, strict=True):
             self._answer(answer, request)
@@ -95,6 +127,8 @@ class Laws:
     def _add(self, row: JournalRow) -> None:
         key = _key(row)
         self._held[key] += row.delta_held
+        if row.kind == AllowanceKind.ROLLOVER:
+            self._inherited[key] += row.delta_limit
         self._spent[key] += row.delta_spent
         demand(self._held[key] >= 0 and self._spent[key] >= 0, "nothing is below zero", row)
         if row.hold_id is None:
@@ -112,14 +146,15 @@ class Laws:
 
     def _within_the_limit(self, row: JournalRow) -> None:
         key = _key(row)
-        term = self._terms[key]
+        term = self.terms[key]
         if term.mode is Mode.HARD:
             committed = self._spent[key] + self._held[key]
-            demand(committed <= term.limit, "spent + held <= limit after a hold", row, committed, term.limit)
+            limit = self.limit(key)
+            demand(committed <= limit, "spent + held <= limit after a hold", row, committed, limit)
             before = None if row.kind == "hold" else self._age[row.hold_id]
             pending = self._pending(key, before)
             law = "a hold leaves what running steps wait for, a top-up what older ones do"
-            demand(committed + pending <= term.limit, law, row, pending)
+            demand(committed + pending <= limit, law, row, pending)
 
     def _fences(self, batch: Batch, committed: Committed, fresh: Iterable[JournalRow]) -> None:
         """Who has lost a hold to another owner gets no more for it and does not close it."""
@@ -161,6 +196,25 @@ class Laws:
         for key, balance in self._world.ledger._balances.items():
             sums = (self._held[key], self._spent[key])
             demand((balance.held, balance.spent) == sums, "balances are the sums of the journal", balance, sums)
+        for key, term in self.terms.items():
+            if term.rollover is not None and key in self._world.ledger._balances:
+                due = self._inheritance(term, (*key[:3], term.rollover.previous_period))
+                demand(self._inherited[key] == due, "a period inherits what the one before left", key, due)
+
+    def _inheritance(self, term: Term, key: TermKey) -> int:
+        """What is left of the period before, as the policy shares it; what is held counts as spent."""
+        rule, previous = term.rollover, self.terms.get(key)
+        if rule is None or previous is None or key not in self._world.ledger._balances:
+            return 0
+        raised = {
+            kind: sum(a.amount for a in self._raised if a.key == key and a.kind is kind) for kind in AllowanceKind
+        }
+        granted, inherited = raised[AllowanceKind.GRANT], self._inherited[key]
+        committed = self._spent[key] + self._held[key]
+        unused = max(0, previous.limit + granted + min(0, inherited) - committed)
+        over = max(0, committed - previous.limit - granted - inherited - raised[AllowanceKind.OVERRIDE])
+        parts = (Fraction(str(rule.unused_ratio)) * unused, Fraction(str(rule.cap_ratio)) * term.limit)
+        return min(int(part) for part in parts) - (over if rule.carries_overspend else 0)
 
     def _answer(self, answer: Answer, request: HoldRequest) -> None:
         decision = answer.decision
@@ -195,14 +249,22 @@ class Laws:
         for hold_id, legs in opened.items():
             demand(legs == self._units, "all budgets or none", hold_id, legs, self._units)
 
-    def _crossings(self, held: Mapping[TermKey, int], spent: Mapping[TermKey, int], committed: Committed) -> None:
+    def _crossings(
+        self,
+        held: Mapping[TermKey, int],
+        spent: Mapping[TermKey, int],
+        limits: Mapping[TermKey, int],
+        committed: Committed,
+    ) -> None:
         crossed = 0
-        for key, ratio, of, threshold in self._thresholds:
-            was = spent[key] + of * held[key] >= threshold
-            is_past = self._spent[key] + of * self._held[key] >= threshold
+        for key, ratio, of, part in self._thresholds:
+            was = key in self._seen and (spent[key] + of * held[key]) * part.denominator >= part.numerator * limits[key]
+            now = (self._spent[key] + of * self._held[key]) * part.denominator
+            is_past = now >= part.numerator * self.limit(key)
             if is_past and not was:
                 crossed += 1
                 self._crossed[key, ratio, of] += 1
+        self._seen |= self.terms.keys()
         demand(len(committed.alerts) == crossed, "each crossing is told once", committed.alerts, crossed)
 
     def _decisions_can_be_had_again(self, requests: Mapping[str, HoldRequest], choose: Callable) -> None:
@@ -239,7 +301,8 @@ class Laws:
     def _alerts_are_in_the_outbox(self) -> None:
         told = Counter(
             ((row["budget"], row["account"], row["unit"], row["period"]), row["at_ratio"], row["of"] == "committed")
-            for row in (letter.row.payload for letter in self._world.ledger._undelivered("alert"))
+            for row in (row.payload for row in self._world.ledger.rows("alert", LetterState.PENDING))
+            if row["of"] in {"spent", "committed"}
         )
         demand(told == +self._crossed, "each crossing is one row of the outbox", told, self._crossed)
 

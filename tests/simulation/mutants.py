@@ -13,10 +13,10 @@ from datetime import timedelta
 from functools import wraps
 from unittest.mock import patch
 
-from mlflow_green.ledger import posting
+from mlflow_green.ledger import allowances, posting
 from mlflow_green.policy import decide
 from mlflow_green.recorder import planner, recovery
-from mlflow_green.records import Action, ClosingKind, Mode, Unit
+from mlflow_green.records import Action, Allowance, ClosingKind, Mode, Unit
 
 Rules = posting._Posting
 MUTANTS: dict[str, Callable[[], AbstractContextManager[object]]] = {}
@@ -358,3 +358,27 @@ def a_promised_hold_is_charged_once_only(patches: ExitStack) -> None:
         return closing.kind is ClosingKind.LOST and begun is not None and begun.hold is None
 
     old = change(patches, recovery, "_closings", closings)
+
+
+@mutant
+def a_rollover_is_lost(patches: ExitStack) -> None:
+    """A period begins as if there had been none before it."""
+    change(patches, allowances.Limits, "rollover", lambda *_: None)
+
+
+@mutant
+def a_rollover_is_never_corrected(patches: ExitStack) -> None:
+    """What a step of the last period gives back when it is closed, or overspends, changes nothing any more."""
+    change(patches, Rules, "_pass_on", lambda *_: None)
+
+
+@mutant
+def an_override_never_expires(patches: ExitStack) -> None:
+    """What was allowed for a while is allowed for good."""
+    change(patches, Allowance, "is_active", lambda self, _now: self.is_approved)
+
+
+@mutant
+def an_override_does_not_count(patches: ExitStack) -> None:
+    """A limit that was raised for a while stays where it was: alerts and refusals come too early."""
+    change(patches, Allowance, "is_active", lambda _self, _now: False)

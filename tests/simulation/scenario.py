@@ -52,6 +52,7 @@ class Scenario:
     voids: float
     overruns: float
     groups: float
+    raises: float  # a limit is raised, for a while or for good
     reading_error: float  # half-width of the meter's band, as a part of the reading
 
 
@@ -92,6 +93,7 @@ def scenario_of(dice: random.Random) -> Scenario:
         voids=sometimes(0.4, 0.15),
         overruns=dice.choice((0.4, 0.6, 0.9)),
         groups=sometimes(0.25, 0.5),
+        raises=sometimes(0.3, 0.5),
         reading_error=sometimes(0.3, 0.1),
     )
 
@@ -160,11 +162,15 @@ def _budget(dice: random.Random, name: str, scope: dict, *, only_observes: bool,
         if only_observes
         else dice.choice((hard, hard, hard, hard, {"mode": "soft"}, {"mode": "observe"}))
     )
+    period = dice.choice(("day", "day", "month", "total", "workflow"))
+    rolls_over = period in {"day", "month"} and dice.random() < 0.6
+    rollover = {"unused": f"{dice.choice((25, 100))}%", "cap": "50%", "overspend": dice.choice(("carry", "forgive"))}
     return {
+        **({"rollover": rollover} if rolls_over else {}),
         "name": name,
         "scope": scope,
         "limit": limits,
-        "period": dice.choice(("day", "day", "month", "total", "workflow")),
+        "period": period,
         "enforce": dice.choice(("low", "point", "high")),
         "unknown_step": dice.choice(("admit", "admit", "admit", "wait", "refuse")),
         "max_wait": dice.choice(("2s", "10s", "40s")),

@@ -28,6 +28,8 @@ from mlflow_green.recorder.spool_session import Begun, SpoolSession
 from mlflow_green.recorder.ticket import Book, Ticket, entry_of
 from mlflow_green.records import (
     Action,
+    Allowance,
+    AllowanceKind,
     Answer,
     Batch,
     Closing,
@@ -130,6 +132,9 @@ class World:
         self._agenda: list[tuple[int, int, Callable, tuple]] = []
         self._count = 0
         self.clients = [Client(self, number) for number in range(self.scenario.clients)]
+        for number in range(3):
+            if self.chance(self.scenario.raises):
+                self.after(self.dice.randrange(1000, 8000), self.raise_a_limit, number)
 
     def tell(self, *words: object) -> None:
         self.history.append((self.clock.ms, *words))
@@ -181,6 +186,31 @@ class World:
             raise
         self.laws.after(batch, committed, choose)
         return committed
+
+    def raise_a_limit(self, number: int) -> None:
+        """Somebody grants more, until the period ends or for some seconds."""
+        terms = sorted(self.ledger._balances)
+        if not terms:
+            return
+        budget, account, unit, period = self.dice.choice(terms)
+        lasts = timedelta(seconds=self.dice.randrange(1, 6)) if self.dice.random() < 0.7 else None
+        allowance = Allowance(
+            allowance_id=f"allowance{number}",
+            kind=AllowanceKind.OVERRIDE if lasts else AllowanceKind.GRANT,
+            budget=budget,
+            account=account,
+            unit=Unit(unit),
+            period=period,
+            amount=self.dice.randrange(1, self.laws.terms[budget, account, unit, period].limit),
+            made_at=self.clock.now(),
+            requested_by="ana",
+            approver="lea",
+            reason="a deadline",
+            expires_at=self.clock.now() + lasts if lasts else None,
+        )
+        self.ledger.allow(allowance)
+        self.laws.after_raising(allowance)
+        self.tell(allowance.kind.value, allowance.amount, "for", budget, account, unit, period, "until", lasts)
 
     # --- to see what happened ----------------------------------------------------------------------
 

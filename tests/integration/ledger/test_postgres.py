@@ -321,10 +321,10 @@ def test_with_the_rights_of_the_how_to_spenders_spend_and_readers_read_and_nobod
     rights = how_to.partition("```sql\n")[2].partition("```")[0]
     database = url.partition("@/")[2].partition("?")[0]
     postgres.execute("CREATE ROLE green_spender", "CREATE ROLE green_reader", rights, url=url)
-    postgres.execute("CREATE ROLE ana LOGIN PASSWORD 'a' IN ROLE green_spender")
-    postgres.execute("CREATE ROLE lead LOGIN PASSWORD 'l' IN ROLE green_reader")
+    postgres.execute("CREATE ROLE how_to_ana LOGIN PASSWORD 'a' IN ROLE green_spender")
+    postgres.execute("CREATE ROLE how_to_lead LOGIN PASSWORD 'l' IN ROLE green_reader")
     try:
-        spender = open_url(postgres.url_of(database, "ana", "a"))
+        spender = open_url(postgres.url_of(database, "how_to_ana", "a"))
         held = hold(spender)
         fact = Fact(hold_id=held.hold_id, name="quality/mape", value=0.5)
         spender.commit(Batch(closings=(settle(held, 3),), windows=(window(1, 3),), facts=(fact,)), admit_what_fits)
@@ -334,16 +334,16 @@ def test_with_the_rights_of_the_how_to_spenders_spend_and_readers_read_and_nobod
         assert closes(spender)
         for table in ("journal", "entries", "decisions", "node_windows"):
             with pytest.raises(psycopg.errors.InsufficientPrivilege):
-                postgres.execute(f"DELETE FROM {table}", url=postgres.url_of(database, "ana", "a"))
-        reader = open_url(postgres.url_of(database, "lead", "l"))
-        assert (reader.identity(), reader.balances()[0].spent) == ("lead", 4)
+                postgres.execute(f"DELETE FROM {table}", url=postgres.url_of(database, "how_to_ana", "a"))
+        reader = open_url(postgres.url_of(database, "how_to_lead", "l"))
+        assert (reader.identity(), reader.balances()[0].spent) == ("how_to_lead", 4)
         assert closes(reader)
         with pytest.raises(LedgerUnavailable, match="permission denied"):
             hold(reader, "another")
         spender.close()
         reader.close()
     finally:
-        for role in ("ana", "lead", "green_spender", "green_reader"):
+        for role in ("how_to_ana", "how_to_lead", "green_spender", "green_reader"):
             postgres.execute(f"DROP OWNED BY {role} CASCADE", f"DROP ROLE {role}", url=url)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from itertools import count, pairwise
 from random import Random
 
@@ -273,3 +274,25 @@ def test_a_forecast_needs_five_active_days(alerts):
     it.clock.move(hours(24))
     it.send()
     assert len(it.post.carried) == 1
+
+
+def test_letters_go_on_after_a_compaction_took_the_earlier_ones(alerts):
+    it = alerts(policy(notify(10, 20, 30, 40, 50)))
+    for _ in range(4):
+        it.spend(10 * WH)
+        it.send()
+        it.clock.move(hours(24))
+    assert it.ledger.compact(timedelta(hours=1)).messages["letter"] == 3
+    it.spend(10 * WH)
+    it.send()
+    assert [count for _, count in it.moments()] == [1] * 5
+
+
+def test_the_quiet_window_goes_on_after_a_compaction(alerts):
+    it = alerts(policy(notify(10, 20)))
+    it.spend(10 * WH)
+    it.send()
+    it.clock.move(60)
+    it.ledger.compact(timedelta(0))
+    it.spend(10 * WH)
+    assert ("team webhook", Fate.WAITING) in it.send()
