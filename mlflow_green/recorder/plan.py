@@ -17,18 +17,24 @@ from mlflow_green.policy.forecast import estimate
 from mlflow_green.policy.sizes import scaled_to, size_law
 from mlflow_green.recorder.planner import Planner
 from mlflow_green.recorder.recorder import SAMPLING_PERIOD_SECONDS
-from mlflow_green.recorder.rehearsal import Job, Part, PassingLedger, Rehearsal, VirtualClock
+from mlflow_green.recorder.rehearsal import (
+    DURATION_SECONDS_MIN,
+    Job,
+    Part,
+    PassingLedger,
+    Rehearsal,
+    VirtualClock,
+    estimated,
+    usage_of,
+)
 from mlflow_green.recorder.ticket import Book, Ticket, build_entry, entry_of
 from mlflow_green.records import (
     Action,
     Balance,
     Decision,
-    Domain,
-    Energy,
     Entry,
     Estimate,
     HoldRequest,
-    Method,
     Outcome,
     PastUse,
     PlannedStep,
@@ -41,7 +47,6 @@ from mlflow_green.records import (
 from mlflow_green.units import microjoules
 
 UNKNOWN_DURATION_SECONDS = 1.0
-_DURATION_SECONDS_MIN = 0.001
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -252,7 +257,7 @@ class _Workflow:
         step = part.ticket.step
         for key in _duration_keys(step.name, step.wildcards, _tier(part)):
             if key in self._durations:
-                return max(median(self._durations[key]), _DURATION_SECONDS_MIN)
+                return max(median(self._durations[key]), DURATION_SECONDS_MIN)
         self.guessed_durations += 1
         return UNKNOWN_DURATION_SECONDS
 
@@ -276,14 +281,7 @@ class _Workflow:
 
     def usage(self, part: Part) -> Usage | None:
         expected = self.expected(part)
-        if expected is None:
-            return None
-        point = expected.point
-        energy = Energy(microjoules=point, low_microjoules=point, high_microjoules=point, method=Method.ESTIMATED)
-        seconds = part.ticket.duration_seconds or 0.0
-        return Usage(
-            energy={Domain.CPU: energy}, duration_seconds=seconds, cpu_seconds=0.0, cpu_clock=None, coverage_ratio=1.0
-        )
+        return None if expected is None else usage_of(part, estimated(expected.point))
 
     def entry(self, part: Part, outcome: Outcome, now: datetime) -> Entry:
         ticket, hold = part.ticket, part.ticket.hold

@@ -31,8 +31,11 @@ from mlflow_green.records import (
     ClosingKind,
     Committed,
     Decision,
+    Domain,
+    Energy,
     Entry,
     HoldRequest,
+    Method,
     Outcome,
     Owner,
     PastUse,
@@ -41,6 +44,7 @@ from mlflow_green.records import (
     Usage,
 )
 
+DURATION_SECONDS_MIN = 0.001
 _NOBODY = Owner(host="rehearsal", boot_id="", pid=0, started_ticks=0)
 
 
@@ -149,6 +153,23 @@ class Script(Protocol):
     def top_ups(self, part: Part) -> Iterable[tuple[float, Mapping[Unit, int]]]:
         """What a running step asks for besides its hold: after so many seconds, so much."""
         ...
+
+
+def estimated(energy_microjoules: int) -> Energy:
+    """An energy that is taken for granted: without an interval of its own."""
+    point = energy_microjoules
+    return Energy(microjoules=point, low_microjoules=point, high_microjoules=point, method=Method.ESTIMATED)
+
+
+def usage_of(part: Part, energy: Energy) -> Usage:
+    """That a part used this energy, and nothing else is known of it."""
+    return Usage(
+        energy={Domain.CPU: energy},
+        duration_seconds=part.ticket.duration_seconds or 0.0,
+        cpu_seconds=0.0,
+        cpu_clock=None,
+        coverage_ratio=1.0,
+    )
 
 
 class Rehearsal:
