@@ -132,7 +132,7 @@ def test_a_disk_that_fills_up_loses_no_result_and_the_books_close(folder, small_
     code, said = snakemake(folder, OBSERVE)
     assert (code, has_results(folder)) == (0, True)
     # A settlement may still find room in the file that SQLite keeps; the spool then says it.
-    assert sum("No space left" in line and "free space" in line or "free some space" in line for line in said) >= 1
+    assert sum(("No space left" in line and "free space" in line) or "free some space" in line for line in said) >= 1
     assert any("are lost" in line for line in said) is not is_freed
     (small_disk / "fill").unlink(missing_ok=True)
     balance = [sys.executable, "-m", "mlflow_green.cli", "balance"]
