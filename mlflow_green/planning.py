@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from mlflow_green.recorder.waits import Waiting
 
 _NO_JOBS_STATUS = 3
-_SQLITE = "sqlite:///"
 WORKLOAD_FILE = "MLFLOW_GREEN_WORKLOAD_FILE"
 """Where a dry run leaves its jobs for ``policy plan``, which started it, instead of printing a plan itself."""
 
@@ -108,12 +107,17 @@ def waits_now(settings: Settings, books: Books, now: datetime) -> tuple[Waiting,
 
 
 def has_ledger(settings: Settings) -> bool:
-    """Whether there is a ledger that can be opened without making one."""
+    """Whether there is a ledger that can be opened without making one.
+
+    Raises:
+        LedgerUnavailable: its URL is none of a ledger.
+    """
+    from mlflow_green.ledger.address import is_postgres, ledger_path, parsed_url
     from mlflow_green.ledger.filesystem import journal_path
 
-    if not settings.ledger_url.startswith(_SQLITE):
+    if is_postgres(parsed_url(settings.ledger_url)):
         return True
-    path = Path(settings.ledger_url.removeprefix(_SQLITE))
+    path = ledger_path(settings.ledger_url)
     return path.exists() or journal_path(path).exists()
 
 

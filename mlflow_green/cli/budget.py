@@ -5,7 +5,8 @@ from __future__ import annotations
 import grp
 import os
 import pwd
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -85,13 +86,12 @@ def _raise(place: Place, asked: _Asked, *, as_json: bool) -> None:
         assert books is not None
         amounts = amounts_of(asked.amount, own, [balance.term for balance in books.balances(terms)])
         rules = governing(own.name, policy, books.approved_limits(), books.policies())
-        raised = []
-        for term in terms:
-            if term.unit in amounts:
-                allowance = _allowance(place, books, asked, term, amounts[term.unit], rules, policy)
-                books.allow(allowance, term, max_extra=rules.max_extra if rules else None, to=channels_of(own))
-                raised.append(allowance)
-        _tell(raised, as_json=as_json)
+        with _told(as_json=as_json) as raised:
+            for term in terms:
+                if term.unit in amounts:
+                    allowance = _allowance(place, books, asked, term, amounts[term.unit], rules, policy)
+                    books.allow(allowance, term, max_extra=rules.max_extra if rules else None, to=channels_of(own))
+                    raised.append(allowance)
 
 
 def _allowance(
@@ -177,18 +177,19 @@ def approve(place: Place, allowance_ids: tuple[str, ...], as_json: bool) -> None
     policy = place.doors.load_policy(settings)
     with opened(place, settings) as books:
         known = {each.allowance_id: each for each in books.allowances()} if books else {}
-        agreed = []
-        for allowance_id in allowance_ids:
-            asked = known.get(allowance_id)
-            if books is None or asked is None:
-                raise AllowanceRefused(f"nobody asked for {allowance_id}; 'mlflow-green budget list' shows what was")
-            own = _budget_of(policy, asked.budget)
-            rules = governing(asked.budget, policy, books.approved_limits(), books.policies())
-            name = who(place, books)
-            check_approver(asked.budget, rules, asked.requested_by, name, groups_of)
-            most = rules.max_extra if rules else None
-            agreed.append(books.approve(allowance_id, name, max_extra=most, to=channels_of(own)))
-        _tell(agreed, as_json=as_json)
+        with _told(as_json=as_json) as agreed:
+            for allowance_id in allowance_ids:
+                asked = known.get(allowance_id)
+                if books is None or asked is None:
+                    raise AllowanceRefused(
+                        f"nobody asked for {allowance_id}; 'mlflow-green budget list' shows what was"
+                    )
+                own = _budget_of(policy, asked.budget)
+                rules = governing(asked.budget, policy, books.approved_limits(), books.policies())
+                name = who(place, books)
+                check_approver(asked.budget, rules, asked.requested_by, name, groups_of)
+                most = rules.max_extra if rules else None
+                agreed.append(books.approve(allowance_id, name, max_extra=most, to=channels_of(own)))
 
 
 @budget.command("list")
@@ -211,6 +212,17 @@ def list_(place: Place, as_json: bool) -> None:
     else:
         out = console()
         out.print(allowance_table(allowances, now, width=out.width))
+
+
+@contextmanager
+def _told(*, as_json: bool) -> Iterator[list[Allowance]]:
+    """What is put into the list is told in the end, also when something after it is refused: it counts all the same."""
+    done: list[Allowance] = []
+    try:
+        yield done
+    finally:
+        if done:
+            _tell(done, as_json=as_json)
 
 
 def _tell(allowances: Sequence[Allowance], *, as_json: bool) -> None:

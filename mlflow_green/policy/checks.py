@@ -171,9 +171,10 @@ def _ratio(rule: Data) -> Decimal | None:
     if not text.endswith("%"):
         return None
     try:
-        return Decimal(text[:-1].strip()).normalize() / 100
+        ratio = Decimal(text[:-1].strip()).normalize() / 100
     except DecimalException:
         return None
+    return None if ratio.is_nan() else ratio
 
 
 def _periods(path: KeyPath, budget: Data) -> Iterator[Problem]:

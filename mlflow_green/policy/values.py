@@ -125,7 +125,9 @@ def percent(value: object) -> Decimal:
     try:
         ratio = Decimal(str(value).removesuffix("%").strip()) / 100
     except DecimalException:
-        raise wrong(f"{value!r} is not a percentage; write e.g. '80%'") from None
+        ratio = Decimal("nan")
+    if ratio.is_nan():  # it is no number to compare with
+        raise wrong(f"{value!r} is not a percentage; write e.g. '80%'")
     if not str(value).endswith("%"):
         raise wrong(f"{value!r} is not a percentage; write it with its sign", f"{value}%")
     if not 0 < ratio <= 100:  # noqa: PLR2004 - a hundredfold; more is a slip

@@ -14,20 +14,27 @@ from mlflow_green.ledger.ledger import AllowanceBook, Ledger, PolicyBook
 from mlflow_green.ledger.posting import HISTORY_LENGTH_MAX
 from mlflow_green.policy.document import Policy
 from mlflow_green.policy.forecast import estimate
+from mlflow_green.policy.sizes import scaled_to, size_law
 from mlflow_green.recorder.planner import Planner
 from mlflow_green.recorder.recorder import SAMPLING_PERIOD_SECONDS
-from mlflow_green.recorder.rehearsal import Job, Part, PassingLedger, Rehearsal, VirtualClock
+from mlflow_green.recorder.rehearsal import (
+    DURATION_SECONDS_MIN,
+    Job,
+    Part,
+    PassingLedger,
+    Rehearsal,
+    VirtualClock,
+    estimated,
+    usage_of,
+)
 from mlflow_green.recorder.ticket import Book, Ticket, build_entry, entry_of
 from mlflow_green.records import (
     Action,
     Balance,
     Decision,
-    Domain,
-    Energy,
     Entry,
     Estimate,
     HoldRequest,
-    Method,
     Outcome,
     PastUse,
     PlannedStep,
@@ -40,15 +47,14 @@ from mlflow_green.records import (
 from mlflow_green.units import microjoules
 
 UNKNOWN_DURATION_SECONDS = 1.0
-_DURATION_SECONDS_MIN = 0.001
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Expected:
     """What a step will use, in microjoules >= 0.
 
-    ``low`` and ``high`` are the least and the most of the runs that ``point`` is the median of; ``None`` for what was
-    declared, or scaled from another tier.
+    ``low`` and ``high`` are the least and the most of the runs that ``point`` is the median of, scaled to the size of
+    its input as estimates are; ``None`` for what was declared, or scaled from another tier.
     """
 
     point: int
@@ -251,7 +257,7 @@ class _Workflow:
         step = part.ticket.step
         for key in _duration_keys(step.name, step.wildcards, _tier(part)):
             if key in self._durations:
-                return max(median(self._durations[key]), _DURATION_SECONDS_MIN)
+                return max(median(self._durations[key]), DURATION_SECONDS_MIN)
         self.guessed_durations += 1
         return UNKNOWN_DURATION_SECONDS
 
@@ -259,26 +265,23 @@ class _Workflow:
         """What it uses as the tier that was decided; ``None`` where nothing is known."""
         step, tier = part.ticket.step, _tier(part)
         past = self._ledger.past(self._book.project, step.name)
+        size = part.request.input_bytes if part.request else None
         same = [use for use in past if use.tier == tier and not use.censored]
-        uses = [use.energy_microjoules for use in same if use.wildcards == step.wildcards]
-        uses = uses or [use.energy_microjoules for use in same]
+        nearest = [use for use in same if use.wildcards == step.wildcards] or same
+        law = size_law(nearest, size)
+        if law is not None and size is not None:
+            nearest = scaled_to(nearest, law, size)
+        uses = [use.energy_microjoules for use in nearest]
         if uses:
             return Expected(point=median_low(uses), low=min(uses), high=max(uses))
-        for each in estimate(past, step.name, step.wildcards, part.ticket.spec, quantile="p50"):
+        for each in estimate(past, step.name, step.wildcards, part.ticket.spec, quantile="p50", input_bytes=size):
             if each.tier == tier and each.amounts is not None:
                 return Expected(point=each.amounts[Unit.ENERGY])
         return None
 
     def usage(self, part: Part) -> Usage | None:
         expected = self.expected(part)
-        if expected is None:
-            return None
-        point = expected.point
-        energy = Energy(microjoules=point, low_microjoules=point, high_microjoules=point, method=Method.ESTIMATED)
-        seconds = part.ticket.duration_seconds or 0.0
-        return Usage(
-            energy={Domain.CPU: energy}, duration_seconds=seconds, cpu_seconds=0.0, cpu_clock=None, coverage_ratio=1.0
-        )
+        return None if expected is None else usage_of(part, estimated(expected.point))
 
     def entry(self, part: Part, outcome: Outcome, now: datetime) -> Entry:
         ticket, hold = part.ticket, part.ticket.hold

@@ -31,8 +31,11 @@ from mlflow_green.records import (
     ClosingKind,
     Committed,
     Decision,
+    Domain,
+    Energy,
     Entry,
     HoldRequest,
+    Method,
     Outcome,
     Owner,
     PastUse,
@@ -41,6 +44,7 @@ from mlflow_green.records import (
     Usage,
 )
 
+DURATION_SECONDS_MIN = 0.001
 _NOBODY = Owner(host="rehearsal", boot_id="", pid=0, started_ticks=0)
 
 
@@ -76,10 +80,11 @@ class PassingLedger(MemoryLedger):
     def commit(self, batch: Batch, choose: Choose) -> Committed:
         committed = super().commit(batch, choose)
         for entry in self._entries.values():
-            use = past_use(entry)
+            use = past_use(entry, self._input_bytes(entry.hold_id))
             if use is not None:
                 self._uses[entry.project, entry.step].append(use)
         self._holds = {key: booked for key, booked in self._holds.items() if booked.state is HoldState.HELD}
+        self._facts = {key: told for key, told in self._facts.items() if key in self._holds}
         for done in (self._entries, self._journal, self._decisions):
             done.clear()
         return committed
@@ -148,6 +153,23 @@ class Script(Protocol):
     def top_ups(self, part: Part) -> Iterable[tuple[float, Mapping[Unit, int]]]:
         """What a running step asks for besides its hold: after so many seconds, so much."""
         ...
+
+
+def estimated(energy_microjoules: int) -> Energy:
+    """An energy that is taken for granted: without an interval of its own."""
+    point = energy_microjoules
+    return Energy(microjoules=point, low_microjoules=point, high_microjoules=point, method=Method.ESTIMATED)
+
+
+def usage_of(part: Part, energy: Energy) -> Usage:
+    """That a part used this energy, and nothing else is known of it."""
+    return Usage(
+        energy={Domain.CPU: energy},
+        duration_seconds=part.ticket.duration_seconds or 0.0,
+        cpu_seconds=0.0,
+        cpu_clock=None,
+        coverage_ratio=1.0,
+    )
 
 
 class Rehearsal:

@@ -11,18 +11,24 @@ from math import ceil
 from mlflow_green.emissions.operational import charged_amounts
 from mlflow_green.policy.document import Policy
 from mlflow_green.recorder.planner import Planner
-from mlflow_green.recorder.rehearsal import Job, Part, PassingLedger, Rehearsal, VirtualClock
+from mlflow_green.recorder.rehearsal import (
+    DURATION_SECONDS_MIN,
+    Job,
+    Part,
+    PassingLedger,
+    Rehearsal,
+    VirtualClock,
+    estimated,
+    usage_of,
+)
 from mlflow_green.recorder.ticket import Book, Ticket
 from mlflow_green.records import (
     Action,
     Balance,
     Decision,
-    Domain,
-    Energy,
     Entry,
     Estimate,
     HoldRequest,
-    Method,
     Outcome,
     Step,
     StepSpec,
@@ -32,8 +38,6 @@ from mlflow_green.records import (
     Usage,
 )
 from mlflow_green.units import exact
-
-_DURATION_SECONDS_MIN = 0.001
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,7 +172,7 @@ class _Journal:
         return amount if tier is None or ran is None else ceil(amount * ratios[tier] / ratios[ran])
 
     def duration_seconds(self, part: Part) -> float:
-        return max(self._entries[part.ticket.ticket_id].duration_seconds, _DURATION_SECONDS_MIN)
+        return max(self._entries[part.ticket.ticket_id].duration_seconds, DURATION_SECONDS_MIN)
 
     def usage(self, part: Part) -> Usage:
         ticket, entry = part.ticket, self._entries[part.ticket.ticket_id]
@@ -176,14 +180,8 @@ class _Journal:
         energy = entry.total
         if energy is None or tier != entry.tier:
             used = self._as_tier(entry.energy_charged_microjoules, ticket, tier)
-            energy = Energy(microjoules=used, low_microjoules=used, high_microjoules=used, method=Method.ESTIMATED)
-        return Usage(
-            energy={Domain.CPU: energy},
-            duration_seconds=ticket.duration_seconds or 0.0,
-            cpu_seconds=0.0,
-            cpu_clock=None,
-            coverage_ratio=1.0,
-        )
+            energy = estimated(used)
+        return usage_of(part, energy)
 
     def entry(self, part: Part, outcome: Outcome, now: datetime) -> Entry:
         ticket, entry = part.ticket, self._entries[part.ticket.ticket_id]

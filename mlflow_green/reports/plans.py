@@ -15,7 +15,7 @@ from rich.text import Text
 from mlflow_green import units
 from mlflow_green.recorder.plan import Plan, PlannedAnswer, PlannedBalance
 from mlflow_green.records import Action, Energy, Method, Unit
-from mlflow_green.reports.tables import _ACTION_STYLES, _Column, _table
+from mlflow_green.reports.tables import ACTION_STYLES, Column, table_of
 from mlflow_green.reports.wording import MISSING, interval_text, period_text
 
 _ROWS_MAX = 40
@@ -96,16 +96,16 @@ def verdict(plan: Plan) -> str:
 
 def plan_table(answers: Sequence[PlannedAnswer], *, width: int = 120) -> Table:
     """One line a step; where there are many, one for all steps of a rule that are answered alike."""
-    columns: list[_Column[_Line]] = [
-        _Column(title="Step", cell=lambda line: line.label),
-        _Column(title="Answer", cell=lambda line: _answer(line.first)),
-        _Column(title="Uses", cell=_uses, right=True),
-        _Column(title="Interval", cell=lambda line: Text(_interval(line), "dim"), rank=2),
-        _Column(title="Holds", cell=_holds, right=True, rank=3),
-        _Column(title="Budget", cell=lambda line: _budget(line.first), rank=1),
-        _Column(title="Known from", cell=lambda line: Text(_source(line.first), "dim"), rank=4),
+    columns: list[Column[_Line]] = [
+        Column(title="Step", cell=lambda line: line.label),
+        Column(title="Answer", cell=lambda line: _answer(line.first)),
+        Column(title="Uses", cell=_uses, right=True),
+        Column(title="Interval", cell=lambda line: Text(_interval(line), "dim"), rank=2),
+        Column(title="Holds", cell=_holds, right=True, rank=3),
+        Column(title="Budget", cell=lambda line: _budget(line.first), rank=1),
+        Column(title="Known from", cell=lambda line: Text(_source(line.first), "dim"), rank=4),
     ]
-    return _table(columns, _lines(answers), width=width)
+    return table_of(columns, _lines(answers), width=width)
 
 
 def _lines(answers: Sequence[PlannedAnswer]) -> list[_Line]:
@@ -127,7 +127,7 @@ def _answer(answer: PlannedAnswer) -> Text:
         text = f"downgraded to {answer.decision.tier}"
     if answer.is_delayed:
         text = f"waits, then {text}"
-    return Text(text, _ACTION_STYLES[Action.WAIT] if answer.is_delayed else _ACTION_STYLES.get(action, ""))
+    return Text(text, ACTION_STYLES[Action.WAIT] if answer.is_delayed else ACTION_STYLES.get(action, ""))
 
 
 def _budget(answer: PlannedAnswer) -> str:
@@ -210,22 +210,22 @@ def planned_balance_table(balances: Sequence[PlannedBalance], *, width: int = 12
             return MISSING
         return f"{amount(balance, balance.low)} to {amount(balance, balance.high)}"
 
-    columns: list[_Column[PlannedBalance]] = [
-        _Column(title="Budget", cell=lambda b: b.after.term.budget),
-        _Column(
+    columns: list[Column[PlannedBalance]] = [
+        Column(title="Budget", cell=lambda b: b.after.term.budget),
+        Column(
             title="Unit", cell=lambda b: "CO2e" if b.after.term.unit is Unit.CARBON else b.after.term.unit.value, rank=2
         ),
-        _Column(title="Period", cell=lambda b: period_text(b.after.term.period), rank=3),
-        _Column(title="Limit", cell=lambda b: amount(b, b.after.limit), right=True),
-        _Column(title="Spent now", cell=lambda b: amount(b, b.before.spent), right=True),
-        _Column(
+        Column(title="Period", cell=lambda b: period_text(b.after.term.period), rank=3),
+        Column(title="Limit", cell=lambda b: amount(b, b.after.limit), right=True),
+        Column(title="Spent now", cell=lambda b: amount(b, b.before.spent), right=True),
+        Column(
             title="Held now", cell=lambda b: amount(b, b.before.held) if b.before.held else MISSING, right=True, rank=4
         ),
-        _Column(title="Spent after", cell=lambda b: amount(b, b.after.spent), right=True),
-        _Column(title="Between", cell=lambda b: Text(interval(b), "dim"), rank=1),
-        _Column(title="Left", cell=lambda b: amount(b, b.after.available), right=True),
+        Column(title="Spent after", cell=lambda b: amount(b, b.after.spent), right=True),
+        Column(title="Between", cell=lambda b: Text(interval(b), "dim"), rank=1),
+        Column(title="Left", cell=lambda b: amount(b, b.after.available), right=True),
     ]
-    return _table(columns, balances, width=width)
+    return table_of(columns, balances, width=width)
 
 
 # --- for programs -------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from rich.text import Text
 from mlflow_green import units
 from mlflow_green.recorder.replay import Replay, ReplayedAnswer
 from mlflow_green.records import Action
-from mlflow_green.reports.tables import _ACTION_STYLES, _Column, _table, balance_table
+from mlflow_green.reports.tables import ACTION_STYLES, Column, balance_table, table_of
 from mlflow_green.reports.wording import MISSING
 
 _STOPPED = (Action.REFUSE, Action.HALT, Action.DOWNGRADE)
@@ -66,33 +66,33 @@ def verdict(replay: Replay) -> str:
 
 def replay_table(answers: tuple[ReplayedAnswer, ...], *, width: int = 120) -> Table:
     """One line for the steps of a rule that the same budget would have answered alike; admitted ones are left out."""
-    columns: list[_Column[_Line]] = [
-        _Column(title="Rule", cell=lambda line: line.first.entry.step),
-        _Column(title="Steps", cell=lambda line: str(len(line.answers)), right=True),
-        _Column(title="Answer", cell=lambda line: _answer(line.first)),
-        _Column(
+    columns: list[Column[_Line]] = [
+        Column(title="Rule", cell=lambda line: line.first.entry.step),
+        Column(title="Steps", cell=lambda line: str(len(line.answers)), right=True),
+        Column(title="Answer", cell=lambda line: _answer(line.first)),
+        Column(
             title="Used",
             cell=lambda line: units.format_energy(sum(a.used_microjoules for a in line.answers)),
             right=True,
         ),
-        _Column(title="Saved", cell=_saved, right=True),
-        _Column(title="Budget", cell=lambda line: line.first.decision.budget or MISSING, rank=1),
-        _Column(title="First", cell=lambda line: f"{line.first.entry.started_at:%m-%d %H:%M}", rank=2),
+        Column(title="Saved", cell=_saved, right=True),
+        Column(title="Budget", cell=lambda line: line.first.decision.budget or MISSING, rank=1),
+        Column(title="First", cell=lambda line: f"{line.first.entry.started_at:%m-%d %H:%M}", rank=2),
     ]
     alike: dict[object, list[ReplayedAnswer]] = {}
     for answer in answers:
         if answer.action in _STOPPED or answer.waited_seconds:
             key = (answer.entry.step, _answer(answer).plain, answer.decision.budget)
             alike.setdefault(key, []).append(answer)
-    return _table(columns, [_Line(answers=tuple(group)) for group in alike.values()], width=width)
+    return table_of(columns, [_Line(answers=tuple(group)) for group in alike.values()], width=width)
 
 
 def _answer(answer: ReplayedAnswer) -> Text:
     words = {Action.ADMIT: "admitted", Action.REFUSE: "refused", Action.HALT: "halted"}
     text = words.get(answer.action, f"downgraded to {answer.decision.tier}")
     if answer.waited_seconds:
-        return Text(f"waits, then {text}", _ACTION_STYLES[Action.WAIT])
-    return Text(text, _ACTION_STYLES.get(answer.action, ""))
+        return Text(f"waits, then {text}", ACTION_STYLES[Action.WAIT])
+    return Text(text, ACTION_STYLES.get(answer.action, ""))
 
 
 def _saved(line: _Line) -> str:

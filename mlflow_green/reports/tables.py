@@ -59,7 +59,7 @@ from mlflow_green.reports.wording import (
 WIDTH_WITHOUT_TERMINAL = 120
 _WIDE = 110
 _NEARLY_USED_RATIO = 0.8
-_ACTION_STYLES = {Action.DOWNGRADE: "yellow", Action.WAIT: "cyan", Action.REFUSE: "red", Action.HALT: "magenta"}
+ACTION_STYLES = {Action.DOWNGRADE: "yellow", Action.WAIT: "cyan", Action.REFUSE: "red", Action.HALT: "magenta"}
 _OUTCOME_STYLES = {
     Outcome.SUCCEEDED: "green",
     Outcome.HALTED: "magenta",
@@ -81,7 +81,7 @@ def terminal(file: TextIO | None = None) -> Console:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Column(Generic[Row]):
+class Column(Generic[Row]):
     """``rank`` says when the column goes if the width does not suffice: the highest goes first, 0 stays."""
 
     title: str
@@ -99,7 +99,7 @@ def jobs_table(
     """One line a job, by start; the sum, and the node's idle and other energy where windows are given."""
     entries = sorted(entries, key=lambda entry: (entry.started_at, entry.step, entry.wildcards))
     beyond = charged_beyond_metered_microjoules(entries)
-    return _table(
+    return table_of(
         _job_columns(entries, facts, width),
         entries,
         totals=_job_totals(entries, windows_of(entries, windows)),
@@ -108,7 +108,7 @@ def jobs_table(
     )
 
 
-def _job_columns(entries: Sequence[Entry], facts: Facts, width: int) -> list[_Column[Entry]]:
+def _job_columns(entries: Sequence[Entry], facts: Facts, width: int) -> list[Column[Entry]]:
     def fact(name: str, text: Callable[[float], str]) -> Callable[[Entry], str]:
         def cell(entry: Entry) -> str:
             value = number(facts_of(entry, facts), name)
@@ -123,28 +123,28 @@ def _job_columns(entries: Sequence[Entry], facts: Facts, width: int) -> list[_Co
         return (entry.wildcards if names_fit else wildcard_values(entry.wildcards, wildcards_width)) or MISSING
 
     metric = quality_metric(entries, facts)
-    columns: list[_Column[Entry]] = [
-        _Column(title="Rule", cell=lambda e: e.step),
-        _Column(title="Wildcards", cell=wildcards, rank=2),
-        _Column(title="Tier", cell=lambda e: e.tier or MISSING, rank=3),
-        _Column(title="Decision", cell=_decision),
-        _Column(title="Outcome", cell=_outcome),
-        _Column(title="Energy", cell=lambda e: _point(e.total), right=True),
-        _Column(title="Interval", cell=lambda e: Text(interval_text(e.total), "dim"), rank=1),
-        _Column(title="CO2e", cell=lambda e: carbon_text(e.operational_micrograms_co2e), right=True, rank=5),
+    columns: list[Column[Entry]] = [
+        Column(title="Rule", cell=lambda e: e.step),
+        Column(title="Wildcards", cell=wildcards, rank=2),
+        Column(title="Tier", cell=lambda e: e.tier or MISSING, rank=3),
+        Column(title="Decision", cell=_decision),
+        Column(title="Outcome", cell=_outcome),
+        Column(title="Energy", cell=lambda e: _point(e.total), right=True),
+        Column(title="Interval", cell=lambda e: Text(interval_text(e.total), "dim"), rank=1),
+        Column(title="CO2e", cell=lambda e: carbon_text(e.operational_micrograms_co2e), right=True, rank=5),
     ]
     if metric is not None:
-        columns.append(_Column(title=metric_title(metric), cell=fact(metric, units.three_digits), right=True, rank=4))
+        columns.append(Column(title=metric_title(metric), cell=fact(metric, units.three_digits), right=True, rank=4))
     columns += [
-        _Column(title="Params", cell=fact("complexity/parameters", units.format_count), right=True, rank=6),
-        _Column(title="Density", cell=fact("complexity/density_ratio", units.three_digits), right=True, rank=8),
-        _Column(title="MACs", cell=fact("complexity/macs_nominal", units.format_count), right=True, rank=7),
+        Column(title="Params", cell=fact("complexity/parameters", units.format_count), right=True, rank=6),
+        Column(title="Density", cell=fact("complexity/density_ratio", units.three_digits), right=True, rank=8),
+        Column(title="MACs", cell=fact("complexity/macs_nominal", units.format_count), right=True, rank=7),
     ]
     return columns
 
 
 def _decision(entry: Entry) -> Text:
-    return Text(decision_text(entry), _ACTION_STYLES.get(entry.would_decision, ""))
+    return Text(decision_text(entry), ACTION_STYLES.get(entry.would_decision, ""))
 
 
 def _outcome(entry: Entry) -> Text:
@@ -178,14 +178,14 @@ def rules_table(entries: Sequence[Entry], *, width: int = 120) -> Table:
     """One line a rule, the dearest first: jobs, energy with interval and method, its share, carbon."""
     whole = metered(entries)
     bar_width = 20 if width >= _WIDE else 10
-    columns: list[_Column[RuleTotal]] = [
-        _Column(title="Rule", cell=lambda r: r.name),
-        _Column(title="Jobs", cell=lambda r: str(r.jobs), right=True),
-        _Column(title="Energy", cell=lambda r: _point(r.energy), right=True),
-        _Column(title="Interval", cell=lambda r: Text(interval_text(r.energy), "dim")),
-        _Column(title="Share", cell=lambda r: _percent(r.energy_ratio), right=True, rank=1),
-        _Column(title="", cell=lambda r: _bar(((r.energy_ratio or 0.0, "green"),), bar_width), rank=3),
-        _Column(title="CO2e", cell=lambda r: carbon_text(r.carbon_micrograms), right=True, rank=2),
+    columns: list[Column[RuleTotal]] = [
+        Column(title="Rule", cell=lambda r: r.name),
+        Column(title="Jobs", cell=lambda r: str(r.jobs), right=True),
+        Column(title="Energy", cell=lambda r: _point(r.energy), right=True),
+        Column(title="Interval", cell=lambda r: Text(interval_text(r.energy), "dim")),
+        Column(title="Share", cell=lambda r: _percent(r.energy_ratio), right=True, rank=1),
+        Column(title="", cell=lambda r: _bar(((r.energy_ratio or 0.0, "green"),), bar_width), rank=3),
+        Column(title="CO2e", cell=lambda r: carbon_text(r.carbon_micrograms), right=True, rank=2),
     ]
     total = {
         "Rule": "All rules",
@@ -194,7 +194,7 @@ def rules_table(entries: Sequence[Entry], *, width: int = 120) -> Table:
         "Interval": interval_text(whole),
         "CO2e": carbon_text(carbon_micrograms(entries)),
     }
-    return _table(columns, rule_totals(entries), totals=[total], width=width)
+    return table_of(columns, rule_totals(entries), totals=[total], width=width)
 
 
 # --- per budget -------------------------------------------------------------------------------------
@@ -211,42 +211,40 @@ def balance_table(balances: Sequence[Balance], before: Sequence[Balance] = (), *
     def available(balance: Balance) -> Text:
         return Text(amount(balance, balance.available), "bold red" if balance.available < 0 else "")
 
-    columns: list[_Column[Balance]] = [
-        _Column(title="Budget", cell=lambda b: _budget_name(b, balances)),
-        _Column(title="Unit", cell=lambda b: "CO2e" if b.term.unit is Unit.CARBON else b.term.unit.value),
-        _Column(title="Period", cell=lambda b: period_text(b.term.period), rank=2),
-        _Column(title="Mode", cell=lambda b: b.term.mode.value, rank=4),
-        _Column(title="Limit", cell=lambda b: amount(b, b.limit), right=True),
+    columns: list[Column[Balance]] = [
+        Column(title="Budget", cell=lambda b: _budget_name(b, balances)),
+        Column(title="Unit", cell=lambda b: "CO2e" if b.term.unit is Unit.CARBON else b.term.unit.value),
+        Column(title="Period", cell=lambda b: period_text(b.term.period), rank=2),
+        Column(title="Mode", cell=lambda b: b.term.mode.value, rank=4),
+        Column(title="Limit", cell=lambda b: amount(b, b.limit), right=True),
     ]
     if before:
-        columns.append(_Column(title="Before", cell=lambda b: amount(b, spent_before.get(b.term.key, 0)), right=True))
+        columns.append(Column(title="Before", cell=lambda b: amount(b, spent_before.get(b.term.key, 0)), right=True))
     columns += [
-        _Column(title="Spent", cell=lambda b: amount(b, b.spent), right=True),
-        _Column(title="Held", cell=lambda b: amount(b, b.held), right=True),
-        _Column(title="Available", cell=available, right=True),
-        _Column(title="Used", cell=lambda b: _percent(b.committed / b.limit if b.limit else None), right=True),
-        _Column(title="", cell=lambda b: balance_bar(b, bar_width), rank=3),
+        Column(title="Spent", cell=lambda b: amount(b, b.spent), right=True),
+        Column(title="Held", cell=lambda b: amount(b, b.held), right=True),
+        Column(title="Available", cell=available, right=True),
+        Column(title="Used", cell=lambda b: _percent(b.committed / b.limit if b.limit else None), right=True),
+        Column(title="", cell=lambda b: balance_bar(b, bar_width), rank=3),
     ]
-    return _table(columns, balances, width=width)
+    return table_of(columns, balances, width=width)
 
 
 def allowance_table(allowances: Sequence[Allowance], now: datetime, *, width: int = 120) -> Table:
     """One line for each thing that was added to a limit, oldest first."""
-    columns: list[_Column[Allowance]] = [
-        _Column(title="ID", cell=lambda a: a.allowance_id[:12]),
-        _Column(title="Budget", cell=lambda a: a.budget),
-        _Column(title="Account", cell=lambda a: a.account, rank=5),
-        _Column(title="Period", cell=lambda a: period_text(a.period), rank=4),
-        _Column(title="Kind", cell=lambda a: a.kind.value),
-        _Column(title="Amount", cell=lambda a: units.format_amount(a.unit, a.amount), right=True),
-        _Column(title="State", cell=lambda a: a.state(now)),
-        _Column(
-            title="Until", cell=lambda a: f"{a.expires_at:%Y-%m-%d %H:%M} UTC" if a.expires_at else MISSING, rank=2
-        ),
-        _Column(title="Agreed", cell=lambda a: agreement_text(a) if a.requested_by else MISSING, rank=1),
-        _Column(title="Reason", cell=lambda a: a.reason or MISSING, rank=3),
+    columns: list[Column[Allowance]] = [
+        Column(title="ID", cell=lambda a: a.allowance_id[:12]),
+        Column(title="Budget", cell=lambda a: a.budget),
+        Column(title="Account", cell=lambda a: a.account, rank=5),
+        Column(title="Period", cell=lambda a: period_text(a.period), rank=4),
+        Column(title="Kind", cell=lambda a: a.kind.value),
+        Column(title="Amount", cell=lambda a: units.format_amount(a.unit, a.amount), right=True),
+        Column(title="State", cell=lambda a: a.state(now)),
+        Column(title="Until", cell=lambda a: f"{a.expires_at:%Y-%m-%d %H:%M} UTC" if a.expires_at else MISSING, rank=2),
+        Column(title="Agreed", cell=lambda a: agreement_text(a) if a.requested_by else MISSING, rank=1),
+        Column(title="Reason", cell=lambda a: a.reason or MISSING, rank=3),
     ]
-    return _table(columns, allowances, width=width)
+    return table_of(columns, allowances, width=width)
 
 
 def _budget_name(balance: Balance, balances: Sequence[Balance]) -> str:
@@ -271,21 +269,21 @@ def balance_bar(balance: Balance, width: int) -> Text:
 
 def reliability_table(found: Sequence[Reliability], *, width: int = 120) -> Table:
     """One line a kind of estimate: how often a step stayed within what was held for it, and what was promised."""
-    columns: list[_Column[Reliability]] = [
-        _Column(title="Held by", cell=lambda r: r.basis),
-        _Column(title="Steps", cell=lambda r: str(r.steps), right=True),
-        _Column(title="Stayed within", cell=lambda r: _percent(r.kept_ratio), right=True),
-        _Column(title="95 % interval", cell=lambda r: Text(f"[{r.low_ratio:.0%}, {r.high_ratio:.0%}]", "dim"), rank=1),
-        _Column(title="Promised", cell=lambda r: _percent(r.promised_ratio), right=True, rank=2),
+    columns: list[Column[Reliability]] = [
+        Column(title="Held by", cell=lambda r: r.basis),
+        Column(title="Steps", cell=lambda r: str(r.steps), right=True),
+        Column(title="Stayed within", cell=lambda r: _percent(r.kept_ratio), right=True),
+        Column(title="95 % interval", cell=lambda r: Text(f"[{r.low_ratio:.0%}, {r.high_ratio:.0%}]", "dim"), rank=1),
+        Column(title="Promised", cell=lambda r: _percent(r.promised_ratio), right=True, rank=2),
     ]
-    return _table(columns, found, width=width)
+    return table_of(columns, found, width=width)
 
 
 # --- shared -----------------------------------------------------------------------------------------
 
 
-def _table(
-    columns: Sequence[_Column[Row]],
+def table_of(
+    columns: Sequence[Column[Row]],
     rows: Sequence[Row],
     *,
     totals: Sequence[Mapping[str, str]] = (),
@@ -313,7 +311,7 @@ def _table(
     return table
 
 
-Filled = list[tuple[_Column[Row], list[Text]]]
+Filled = list[tuple[Column[Row], list[Text]]]
 
 
 def _fitting(cells: Filled[Row], totals: Sequence[Mapping[str, str]], width: int) -> tuple[Filled[Row], list[str], int]:

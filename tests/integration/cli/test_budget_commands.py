@@ -132,6 +132,21 @@ def test_what_may_not_be_is_refused_with_what_to_do(run):
     refused(run("ana", "budget", "approve", "nothing"), "nobody asked")
 
 
+def test_what_was_raised_before_a_refusal_is_told(run, told):
+    ask = ("bob", "budget", "override", "month")
+    run(*ask, "0.2 kgCO2e", "--reason", "x", "--approver", "ana")
+    result = run(*ask, "20%", "--reason", "x", "--approver", "ana")
+    refused(result, "20% to the 1.00 kgCO2e of month", "bob raised month (project:demo,", "by 1.00 kWh energy")
+    assert limits(told) == {"energy": 6 * KWH, "carbon": 12 * 10**8}
+
+
+def test_what_was_agreed_before_a_refusal_is_told(run, told):
+    (asked,) = told("bob", "budget", "override", "month", "0.5 kWh", "--reason", "x")["allowances"]
+    result = run("ana", "budget", "approve", asked["allowance_id"], "nothing")
+    refused(result, "nobody asked for nothing", "approved by ana")
+    assert limits(told)["energy"] == 5 * KWH + KWH // 2
+
+
 def test_without_approvers_a_lone_user_grants_to_himself_and_that_is_recorded(run, told, write):
     write(override="")
     refused(run("bob", "budget", "override", "month", "20%"), "has no override: in green.yaml")

@@ -3,12 +3,15 @@
 from dataclasses import replace
 from datetime import timedelta
 
+import pytest
+
 from mlflow_green.ledger.memory import MemoryLedger
 from mlflow_green.policy.document import parse_policy
+from mlflow_green.recorder.late_hold import admit_at_nothing
 from mlflow_green.recorder.plan import plan
-from mlflow_green.recorder.rehearsal import VirtualClock
+from mlflow_green.recorder.rehearsal import PassingLedger, VirtualClock
 from mlflow_green.records import Action, Batch, PlannedStep, Step, StepSpec, Tier, Unit, Workload
-from tests.testkit.ledger_samples import OWNER, admit_anything, request
+from tests.testkit.ledger_samples import OWNER, admit_anything, request, settle, term
 from tests.testkit.workloads import BOOK, START, WH, Case
 
 TIERS = (Tier(name="full", energy_ratio=1.0), Tier(name="half", energy_ratio=0.5))
@@ -63,6 +66,35 @@ def test_a_step_that_only_other_runs_keep_out_waits_and_the_plan_says_until_when
     assert made.answers[0].refused_at == START + timedelta(hours=2)
     assert made.answers[1].behind == "train"
     assert made.balances[0].before.held == made.balances[0].after.held == 8 * WH
+
+
+def ledger_with_sizes(rule):
+    """Ten runs that used 1 Wh for each kilobyte of their input."""
+    ledger = MemoryLedger(VirtualClock(START))
+    for kilobytes in range(1, 11):
+        asked = request(rule, 0, term(), attempt=kilobytes, input_bytes=kilobytes * 1_000)
+        (answer,) = ledger.commit(Batch(requests=(asked,), owner=OWNER), admit_at_nothing).answers
+        ledger.commit(Batch(closings=(settle(answer.hold, kilobytes * WH),)), admit_at_nothing)
+    return ledger
+
+
+def test_what_a_step_is_expected_to_use_grows_with_its_input_as_what_it_holds_does(tmp_path):
+    file = tmp_path / "input"
+    file.write_bytes(bytes(9_000))
+    train = step("train", tiers=TIERS[:1], input_paths=(str(file),))
+    made = planned(policy_of(HARD.replace("10 Wh", "100 Wh")), train, real=ledger_with_sizes("train"))
+    (answer,) = made.answers
+    assert "scaled to 9.00 kB of input" in answer.estimate.source
+    assert answer.expected.point == pytest.approx(9 * WH, rel=0.01)
+    assert made.balances[0].after.spent == answer.expected.point
+
+
+def test_what_ran_earlier_in_a_plan_is_known_with_the_size_of_its_input():
+    ledger = PassingLedger(VirtualClock(START))
+    asked = request("train", 0, term(), input_bytes=9_000)
+    (answer,) = ledger.commit(Batch(requests=(asked,), owner=OWNER), admit_at_nothing).answers
+    ledger.commit(Batch(closings=(settle(answer.hold, WH),)), admit_at_nothing)
+    assert [use.input_bytes for use in ledger.history("demo", "train")] == [9_000]
 
 
 def test_what_other_runs_hold_does_not_excuse_a_step_that_never_fits():
