@@ -220,15 +220,19 @@ def compact(place: Place, keep: str, dry_run: bool, as_json: bool) -> None:
 def _compaction_text(done: Compaction, dry_run: bool) -> str:
     if done.kept:
         return f"Nothing was changed: {done.kept}."
-    gone = [f"{count} {kind} messages" for kind, count in done.messages.items()]
-    gone += [f"{done.decisions} answers"] if done.decisions else []
-    gone += [f"{done.windows} node windows, joined with others"] if done.windows else []
-    before, after = (each and format_bytes(each) for each in (done.bytes_before, done.bytes_after))
+    counts = {f"{kind} messages": count for kind, count in done.messages.items()}
+    counts |= {"superseded answers": done.decisions, "node windows, joined with others": done.windows}
+    gone = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
     if dry_run:
-        what = f"Would go: {', '.join(gone)}. Nothing was changed." if gone else "Nothing would go."
-        return f"{what} The ledger takes {before}."
-    what = f"Gone: {', '.join(gone)}" if gone else "Nothing had to go"
-    return f"{what}. The ledger took {before}, and takes {after} now."
+        text = f"Would go: {gone}. Nothing was changed." if gone else "Nothing would go."
+    else:
+        text = f"Gone: {gone}." if gone else "Nothing had to go."
+    if done.bytes_before is None:
+        return text
+    before = format_bytes(done.bytes_before)
+    if done.bytes_after is None:
+        return f"{text} The ledger takes {before}."
+    return f"{text} The ledger took {before}, and takes {format_bytes(done.bytes_after)} now."
 
 
 def _compaction_json(done: Compaction | None, keep_seconds: int, dry_run: bool) -> dict[str, object]:

@@ -32,6 +32,10 @@ class SpareRows:
     chains: Sequence[tuple[NodeWindow, ...]]
 
     @property
+    def has_any(self) -> bool:
+        return bool(self.messages or self.decisions or self.chains)
+
+    @property
     def windows(self) -> int:
         """How many fewer windows there are once they are joined."""
         return sum(len(chain) - 1 for chain in self.chains)

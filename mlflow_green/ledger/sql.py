@@ -353,11 +353,13 @@ class SqlLedger:
         if self._store.only_grows:
             return Compaction(messages={}, decisions=0, windows=0, kept=self._store.only_grows)
         bytes_before, bytes_after, problem = self._store.size_bytes(), None, ""
-        with self._reading() if only_look else self._writing() as connection:
+        with self._reading() as connection:
             spare = find_spare(connection, self._store.now(connection, self._clock) - keep)
-            if not only_look:
-                remove(connection, spare)
         if not only_look:
+            if spare.has_any:  # else nobody is kept waiting
+                with self._writing() as connection:
+                    spare = find_spare(connection, self._store.now(connection, self._clock) - keep)
+                    remove(connection, spare)
             try:
                 self._store.shrink()
             except LedgerUnavailable as error:

@@ -6,21 +6,34 @@ import multiprocessing
 import os
 import random
 import shutil
+import signal
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Self
+
+from sqlalchemy import Engine, event
 
 from mlflow_green.clock import SystemClock
 from mlflow_green.errors import HoldClosed, LedgerUnavailable
 from mlflow_green.ledger.sql import SqlLedger, open_ledger
 from mlflow_green.ledger.verify import verify
 from mlflow_green.records import Batch, Committed, JournalRow, Term, TopUp, Unit
-from tests.testkit.ledger_samples import OWNER, admit_what_fits, open_on_share, request, settle, term
+from tests.testkit.ledger_samples import (
+    OWNER,
+    SetClock,
+    admit_what_fits,
+    open_at,
+    open_on_share,
+    request,
+    settle,
+    term,
+)
 from tests.testkit.waiting import comes_true
 
 AMPLE = (term(limit=10**15), term(limit=10**15, unit=Unit.CARBON))
@@ -246,6 +259,22 @@ def tell_all(place: Place, name: str, told: Path, is_patient: bool = False) -> N
             closing = settle(hold, 3, operational_micrograms_co2e=1, sampler_id=None)
             commit(Batch(closings=(closing,)))
             tell(told, f"settled {number} {hold.hold_id} 0")
+
+
+def compact_until_statement(folder: Path, clock: SetClock, statements: int) -> None:
+    """Compact a SQLite ledger, and die by kill -9 before its next statement after so many."""
+    left = statements
+    ledger = open_at(folder, clock=clock)
+
+    def die(*_arguments: object) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    for moment in ("before_cursor_execute", "commit"):
+        event.listen(Engine, moment, die)
+    ledger.compact(timedelta(0))
 
 
 @dataclass(frozen=True, slots=True)

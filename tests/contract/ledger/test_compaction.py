@@ -16,7 +16,7 @@ from mlflow_green.ledger.memory import MemoryLedger
 from mlflow_green.ledger.verify import verify
 from mlflow_green.policy.document import parse_policy
 from mlflow_green.recorder.waits import waits
-from mlflow_green.records import Action, AlertRule, Batch, Domain, LetterState, Step, total_energy
+from mlflow_green.records import Action, AlertRule, Batch, Domain, LetterState, Step, Unit, total_energy
 from mlflow_green.reports.reliability import reliabilities
 from mlflow_green.reports.totals import windows_of
 from tests.testkit.ledger_samples import (
@@ -48,8 +48,16 @@ POLICY = parse_policy(
 def ask(ledger, name, amount, run="run1", attempt=1, asked_at=NOON):
     asked = request(name, amount, WATCHED, attempt=attempt, requested_at=asked_at)
     asked = replace(asked, step=Step(workflow_run=run, name=name, attempt=attempt))
-    (answer,) = ledger.commit(Batch(requests=(asked,), owner=OWNER), admit_what_fits).answers
+    (answer,) = ledger.commit(Batch(requests=(asked,), owner=OWNER), admit_wait_or_refuse).answers
     return answer
+
+
+def admit_wait_or_refuse(request, balances):
+    """What does not fit waits; a step of 70 is refused, and may ask again."""
+    decision = admit_what_fits(request, balances)
+    if decision.action is Action.WAIT and request.estimates[0].amounts[Unit.ENERGY] == 70:
+        return replace(decision, action=Action.REFUSE, would=Action.REFUSE)
+    return decision
 
 
 def post(ledger, *windows):
@@ -161,6 +169,7 @@ def test_of_a_step_that_waited_the_last_wait_and_the_answer_stay(ledger, clock):
     before = ledger.decisions()
     clock.move(60)
 
+    assert ledger.compact(timedelta(hours=1)).decisions == 0
     assert ledger.compact(NOTHING).decisions == 2
 
     left = ledger.decisions()
@@ -303,14 +312,14 @@ def everything(ledger):
 SAMPLERS = ("sampler1", "sampler2")
 small = st.integers(0, 3)
 steps = st.one_of(
-    st.tuples(st.just("ask"), small, st.sampled_from(["run1", "run2"]), st.integers(5, 70)),
+    st.tuples(st.just("ask"), small, st.sampled_from(["run1", "run2"]), st.sampled_from([20, 60, 70, 80])),
     st.tuples(st.just("close"), small, st.sampled_from([settle, lose, void]), st.integers(0, 9)),
     st.tuples(
         st.just("ticks"), st.sampled_from(SAMPLERS), st.sampled_from(list(Domain)[:2]), st.integers(0, 12), small
     ),
     st.tuples(st.just("letter"), st.sampled_from(["a", "b"])),
     st.tuples(st.just("handled"), st.sampled_from(KINDS), st.booleans()),
-    st.tuples(st.just("later"), st.integers(1, 20)),
+    st.tuples(st.just("later"), st.sampled_from([1, 20, 300])),
 )
 
 
@@ -357,11 +366,15 @@ class History:
 @pytest.mark.parametrize(("kind", "examples"), [("memory", 200), ("sqlite", 30), ("postgresql", 6)])
 def test_any_history_says_the_same_after_it_was_compacted_and_compacting_again_does_nothing(kind, examples, request):
     @settings(max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck))
-    @given(history=st.lists(steps, max_size=40), keep=st.integers(0, 120), more=st.lists(steps, max_size=10))
+    @given(
+        history=st.lists(steps, min_size=25, max_size=60),
+        keep=st.sampled_from([0, 30, 600]),
+        more=st.lists(steps, max_size=10),
+    )
     def check(history, keep, more):
         with made(kind, request) as (ledger, clock), made("memory", request) as (model, other_clock):
             whole, plain = History(ledger, clock), History(model, other_clock)
-            for step in history:
+            for step in (*history, ("later", 60)):
                 whole.do(*step)
             before = said(ledger, clock)
             done = ledger.compact(timedelta(seconds=keep))
@@ -373,7 +386,7 @@ def test_any_history_says_the_same_after_it_was_compacted_and_compacting_again_d
             # What comes later finds the same books as in a ledger that was never compacted.
             for step in more:
                 whole.do(*step)
-            for step in (*history, *more):
+            for step in (*history, ("later", 60), *more):
                 plain.do(*step)
             assert sums(ledger) == sums(model)
 

@@ -277,15 +277,14 @@ def test_a_forecast_needs_five_active_days(alerts):
 
 
 def test_letters_go_on_after_a_compaction_took_the_earlier_ones(alerts):
-    it = alerts(policy(notify(10, 20, 30, 40, 50)))
-    for _ in range(4):
+    it = alerts(policy(notify(10, 20, 30, 40, 50, 60, 70, 80)))
+    for _ in range(8):
         it.spend(10 * WH)
         it.send()
         it.clock.move(hours(24))
-    assert it.ledger.compact(timedelta(hours=1)).messages["letter"] == 3
-    it.spend(10 * WH)
-    it.send()
-    assert [count for _, count in it.moments()] == [1] * 5
+        if len(it.moments()) == 4:
+            assert it.ledger.compact(timedelta(hours=1)).messages["letter"] == 3
+    assert [count for _, count in it.moments()] == [1] * 8
 
 
 def test_the_quiet_window_goes_on_after_a_compaction(alerts):
