@@ -307,7 +307,7 @@ class Policy(_Model):
 
     @property
     def text(self) -> str:
-        """The file as it is; it names secrets and has none."""
+        """The file as it is: secrets are named in it only, but for an address of a webhook that is one itself."""
         return self._text
 
     @property

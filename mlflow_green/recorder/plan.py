@@ -175,8 +175,8 @@ def plan(
     ledger = PlanLedger(clock, real)
     planner = Planner(policy, book, workload.steps[0].step.workflow_run if workload.steps else "")
     script = _Workflow(planner, ledger, book, entries)
-    others = frozenset(balance.term.key for balance in ledger.balances() if balance.held > 0)
-    before = {balance.term.key: balance for balance in ledger.balances()}
+    before = {balance.term.key: balance for balance in (real.balances() if real else ())}
+    others = frozenset(key for key, balance in before.items() if balance.held > 0 or balance.pending > 0)
     jobs = jobs_of(workload)
     limits = {"look_ahead": workload.look_ahead, "waiting_max": workload.waiting_max}
     rehearsal = Rehearsal(

@@ -277,6 +277,7 @@ def _balance_to_json(balance: PlannedBalance) -> dict[str, object]:
         "limit": balance.after.limit,
         "spent": balance.before.spent,
         "held": balance.before.held,
+        "pending": balance.before.pending,
         "spent_after": balance.after.spent,
         "spent_after_low": balance.low,
         "spent_after_high": balance.high,

@@ -10,7 +10,7 @@ from mlflow_green.policy.document import parse_policy
 from mlflow_green.recorder.late_hold import admit_at_nothing
 from mlflow_green.recorder.plan import plan
 from mlflow_green.recorder.rehearsal import PassingLedger, VirtualClock
-from mlflow_green.records import Action, Batch, PlannedStep, Step, StepSpec, Tier, Unit, Workload
+from mlflow_green.records import Action, Batch, PlannedStep, Step, StepSpec, Tier, TopUp, Unit, Workload
 from tests.testkit.ledger_samples import OWNER, admit_anything, request, settle, term
 from tests.testkit.workloads import BOOK, START, WH, Case
 
@@ -95,6 +95,17 @@ def test_what_ran_earlier_in_a_plan_is_known_with_the_size_of_its_input():
     (answer,) = ledger.commit(Batch(requests=(asked,), owner=OWNER), admit_at_nothing).answers
     ledger.commit(Batch(closings=(settle(answer.hold, WH),)), admit_at_nothing)
     assert [use.input_bytes for use in ledger.history("demo", "train")] == [9_000]
+
+
+def test_what_running_steps_still_wait_for_is_nobodys_and_shown_apart_from_what_they_hold():
+    policy = policy_of(HARD)
+    ledger = held_by_others(policy, 4)
+    (hold,) = ledger.open_holds()
+    ledger.commit(Batch(top_ups=(TopUp(hold_id=hold.hold_id, amounts={Unit.ENERGY: 9 * WH}),)), admit_anything)
+    made = planned(policy, step("train", 3), real=ledger)
+    assert actions(made) == {"train": Action.WAIT}
+    assert (made.balances[0].before.held, made.balances[0].before.pending) == (10 * WH, 3 * WH)
+    assert made.balances[0].after.available == -3 * WH
 
 
 def test_what_other_runs_hold_does_not_excuse_a_step_that_never_fits():
