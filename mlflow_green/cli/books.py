@@ -20,6 +20,7 @@ from mlflow_green.units import SECONDS, format_bytes, parse_seconds
 
 if TYPE_CHECKING:
     from mlflow_green.ledger.compaction import Compaction
+    from mlflow_green.records import Balance
 
 KEEP_SECONDS_MIN = SECONDS["d"]  # longer than any sender of messages holds on to one
 KEEP_SECONDS_MAX = 36_500 * SECONDS["d"]
@@ -37,15 +38,18 @@ def balance(place: Place, as_json: bool) -> None:
     from mlflow_green.reports.tables import balance_table
 
     settings = place.settings()
+    unknown: tuple[Balance, ...] = ()
     with opened(place, settings) as books:
         balances = books.balances() if books else ()
+        approved = {limit.key for limit in books.approved_limits()} if books else set()
         allowances = books.allowances() if books else ()
         undeliverable = dead_count(books) if books else 0
         if settings.policy_path is not None:
+            unknown = place.doors.unknown_to_policy(settings, balances)
             unused = place.doors.unused_balances(settings, balances)
             balances += books.balances([each.term for each in unused]) if books and unused else unused
     if as_json:
-        print_json({"balances": [balance_to_json(each) for each in balances]})
+        print_json({"balances": [{**balance_to_json(each), "in_policy": each not in unknown} for each in balances]})
     elif books is None and not balances:
         click.echo(NO_HISTORY)
     elif not balances:
@@ -57,6 +61,9 @@ def balance(place: Place, as_json: bool) -> None:
         for each in allowances:
             if each.state(now) != "expired" and each.requested_by and each.key in current:
                 out.print(allowance_text(each))
+        for key in dict.fromkeys(each.term.key[:3] for each in unknown):
+            applied = "nobody applied that" if key in approved else "its removal was applied"
+            out.print(f"{key[0]} ({key[1]}, {key[2]}) is not in green.yaml, so nothing is charged to it; {applied}")
     if undeliverable:
         click.echo(f"{undeliverable} alerts could not be delivered; 'mlflow-green alerts list' shows why.", err=True)
 

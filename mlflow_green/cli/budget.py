@@ -195,22 +195,29 @@ def approve(place: Place, allowance_ids: tuple[str, ...], as_json: bool) -> None
 @json_option
 @click.pass_obj
 def list_(place: Place, as_json: bool) -> None:
-    """Everything that was added to a limit, inherited, or asked for."""
-    from mlflow_green.reports.export import allowance_to_json
+    """Everything that was added to a limit, inherited, asked for, or applied."""
+    from mlflow_green.ledger.allowances import applied_text
+    from mlflow_green.reports.export import allowance_to_json, applied_to_json
     from mlflow_green.reports.tables import allowance_table
 
     now = SystemClock().now()
     with opened(place, place.settings()) as books:
         allowances = books.allowances() if books else ()
+        applied = books.applied_limits() if books else ()
     if as_json:
-        print_json({"allowances": [allowance_to_json(each, now) for each in allowances]})
+        listed = [allowance_to_json(each, now) for each in allowances]
+        print_json({"allowances": listed, "applied": [applied_to_json(each) for each in applied]})
     elif books is None:
         click.echo(NO_HISTORY)
-    elif not allowances:
+    elif not allowances and not applied:
         click.echo("No limit was ever raised here.")
-    else:
+    if as_json:
+        return
+    if allowances:
         out = console()
         out.print(allowance_table(allowances, now, width=out.width))
+    for each in applied:
+        click.echo(applied_text(each))
 
 
 def _tell(allowances: Sequence[Allowance], *, as_json: bool) -> None:

@@ -163,8 +163,7 @@ def terms_of_accounts(
     own = terms(policy, project=project, user=user, org=None, now=now, workflow_run="next")
     found = {term.key: term for term in own}
     for budget, account in sorted(accounts):
-        labels = dict(part.split(":", 1) for part in account.split("/") if ":" in part)
-        named = {level: name.replace("%2F", "/").replace("%25", "%") for level, name in labels.items()}
+        named = _labels(account)
         theirs = terms(
             policy,
             project=named.get("project", project),
@@ -202,6 +201,57 @@ def not_applied(policy: Policy, approved: Mapping[LimitKey, ApprovedLimit], foun
         if stricter(limit.mode, term.mode) is not term.mode:
             lines.append(_line(term.budget, f"mode {term.mode}", f"mode {limit.mode}"))
     return tuple(dict.fromkeys(lines))
+
+
+def dropped(
+    policy: Policy,
+    approved: Iterable[ApprovedLimit],
+    found: Iterable[Term],
+    versions: Callable[[], Iterable[PolicyVersion]],
+    *,
+    payer: Mapping[str, str] | None = None,
+) -> tuple[ApprovedLimit, ...]:
+    """The approved limits that this policy had in an earlier version, and has no more: removed, renamed, of others.
+
+    A ledger may serve several policies: an earlier version is one that names the same project. Where the version is
+    not known, the account has to. ``found`` are the policy's own terms. With a ``payer``, ``{"project": ..., "user":
+    ...}``, only what would count for him.
+    """
+    known = {limit_key(term) for term in found}
+    gone = [limit for limit in approved if limit.key not in known and _is_for(limit.account, payer or {})]
+    projects = {version.sha256: _project_in(version.text) for version in versions()} if gone else {}
+    return tuple(
+        limit
+        for limit in gone
+        if (projects.get(limit.policy_sha256) or _labels(limit.account).get("project")) == policy.project
+    )
+
+
+def dropped_line(limit: ApprovedLimit) -> str:
+    """What is said of a limit that green.yaml does not have any more."""
+    amount = format_amount(limit.unit, limit.limit)
+    return (
+        f"green.yaml has no {limit.budget} ({limit.account}: {amount} {limit.unit}, {limit.mode}) any more, and"
+        " 'mlflow-green policy apply' has not removed it yet"
+    )
+
+
+def _is_for(account: str, payer: Mapping[str, str]) -> bool:
+    labels = _labels(account)
+    return all(labels.get(level, name) == name for level, name in payer.items())
+
+
+def _labels(account: str) -> dict[str, str]:
+    labels = dict(part.split(":", 1) for part in account.split("/") if ":" in part)
+    return {level: name.replace("%2F", "/").replace("%25", "%") for level, name in labels.items()}
+
+
+def _project_in(text: str) -> str | None:
+    """The project of an earlier version; ``None`` if it knew other words."""
+    try:
+        return parse_policy(text.encode()).project
+    except PolicyError:
+        return None
 
 
 def _line(budget: str, says: str, counts: str) -> str:

@@ -7,11 +7,12 @@ value is ``null``.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
 from mlflow_green import units
-from mlflow_green.records import Allowance, Balance, DecisionRow, Domain, Entry, NodeWindow
+from mlflow_green.records import Allowance, AppliedLimit, Balance, DecisionRow, Domain, Entry, NodeWindow
 from mlflow_green.reports.reliability import Reliability
 from mlflow_green.reports.wording import Facts, facts_of
 
@@ -122,6 +123,11 @@ def allowance_to_json(allowance: Allowance, now: datetime) -> JsonObject:
         "approved_by": allowance.approved_by,
         "reason": allowance.reason,
     }
+
+
+def applied_to_json(applied: AppliedLimit) -> JsonObject:
+    """What ``policy apply`` did to one limit; amounts are in the unit's scale."""
+    return {**asdict(applied), "at": applied.at.isoformat(), "unit": applied.unit.value}
 
 
 def decision_to_json(row: DecisionRow) -> JsonObject:

@@ -7,11 +7,12 @@ import json
 import pytest
 from click.testing import CliRunner
 
-from mlflow_green.bootstrap import agreed_policy, load_policy_for, policy_as_agreed
+from mlflow_green.bootstrap import agreed_policy, load_policy_for, open_session, policy_as_agreed
 from mlflow_green.bootstrap import open_ledger as open_books
 from mlflow_green.cli.doors import Doors, Place
 from mlflow_green.cli.main import cli
 from mlflow_green.clock import SystemClock
+from mlflow_green.errors import AllowanceRefused
 from mlflow_green.planning import plan_workload
 from mlflow_green.records import PlannedStep, Step, StepSpec, Workload
 
@@ -249,3 +250,82 @@ def test_the_policy_of_every_run_is_kept_with_its_text(run, tmp_path, write, set
     ledger.close()
     assert run("bob", "policy", "show", policy.sha256[:12]).output == version.text
     assert run("bob", "policy", "show", "beef").exit_code == 2
+
+
+# --- budgets that a policy drops ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("edit", [("name: month", "name: m2"), (", 1 kgCO2e]", "]")], ids=["renamed", "unit removed"])
+def test_a_hard_budget_that_the_policy_drops_stops_every_run_until_it_was_applied(edit, run, tmp_path):
+    start_a_run(tmp_path)
+    path = tmp_path / "green.yaml"
+    path.write_text(path.read_text().replace(*edit))
+    with pytest.raises(AllowanceRefused, match=r"has no month \(project:demo: .* hard\) any more.*policy apply"):
+        start_a_run(tmp_path)
+    dry = run("bob", "policy", "apply", "--dry-run").output
+    assert "hard -> removed" in dry
+    assert "--reason TEXT" in dry
+    refused(run("bob", "policy", "apply", "--reason", "x"), "bob is no approver of month", "user:ana")
+    assert run("ana", "policy", "apply", "--reason", "another name").exit_code == 0
+    assert start_a_run(tmp_path)[1] == []
+
+
+def test_a_workflow_does_not_run_unmetered_where_a_hard_budget_was_dropped(write, tmp_path):
+    start_a_run(tmp_path)
+    write(mode="observe")
+    path = tmp_path / "green.yaml"
+    path.write_text(path.read_text().replace("name: month", "name: m2"))
+    with pytest.raises(AllowanceRefused, match="nothing was started"):
+        open_session(name="w", policy=None, host_problem=None, wake=print, say=print, cwd=tmp_path, environ={})
+
+
+def test_a_budget_that_only_warns_is_dropped_with_a_line(run, write, tmp_path):
+    write(mode="observe", override="")
+    start_a_run(tmp_path)
+    path = tmp_path / "green.yaml"
+    path.write_text(path.read_text().replace("name: month", "name: m2"))
+    _, said = start_a_run(tmp_path)
+    assert len(said) == 2
+    assert all("green.yaml has no month" in line and "policy apply" in line for line in said)
+    assert run("bob", "policy", "apply").exit_code == 0
+    assert start_a_run(tmp_path)[1] == []
+
+
+def test_the_budgets_of_another_project_in_the_same_ledger_are_not_missed(run, write, tmp_path):
+    start_a_run(tmp_path)
+    path = tmp_path / "green.yaml"
+    path.write_text(path.read_text().replace("project: demo", "project: other").replace("name: month", "name: m2"))
+    assert start_a_run(tmp_path)[1] == []
+    assert "month" not in run("bob", "policy", "apply", "--dry-run").output
+
+
+def test_balance_says_which_budgets_the_policy_does_not_have(run, told, tmp_path):
+    run("bob", "budget", "grant", "month", "1 kWh", "--reason", "x", "--approver", "ana")
+    path = tmp_path / "green.yaml"
+    path.write_text(path.read_text().replace("name: month", "name: m2"))
+    assert "month (project:demo, energy) is not in green.yaml" in run("bob", "balance").output.replace("\n", " ")
+    assert {each["budget"]: each["in_policy"] for each in told("bob", "balance")["balances"]} == {
+        "month": False,
+        "m2": True,
+    }
+
+
+def test_everything_that_was_applied_stays_in_the_list(run, told, write, tmp_path):
+    start_a_run(tmp_path)
+    write(limit="8 kWh")
+    answer = run("root", "policy", "apply", "--reason", "more nodes", "--approver", "ana").output
+    assert "named by root: ana, not verified" in answer
+    write(limit="9 kWh")
+    run("cleo", "policy", "apply", "--reason", "and more", "--approver", "ana")
+    first, second = told("bob", "budget", "list")["applied"]
+    assert (first["before"], first["after"], first["requested_by"], first["approver"], first["reason"]) == (
+        5 * KWH,
+        8 * KWH,
+        "root",
+        "ana",
+        "more nodes",
+    )
+    assert (second["before"], second["after"]) == (8 * KWH, 9 * KWH)
+    screen = run("bob", "budget", "list").output
+    assert "named by root: ana, not verified: more nodes" in screen
+    assert "5.00 kWh energy, hard -> 8.00 kWh energy, hard" in screen
