@@ -13,7 +13,7 @@ from mlflow_green.policy.document import Budget, Override, Policy, Verb, parse_p
 from mlflow_green.policy.terms import terms
 from mlflow_green.policy.values import limit_of, percent
 from mlflow_green.records import ApprovedLimit, PolicyVersion, Term, Unit
-from mlflow_green.units import format_amount, parse_seconds
+from mlflow_green.units import AMOUNT_MAX, format_amount, parse_seconds
 
 GroupsOf = Callable[[str], Collection[str]]
 """The names of the groups that the system puts a user into."""
@@ -42,7 +42,10 @@ def amounts_of(text: str, budget: Budget, found: Sequence[Term]) -> Mapping[Unit
             ratio = Fraction(percent(text.strip()))
         except ValueError as error:
             raise QuantityError(str(error)) from None
-        return {term.unit: int(ratio * term.limit) for term in found}
+        amounts = {term.unit: int(ratio * term.limit) for term in found}
+        if max(amounts.values(), default=0) > AMOUNT_MAX:
+            raise QuantityError(f"{text!r} of {budget.name} is too much; ask for less")
+        return amounts
     limit = limit_of(text)
     if limit.unit not in {term.unit for term in found} or (limit.currency or budget.currency) != budget.currency:
         known = ", ".join(format_amount(term.unit, term.limit, budget.currency) for term in found)
@@ -65,9 +68,9 @@ def expiry(text: str | None, override: Override, now: datetime, policy: Policy) 
     except QuantityError:
         try:
             said = datetime.fromisoformat(text)
-        except ValueError:
+            end = (said if said.tzinfo else said.replace(tzinfo=policy.zone)).astimezone(UTC)
+        except (ValueError, OverflowError):
             raise QuantityError(f"{text!r} is no time; write e.g. '72h' or '2026-11-24T18:00'") from None
-        end = (said if said.tzinfo else said.replace(tzinfo=policy.zone)).astimezone(UTC)
     if not now < end <= last:
         most = f"{last.astimezone(policy.zone):%Y-%m-%d %H:%M}"
         raise AllowanceRefused(f"an override here ends after now and by {most} (expires: in green.yaml), not at {text}")

@@ -329,3 +329,14 @@ def test_everything_that_was_applied_stays_in_the_list(run, told, write, tmp_pat
     screen = run("bob", "budget", "list").output
     assert "named by root: ana, not verified: more nodes" in screen
     assert "5.00 kWh energy, hard -> 8.00 kWh energy, hard" in screen
+
+
+def test_an_amount_or_a_time_that_does_not_fit_is_told_in_a_sentence(run, write):
+    for words in (("1e400 kWh",), ("0.1 kWh", "--until", "99999999999d"), ("0.1 kWh", "--until", "0001-01-01")):
+        result = run("bob", "budget", "override", "month", *words, "--reason", "x")
+        assert result.exit_code in {2, 77}, result.output
+        assert "too much" in result.output or "not at" in result.output or "is no time" in result.output
+    write(limit="2 GWh", override="")
+    result = run("bob", "budget", "grant", "month", "10000%")
+    assert (result.exit_code, "is too much" in result.output) == (2, True)
+    assert run("bob", "run", "--energy", "1e400 kWh", "--", "true").exit_code == 2
