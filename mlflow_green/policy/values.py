@@ -286,7 +286,7 @@ def webhook_of(value: str) -> str:
         return value
     if value.startswith("env:"):
         return secret_of(value)
-    raise wrong(f"{value!r} is neither an https:// address without a password nor 'env:NAME'")
+    raise wrong("this is neither an https:// address without a password nor 'env:NAME'")
 
 
 def organisation_of(value: str) -> str:
