@@ -12,6 +12,7 @@ import click
 
 from mlflow_green.cli import exit_codes
 from mlflow_green.cli.alerts import dead_count
+from mlflow_green.cli.budget import zone_of
 from mlflow_green.cli.doors import Place
 from mlflow_green.cli.output import NO_HISTORY, console, json_option, opened, print_json, print_json_line
 from mlflow_green.clock import SystemClock
@@ -34,6 +35,7 @@ _STEP = re.compile(r"^(?P<name>[^\[\]]+)(?:\[(?P<wildcards>[^\[\]]*)\])?$")
 def balance(place: Place, as_json: bool) -> None:
     """What is spent, held and left in each budget, and what was added to its limit."""
     from mlflow_green.ledger.allowances import allowance_text
+    from mlflow_green.policy.raising import allowance_state
     from mlflow_green.reports.export import balance_to_json
     from mlflow_green.reports.tables import balance_table
 
@@ -57,9 +59,9 @@ def balance(place: Place, as_json: bool) -> None:
     else:
         out = console()
         out.print(balance_table(balances, width=out.width))
-        now, current = SystemClock().now(), {balance.term.key for balance in balances}
+        now, zone, current = SystemClock().now(), zone_of(place, settings), {each.term.key for each in balances}
         for each in allowances:
-            if each.state(now) != "expired" and each.requested_by and each.key in current:
+            if allowance_state(each, now, zone) != "expired" and each.requested_by and each.key in current:
                 out.print(allowance_text(each))
         for key in dict.fromkeys(each.term.key[:3] for each in unknown):
             applied = "nobody applied that" if key in approved else "its removal was applied"

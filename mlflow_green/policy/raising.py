@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, tzinfo
 from fractions import Fraction
 from typing import NamedTuple
 
 from mlflow_green.errors import AllowanceRefused, PolicyError, QuantityError
 from mlflow_green.ledger.allowances import LimitKey, limit_key, stricter
 from mlflow_green.policy.document import Budget, Override, Policy, Verb, parse_policy
-from mlflow_green.policy.terms import terms
+from mlflow_green.policy.terms import is_over, terms
 from mlflow_green.policy.values import limit_of, percent
-from mlflow_green.records import ApprovedLimit, PolicyVersion, Term, Unit
+from mlflow_green.records import Allowance, ApprovedLimit, PolicyVersion, Term, Unit
 from mlflow_green.units import AMOUNT_MAX, format_amount, parse_seconds
 
 GroupsOf = Callable[[str], Collection[str]]
@@ -75,6 +75,11 @@ def expiry(text: str | None, override: Override, now: datetime, policy: Policy) 
         most = f"{last.astimezone(policy.zone):%Y-%m-%d %H:%M}"
         raise AllowanceRefused(f"an override here ends after now and by {most} (expires: in green.yaml), not at {text}")
     return end
+
+
+def allowance_state(allowance: Allowance, now: datetime, zone: tzinfo) -> str:
+    """``expired``, ``active`` or ``pending``: what was added to a bucket is over with its period."""
+    return "expired" if is_over(allowance.period, now, zone) else allowance.state(now)
 
 
 # --- who agrees -----------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from datetime import datetime
+from datetime import UTC, datetime, tzinfo
 from typing import Any
 
 from mlflow_green import units
@@ -105,12 +105,14 @@ def balance_to_json(balance: Balance) -> JsonObject:
     }
 
 
-def allowance_to_json(allowance: Allowance, now: datetime) -> JsonObject:
+def allowance_to_json(allowance: Allowance, now: datetime, zone: tzinfo = UTC) -> JsonObject:
     """One allowance; ``state`` is ``active``, ``expired`` or ``pending``, the amount is in the unit's scale."""
+    from mlflow_green.policy.raising import allowance_state
+
     return {
         "allowance_id": allowance.allowance_id,
         "kind": allowance.kind.value,
-        "state": allowance.state(now),
+        "state": allowance_state(allowance, now, zone),
         "budget": allowance.budget,
         "account": allowance.account,
         "unit": allowance.unit.value,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import timedelta
 
 import pytest
 from click.testing import CliRunner
@@ -14,7 +15,8 @@ from mlflow_green.cli.main import cli
 from mlflow_green.clock import SystemClock
 from mlflow_green.errors import AllowanceRefused
 from mlflow_green.planning import plan_workload
-from mlflow_green.records import PlannedStep, Step, StepSpec, Workload
+from mlflow_green.records import Allowance, AllowanceKind, PlannedStep, Step, StepSpec, Workload
+from tests.testkit.ledger_samples import term
 
 POLICY = """\
 version: 1
@@ -340,3 +342,39 @@ def test_an_amount_or_a_time_that_does_not_fit_is_told_in_a_sentence(run, write)
     result = run("bob", "budget", "grant", "month", "10000%")
     assert (result.exit_code, "is too much" in result.output) == (2, True)
     assert run("bob", "run", "--energy", "1e400 kWh", "--", "true").exit_code == 2
+
+
+def test_an_override_that_outlasts_its_period_says_when_that_ends(run, tmp_path):
+    path = tmp_path / "green.yaml"
+    path.write_text(path.read_text().replace("period: month", "period: day"))
+    ask = ("bob", "budget", "override", "month", "0.1 kWh", "--reason", "x", "--approver", "ana", "--until")
+    assert "It counts only in 20" in run(*ask, "48h").output
+    assert "then it is over" not in run(*ask, "1s").output or "23:59:59" in f"{SystemClock().now():%H:%M:%S}"
+
+
+@pytest.mark.parametrize("kind", [AllowanceKind.GRANT, AllowanceKind.OVERRIDE])
+def test_what_was_added_to_a_period_that_is_over_is_expired(kind, run, told, settings):
+    now = SystemClock().now()
+    ends = now + timedelta(days=30) if kind is AllowanceKind.OVERRIDE else None
+    past = term(budget="month", account="project:demo", period="2020-11")
+    old = Allowance(
+        allowance_id="old",
+        kind=kind,
+        budget="month",
+        account="project:demo",
+        unit=past.unit,
+        period="2020-11",
+        amount=KWH,
+        made_at=now,
+        expires_at=ends,
+        requested_by="bob",
+        approved_by="bob",
+        reason="",
+    )
+    run("bob", "budget", "grant", "month", "0.1 kWh", "--reason", "x", "--approver", "ana")
+    ledger = open_books(settings, SystemClock())
+    ledger.allow(old, past)
+    ledger.close()
+    found = {each["allowance_id"] == "old": each["state"] for each in told("bob", "budget", "list")["allowances"]}
+    assert found == {True: "expired", False: "active"}
+    assert "2020-11)" not in run("bob", "balance").output
