@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from mlflow_green.clock import Clock, SystemClock, boot_id
-from mlflow_green.errors import GreenError, LedgerUnavailable, SettingsError, UnsupportedHost
+from mlflow_green.errors import AllowanceRefused, GreenError, LedgerUnavailable, SettingsError, UnsupportedHost
 from mlflow_green.metering.supervise import owner_alive, this_process
 from mlflow_green.recorder.bookkeeper import Bookkeeper
 from mlflow_green.recorder.recorder import Recorder
@@ -38,7 +38,19 @@ from mlflow_green.recorder.spool_session import (
     unposted_sessions,
 )
 from mlflow_green.recorder.ticket import Book, Ticket, bare_request, entry_of
-from mlflow_green.records import Balance, CpuClockName, Entry, HoldRequest, Outcome, Owner, Site, Step, StepSpec, Term
+from mlflow_green.records import (
+    Balance,
+    CpuClockName,
+    Entry,
+    HoldRequest,
+    Mode,
+    Outcome,
+    Owner,
+    Site,
+    Step,
+    StepSpec,
+    Term,
+)
 from mlflow_green.session import NodeSession, Session, inside_metered_step, job_environment, meter_environment
 from mlflow_green.settings import Settings, is_disabled, load_settings, secret
 from mlflow_green.spool import SpoolWriter
@@ -244,6 +256,12 @@ def unused_balances(settings: Settings, used: Sequence[Balance]) -> tuple[Balanc
         policy, project=policy.project, user=user_name(), org=None, now=SystemClock().now(), workflow_run="next"
     )
     return tuple(Balance(term=term, spent=0, held=0) for term in now if term.key not in known)
+
+
+def unknown_to_policy(settings: Settings, balances: Sequence[Balance]) -> tuple[Balance, ...]:
+    """The balances whose budget the policy does not have: it had it, or another policy in this ledger has."""
+    names = {budget.name for budget in load_policy_for(settings).budgets}
+    return tuple(balance for balance in balances if balance.term.budget not in names)
 
 
 def recover_into(ledger: SqlLedger, settings: Settings, clock: Clock, say: Callable[[str], None]) -> None:
@@ -454,6 +472,8 @@ def open_session(
         if host_problem:
             raise UnsupportedHost(host_problem)  # noqa: TRY301 - one place decides what a missing part means
         return _open(settings, rules, name=name, wake=wake, say=say)
+    except AllowanceRefused:
+        raise
     except Exception as error:
         if is_hard(rules):
             text = f"{error}. A hard budget cannot be kept without it, so nothing was started"
@@ -468,8 +488,12 @@ def open_session(
 
 
 def agreed_policy(ledger: SqlLedger, policy: Policy, project: str, clock: Clock, say: Callable[[str], None]) -> Policy:
-    """Keep the policy in the ledger, and say what of it does not count yet; with the modes that count."""
-    from mlflow_green.policy.raising import not_applied, with_stricter_modes
+    """Keep the policy in the ledger, and say what of it does not count yet; with the modes that count.
+
+    Raises:
+        AllowanceRefused: it dropped a hard budget, and nobody applied that.
+    """
+    from mlflow_green.policy.raising import dropped, dropped_line, not_applied, with_stricter_modes
     from mlflow_green.records import PolicyVersion
 
     if not policy.text:
@@ -478,7 +502,15 @@ def agreed_policy(ledger: SqlLedger, policy: Policy, project: str, clock: Clock,
     author = ledger.identity() or user_name()
     version = PolicyVersion(sha256=policy.sha256, text=policy.text, author=author, at=clock.now())
     approved = {limit.key: limit for limit in ledger.record_policy(version, found)}
-    for line in not_applied(policy, approved, found):
+    payer = {"project": project, "user": user_name()}
+    gone = dropped(policy, approved.values(), found, ledger.policies, payer=payer)
+    for limit in gone:
+        if limit.mode is Mode.HARD:
+            raise AllowanceRefused(
+                f"{dropped_line(limit)}. A hard budget is not lifted so, and nothing was started: apply it, or put the"
+                " budget back"
+            )
+    for line in (*map(dropped_line, gone), *not_applied(policy, approved, found)):
         say(line)
     return with_stricter_modes(policy, approved, found)
 

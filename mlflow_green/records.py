@@ -542,6 +542,29 @@ class ApprovedLimit:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AppliedLimit:
+    """What ``policy apply`` did to one limit; amounts are in the unit's integer scale.
+
+    ``before`` is ``None`` for a limit that was never seen, ``after`` for one that the policy does not have any more.
+    ``requested_by`` used that policy first. ``approver`` and ``approved_by`` are as in an ``Allowance``.
+    """
+
+    at: datetime
+    budget: str
+    account: str
+    unit: Unit
+    before: int | None
+    before_mode: Mode | None
+    after: int | None
+    after_mode: Mode | None
+    policy_sha256: str
+    requested_by: str
+    approver: str | None
+    approved_by: str | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PolicyVersion:
     """A policy file as it was: ``sha256`` of its bytes, who used it first and when."""
 

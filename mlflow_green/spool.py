@@ -41,7 +41,7 @@ class SpoolWriter:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
         self._unnamed = path.with_suffix(".new")
-        self._fd = os.open(self._unnamed, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        self._fd = os.open(self._unnamed, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
 
     def append(self, line: Mapping[str, object]) -> None:
         """Add one line; when it raises, the line is not there, and the next one starts afresh."""

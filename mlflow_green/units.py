@@ -7,7 +7,7 @@ read microjoules. Every factor here is exact by definition (SI, 1 h = 3600 s).
 from __future__ import annotations
 
 import re
-from decimal import ROUND_HALF_EVEN, Decimal
+from decimal import ROUND_HALF_EVEN, Decimal, DecimalException
 from fractions import Fraction
 from functools import lru_cache
 
@@ -58,6 +58,11 @@ CARBON_MICROGRAMS = {
 
 ENERGY_LADDER = ("mWh", "Wh", "kWh", "MWh")
 
+AMOUNT_MAX = 2**63 - 1
+"""The largest amount in a unit's integer scale, for databases count in 64 bits: 2.56 GWh, 9.22 MtCO2e."""
+
+SECONDS_MAX = 36_500 * SECONDS["d"]
+_NUMBER_MAX = Decimal(10) ** 30
 _CURRENCY = re.compile(r"^[A-Z]{3}$")
 _QUANTITY = re.compile(r"^\s*([0-9][0-9_]*(?:\.[0-9_]+)?(?:[eE][-+]?[0-9]+)?)\s*([^\s0-9].*?)\s*$")
 
@@ -71,7 +76,13 @@ def split_quantity(text: str) -> tuple[Decimal, str]:
     match = _QUANTITY.match(text)
     if match is None:
         raise QuantityError(f"{text!r} is not a quantity; write a number and a unit, e.g. '5 kWh'")
-    return Decimal(match[1].replace("_", "")), match[2]
+    try:
+        number = Decimal(match[1].replace("_", ""))
+    except DecimalException:
+        number = Decimal("Infinity")
+    if number > _NUMBER_MAX:
+        raise QuantityError(f"{text!r} is too much; nothing here is that large")
+    return number, match[2]
 
 
 def parse_energy_microjoules(text: str) -> int:
@@ -89,12 +100,12 @@ def parse_money_micro_units(text: str) -> tuple[int, str]:
     number, currency = split_quantity(text)
     if not _CURRENCY.match(currency):
         raise QuantityError(f"{currency!r} in {text!r} is not a currency; write three capitals, e.g. '20 EUR'")
-    return int((number * MICRO_UNITS_PER_UNIT).to_integral_value(ROUND_HALF_EVEN)), currency
+    return _whole(text, number, MICRO_UNITS_PER_UNIT, AMOUNT_MAX, currency), currency
 
 
 def parse_seconds(text: str) -> int:
-    """A duration such as ``"30s"``, ``"5 min"`` or ``"24h"`` in whole seconds, at least 0."""
-    return _parse(text, SECONDS, "time")
+    """A duration such as ``"30s"``, ``"5 min"`` or ``"24h"`` in whole seconds, at least 0, at most 36,500 days."""
+    return _parse(text, SECONDS, "time", SECONDS_MAX)
 
 
 def parse_power_watts(text: str) -> int:
@@ -108,7 +119,7 @@ def exact(number: float) -> Fraction:
     return Fraction(repr(float(number)))
 
 
-def _parse(text: str, factors: dict[str, int], kind: str) -> int:
+def _parse(text: str, factors: dict[str, int], kind: str, most: int = AMOUNT_MAX) -> int:
     number, unit = split_quantity(text)
     if unit not in factors:
         raise QuantityError(
@@ -116,7 +127,15 @@ def _parse(text: str, factors: dict[str, int], kind: str) -> int:
             unit=unit,
             known_units=tuple(factors),
         )
-    return int((number * factors[unit]).to_integral_value(ROUND_HALF_EVEN))
+    return _whole(text, number, factors[unit], most, unit)
+
+
+def _whole(text: str, number: Decimal, factor: int, most: int, unit: str) -> int:
+    amount = number * factor
+    if amount > most:
+        top = most // factor if most >= 100 * factor else most / factor  # three digits never round it up
+        raise QuantityError(f"{text!r} is too much; at most {three_digits(top)} {unit}")
+    return int(amount.to_integral_value(ROUND_HALF_EVEN))
 
 
 def microjoules(joules: float) -> int:

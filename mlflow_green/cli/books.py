@@ -12,6 +12,7 @@ import click
 
 from mlflow_green.cli import exit_codes
 from mlflow_green.cli.alerts import dead_count
+from mlflow_green.cli.budget import zone_of
 from mlflow_green.cli.doors import Place
 from mlflow_green.cli.output import NO_HISTORY, console, json_option, opened, print_json, print_json_line
 from mlflow_green.clock import SystemClock
@@ -20,6 +21,7 @@ from mlflow_green.units import SECONDS, format_bytes, parse_seconds
 
 if TYPE_CHECKING:
     from mlflow_green.ledger.compaction import Compaction
+    from mlflow_green.records import Balance
 
 KEEP_SECONDS_MIN = SECONDS["d"]  # longer than any sender of messages holds on to one
 KEEP_SECONDS_MAX = 36_500 * SECONDS["d"]
@@ -33,19 +35,23 @@ _STEP = re.compile(r"^(?P<name>[^\[\]]+)(?:\[(?P<wildcards>[^\[\]]*)\])?$")
 def balance(place: Place, as_json: bool) -> None:
     """What is spent, held and left in each budget, and what was added to its limit."""
     from mlflow_green.ledger.allowances import allowance_text
+    from mlflow_green.policy.raising import allowance_state
     from mlflow_green.reports.export import balance_to_json
     from mlflow_green.reports.tables import balance_table
 
     settings = place.settings()
+    unknown: tuple[Balance, ...] = ()
     with opened(place, settings) as books:
         balances = books.balances() if books else ()
+        approved = {limit.key for limit in books.approved_limits()} if books else set()
         allowances = books.allowances() if books else ()
         undeliverable = dead_count(books) if books else 0
         if settings.policy_path is not None:
+            unknown = place.doors.unknown_to_policy(settings, balances)
             unused = place.doors.unused_balances(settings, balances)
             balances += books.balances([each.term for each in unused]) if books and unused else unused
     if as_json:
-        print_json({"balances": [balance_to_json(each) for each in balances]})
+        print_json({"balances": [{**balance_to_json(each), "in_policy": each not in unknown} for each in balances]})
     elif books is None and not balances:
         click.echo(NO_HISTORY)
     elif not balances:
@@ -53,10 +59,13 @@ def balance(place: Place, as_json: bool) -> None:
     else:
         out = console()
         out.print(balance_table(balances, width=out.width))
-        now, current = SystemClock().now(), {balance.term.key for balance in balances}
+        now, zone, current = SystemClock().now(), zone_of(place, settings), {each.term.key for each in balances}
         for each in allowances:
-            if each.state(now) != "expired" and each.requested_by and each.key in current:
+            if allowance_state(each, now, zone) != "expired" and each.requested_by and each.key in current:
                 out.print(allowance_text(each))
+        for key in dict.fromkeys(each.term.key[:3] for each in unknown):
+            applied = "nobody applied that" if key in approved else "its removal was applied"
+            out.print(f"{key[0]} ({key[1]}, {key[2]}) is not in green.yaml, so nothing is charged to it; {applied}")
     if undeliverable:
         click.echo(f"{undeliverable} alerts could not be delivered; 'mlflow-green alerts list' shows why.", err=True)
 

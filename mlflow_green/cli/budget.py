@@ -8,6 +8,7 @@ import pwd
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, tzinfo
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -16,11 +17,12 @@ import click
 from mlflow_green.cli.doors import Books, Place
 from mlflow_green.cli.output import NO_HISTORY, console, json_option, opened, print_json
 from mlflow_green.clock import SystemClock
-from mlflow_green.errors import AllowanceRefused, SettingsError
+from mlflow_green.errors import AllowanceRefused, PolicyError, SettingsError
 from mlflow_green.records import Allowance, AllowanceKind, Term
 
 if TYPE_CHECKING:
     from mlflow_green.policy.document import Budget, Override, Policy
+    from mlflow_green.settings import Settings
 
 Command = Callable[..., None]
 
@@ -76,6 +78,7 @@ def override(place: Place, /, *, as_json: bool, **asked: Any) -> None:
 
 def _raise(place: Place, asked: _Asked, *, as_json: bool) -> None:
     from mlflow_green.policy.raising import amounts_of, channels_of, governing
+    from mlflow_green.policy.terms import period_end
 
     settings = place.settings()
     policy = place.doors.load_policy(settings)
@@ -92,6 +95,9 @@ def _raise(place: Place, asked: _Asked, *, as_json: bool) -> None:
                     allowance = _allowance(place, books, asked, term, amounts[term.unit], rules, policy)
                     books.allow(allowance, term, max_extra=rules.max_extra if rules else None, to=channels_of(own))
                     raised.append(allowance)
+    ends = period_end(own.period, SystemClock().now(), policy.zone)
+    if not as_json and ends and any(each.expires_at and each.expires_at > ends for each in raised):
+        click.echo(f"It counts only in {terms[0].period}, which ends {ends:%Y-%m-%d %H:%M} UTC; then it is over.")
 
 
 def _allowance(
@@ -196,22 +202,30 @@ def approve(place: Place, allowance_ids: tuple[str, ...], as_json: bool) -> None
 @json_option
 @click.pass_obj
 def list_(place: Place, as_json: bool) -> None:
-    """Everything that was added to a limit, inherited, or asked for."""
-    from mlflow_green.reports.export import allowance_to_json
+    """Everything that was added to a limit, inherited, asked for, or applied."""
+    from mlflow_green.ledger.allowances import applied_text
+    from mlflow_green.reports.export import allowance_to_json, applied_to_json
     from mlflow_green.reports.tables import allowance_table
 
-    now = SystemClock().now()
-    with opened(place, place.settings()) as books:
+    now, settings = SystemClock().now(), place.settings()
+    zone = zone_of(place, settings)
+    with opened(place, settings) as books:
         allowances = books.allowances() if books else ()
+        applied = books.applied_limits() if books else ()
     if as_json:
-        print_json({"allowances": [allowance_to_json(each, now) for each in allowances]})
+        listed = [allowance_to_json(each, now, zone) for each in allowances]
+        print_json({"allowances": listed, "applied": [applied_to_json(each) for each in applied]})
     elif books is None:
         click.echo(NO_HISTORY)
-    elif not allowances:
+    elif not allowances and not applied:
         click.echo("No limit was ever raised here.")
-    else:
+    if as_json:
+        return
+    if allowances:
         out = console()
-        out.print(allowance_table(allowances, now, width=out.width))
+        out.print(allowance_table(allowances, now, width=out.width, zone=zone))
+    for each in applied:
+        click.echo(applied_text(each))
 
 
 @contextmanager
@@ -235,6 +249,14 @@ def _tell(allowances: Sequence[Allowance], *, as_json: bool) -> None:
     else:
         for allowance in allowances:
             click.echo(f"{allowance.allowance_id}: {allowance_text(allowance)}")
+
+
+def zone_of(place: Place, settings: Settings) -> tzinfo:
+    """The time zone of the policy's periods; UTC where the policy cannot be read."""
+    try:
+        return place.doors.load_policy(settings).zone
+    except PolicyError:
+        return UTC
 
 
 def who(place: Place, books: Books) -> str:

@@ -52,6 +52,12 @@ class Doors:
 
         return unused_balances(settings, used)
 
+    def unknown_to_policy(self, settings: Settings, balances: Sequence[Balance]) -> tuple[Balance, ...]:
+        """Those whose budget green.yaml does not have."""
+        from mlflow_green.bootstrap import unknown_to_policy
+
+        return unknown_to_policy(settings, balances)
+
     def whereabouts(self, settings: Settings) -> Whereabouts:
         """Where the ledger is kept, and who else has it; opens and makes nothing."""
         from mlflow_green.ledger.whereabouts import whereabouts

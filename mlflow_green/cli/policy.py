@@ -216,15 +216,18 @@ def show(place: Place, sha256: str) -> None:
 def apply(place: Place, *, approver: str | None, reason: str, dry_run: bool, as_json: bool) -> None:
     """Count what green.yaml says from now on: raised limits and loosened modes do only after this."""
     from mlflow_green.cli.applying import applied
-    from mlflow_green.ledger.allowances import change_text
 
-    changes = applied(place, approver=approver, reason=reason, dry_run=dry_run)
+    changes, agreed, wants_reason = applied(place, approver=approver, reason=reason, dry_run=dry_run)
     if as_json:
-        print_json({"applied": not dry_run, "changes": [change_text(each) for each in changes]})
+        print_json({"applied": not dry_run, "agreed": agreed or None, "changes": list(changes)})
         return
     for change in changes:
-        click.echo(change_text(change))
+        click.echo(change)
     if not changes:
         click.echo("Nothing changes: every limit and mode of this policy counts already.")
     elif dry_run:
         click.echo("Nothing was applied; leave --dry-run out to do so.")
+    else:
+        click.echo(f"Applied {agreed}; 'mlflow-green budget list' keeps it.")
+    if wants_reason:
+        click.echo("It needs a reason: add --reason TEXT (override: reason: required in green.yaml).")

@@ -12,10 +12,22 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from decimal import Decimal
 from fractions import Fraction
+from typing import NamedTuple
 from uuid import NAMESPACE_OID, uuid5
 
 from mlflow_green.errors import AllowanceRefused
-from mlflow_green.records import Allowance, AllowanceKind, ApprovedLimit, Balance, BucketKey, Mode, Rollover, Term
+from mlflow_green.records import (
+    Allowance,
+    AllowanceKind,
+    AppliedLimit,
+    ApprovedLimit,
+    Balance,
+    BucketKey,
+    Mode,
+    Rollover,
+    Term,
+    Unit,
+)
 from mlflow_green.units import exact, format_amount
 
 LimitKey = tuple[str, str, str]
@@ -110,22 +122,34 @@ def stricter(one: Mode, other: Mode) -> Mode:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LimitChange:
-    """What applying a policy does to one limit; ``before`` is ``None`` for one that was never seen."""
+    """What applying a policy does to one limit.
+
+    ``before`` is ``None`` for one that was never seen, ``after`` for one that the policy does not have; never both.
+    """
 
     before: ApprovedLimit | None
-    after: ApprovedLimit
+    after: ApprovedLimit | None
+
+    @property
+    def limit(self) -> ApprovedLimit:
+        """The one that there is; of two the new one."""
+        limit = self.after or self.before
+        assert limit is not None
+        return limit
 
     @property
     def moves(self) -> bool:
         """Whether the limit or the mode becomes another one, and not only the version that says so."""
         before, after = self.before, self.after
-        return before is None or (before.limit, before.mode) != (after.limit, after.mode)
+        return before is None or after is None or (before.limit, before.mode) != (after.limit, after.mode)
 
     @property
     def loosens(self) -> bool:
         """Whether somebody has to agree: more may be spent, or less is enforced."""
         before, after = self.before, self.after
-        return before is not None and (after.limit > before.limit or stricter(before.mode, after.mode) != after.mode)
+        if before is None or after is None:
+            return after is None
+        return after.limit > before.limit or stricter(before.mode, after.mode) != after.mode
 
 
 def told(
@@ -173,6 +197,36 @@ def changes(
         if limit_key(term) not in known:
             found[limit_key(term)] = LimitChange(before=None, after=_first(term, sha256, now))
     return tuple(found.values())
+
+
+class Agreed(NamedTuple):
+    """Who asked for a policy to be applied, who agreed, and why; as in an ``Allowance``."""
+
+    requested_by: str
+    approver: str | None
+    approved_by: str | None
+    reason: str
+
+    @property
+    def name(self) -> str:
+        return self.approved_by or f"{self.approver} (named by {self.requested_by}, not verified)"
+
+
+def applied_limit(change: LimitChange, agreed: Agreed, *, at: datetime, sha256: str) -> AppliedLimit:
+    """What is kept of a change for good."""
+    before, after, limit = change.before, change.after, change.limit
+    return AppliedLimit(
+        at=at,
+        budget=limit.budget,
+        account=limit.account,
+        unit=limit.unit,
+        before=before.limit if before else None,
+        before_mode=before.mode if before else None,
+        after=after.limit if after else None,
+        after_mode=after.mode if after else None,
+        policy_sha256=sha256,
+        **agreed._asdict(),
+    )
 
 
 def _first(term: Term, sha256: str, now: datetime) -> ApprovedLimit:
@@ -300,7 +354,7 @@ def check(allowance: Allowance, balance: Balance, extras: Extras, now: datetime,
         )
 
 
-def agreement_text(allowance: Allowance) -> str:
+def agreement_text(allowance: Allowance | AppliedLimit) -> str:
     """Who agreed, and how that is known."""
     if allowance.approved_by == allowance.requested_by:
         return "by its own decision"
@@ -328,9 +382,30 @@ def allowance_text(allowance: Allowance) -> str:
 
 def change_text(change: LimitChange) -> str:
     """What happens to one limit, and to its mode."""
-    after, before = change.after, change.before
-    new = f"{format_amount(after.unit, after.limit)} {after.unit}, {after.mode}"
-    if before is None:
-        return f"{after.budget} ({after.account}): {new}, seen for the first time"
-    old = f"{format_amount(before.unit, before.limit)} {before.unit}, {before.mode}"
-    return f"{after.budget} ({after.account}): {old} -> {new}"
+    name = f"{change.limit.budget} ({change.limit.account})"
+    old, new = (_limit_text(each.unit, each.limit, each.mode) if each else "" for each in (change.before, change.after))
+    return f"{name}: {_moved(old, new)}"
+
+
+def applied_text(applied: AppliedLimit) -> str:
+    """One sentence for people: what was applied, when, who agreed, why."""
+    old, new = (
+        _limit_text(applied.unit, amount, mode) if amount is not None and mode else ""
+        for amount, mode in ((applied.before, applied.before_mode), (applied.after, applied.after_mode))
+    )
+    why = f": {applied.reason}" if applied.reason else ""
+    return (
+        f"{applied.at:%Y-%m-%d %H:%M} UTC {applied.requested_by or 'somebody'} applied policy"
+        f" {applied.policy_sha256[:12]}, {agreement_text(applied)}{why}."
+        f" {applied.budget} ({applied.account}): {_moved(old, new)}"
+    )
+
+
+def _limit_text(unit: Unit, amount: int, mode: Mode) -> str:
+    return f"{format_amount(unit, amount)} {unit}, {mode}"
+
+
+def _moved(old: str, new: str) -> str:
+    if not old:
+        return f"{new}, seen for the first time"
+    return f"{old} -> {new}" if new else f"{old} -> removed"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Protocol
@@ -10,6 +10,7 @@ from typing import Protocol
 from mlflow_green.ledger.compaction import Compaction
 from mlflow_green.records import (
     Allowance,
+    AppliedLimit,
     ApprovedLimit,
     Balance,
     Batch,
@@ -154,11 +155,22 @@ class PolicyBook(Protocol):
         version: PolicyVersion,
         terms: Sequence[Term],
         *,
-        approved_by: str,
+        approved_by: str | None,
         reason: str = "",
         to: Sequence[str] = (),
+        requested_by: str = "",
+        approver: str | None = None,
+        drops: Collection[tuple[str, str, str]] = (),
     ) -> None:
-        """Count what the policy says from now on, for every account of the budgets of these terms."""
+        """Count what the policy says from now on, for every account of the budgets of these terms.
+
+        ``drops`` are the keys of approved limits that it does not have. ``approver`` is only named, ``approved_by`` has
+        an identity of his own; one of them is given.
+        """
+        ...
+
+    def applied_limits(self) -> tuple[AppliedLimit, ...]:
+        """What was ever applied, oldest first."""
         ...
 
     def approved_limits(self) -> tuple[ApprovedLimit, ...]: ...

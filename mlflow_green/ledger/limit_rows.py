@@ -12,7 +12,7 @@ from mlflow_green.errors import LedgerError
 from mlflow_green.ledger import rows, schema
 from mlflow_green.ledger.allowances import Extras, LimitKey
 from mlflow_green.ledger.posting import Effects
-from mlflow_green.records import Allowance, AllowanceKind, ApprovedLimit, BucketKey, PolicyVersion, Term
+from mlflow_green.records import Allowance, AllowanceKind, AppliedLimit, ApprovedLimit, BucketKey, PolicyVersion, Term
 
 _ALLOWANCES, _APPROVED = schema.allowances.c, schema.approved_limits.c
 
@@ -133,13 +133,23 @@ def write_limits(connection: Connection, effects: Effects) -> None:
         agreed = connection.execute(_APPROVE, {"key": allowance.allowance_id, "by": allowance.approved_by})
         if agreed.rowcount != 1:
             raise LedgerError(f"allowance {allowance.allowance_id} was approved by somebody else; nothing was written")
-    _write_approved(connection, effects.limits)
+    _write_approved(connection, effects.limits, effects.dropped)
+    if effects.applied:
+        connection.execute(insert(schema.limit_changes), [rows.applied_limit_row(each) for each in effects.applied])
     _write_policies(connection, effects.policies)
 
 
-def _write_approved(connection: Connection, limits: Collection[ApprovedLimit]) -> None:
+def load_applied(connection: Connection) -> tuple[AppliedLimit, ...]:
+    """What was ever applied, oldest first."""
+    found = connection.execute(select(schema.limit_changes).order_by(schema.limit_changes.c.change_number))
+    return tuple(rows.applied_limit_of(row) for row in found.mappings())
+
+
+def _write_approved(
+    connection: Connection, limits: Collection[ApprovedLimit], dropped: Collection[ApprovedLimit]
+) -> None:
     latest = {limit.key: limit for limit in limits}
-    for budget, account, unit in latest:
+    for budget, account, unit in (*latest, *(limit.key for limit in dropped)):
         connection.execute(_DELETE_APPROVED, {"of_budget": budget, "of_account": account, "of_unit": unit})
     if latest:
         connection.execute(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -14,7 +14,7 @@ from uuid import uuid4
 from mlflow_green.clock import Clock
 from mlflow_green.errors import AllowanceRefused
 from mlflow_green.ledger.accounts import ancestry
-from mlflow_green.ledger.allowances import NOTHING, LimitKey, counted, extras_of, limit_key
+from mlflow_green.ledger.allowances import NOTHING, Agreed, LimitKey, counted, extras_of, limit_key
 from mlflow_green.ledger.compaction import (
     ONCE_ONLY,
     Compaction,
@@ -52,6 +52,7 @@ from mlflow_green.ledger.posting import (
 from mlflow_green.records import (
     Action,
     Allowance,
+    AppliedLimit,
     ApprovedLimit,
     Balance,
     Batch,
@@ -97,6 +98,7 @@ class MemoryLedger:
         self._letters: dict[str, OutboxRow] = {}
         self._allowances: dict[str, Allowance] = {each.allowance_id: each for each in allowances}
         self._approved: dict[LimitKey, ApprovedLimit] = {each.key: each for each in approved}
+        self._applied: list[AppliedLimit] = []
         self._policies: dict[str, PolicyVersion] = {}
 
     # --- Ledger ----------------------------------------------------------------------------------
@@ -289,16 +291,23 @@ class MemoryLedger:
         version: PolicyVersion,
         terms: Sequence[Term],
         *,
-        approved_by: str,
+        approved_by: str | None,
         reason: str = "",
         to: Sequence[str] = (),
+        requested_by: str = "",
+        approver: str | None = None,
+        drops: Collection[LimitKey] = (),
     ) -> None:
         now = self._clock.now()
         standing = self._standing(now)
-        self._apply(post_applied(version, terms, standing, now, approved_by=approved_by, reason=reason, to=to))
+        agreed = Agreed(requested_by, approver, approved_by, reason)
+        self._apply(post_applied(version, terms, standing, now, agreed=agreed, to=to, drops=drops))
 
     def approved_limits(self) -> tuple[ApprovedLimit, ...]:
         return tuple(self._approved.values())
+
+    def applied_limits(self) -> tuple[AppliedLimit, ...]:
+        return tuple(self._applied)
 
     def policies(self) -> tuple[PolicyVersion, ...]:
         return tuple(self._policies.values())
@@ -397,6 +406,9 @@ class MemoryLedger:
         self._decisions += effects.decisions
         self._allowances.update({each.allowance_id: each for each in (*effects.allowances, *effects.approvals)})
         self._approved.update({limit.key: limit for limit in effects.limits})
+        for limit in effects.dropped:
+            del self._approved[limit.key]
+        self._applied.extend(effects.applied)
         self._policies.update({each.sha256: each for each in effects.policies if each.sha256 not in self._policies})
         self._generation += effects.balances_changed
         for message in effects.messages:

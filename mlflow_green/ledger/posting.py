@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from decimal import Decimal
@@ -16,12 +16,14 @@ from fractions import Fraction
 
 from mlflow_green.errors import AllowanceRefused, HoldClosed, LedgerError
 from mlflow_green.ledger.allowances import (
+    Agreed,
     Extras,
     LimitChange,
     LimitKey,
     Limits,
     agreement_text,
     allowance_text,
+    applied_limit,
     change_text,
     changes,
     check,
@@ -36,6 +38,7 @@ from mlflow_green.records import (
     Allowance,
     AllowanceKind,
     Answer,
+    AppliedLimit,
     ApprovedLimit,
     Balance,
     Batch,
@@ -172,12 +175,14 @@ class Effects:
     policies: tuple[PolicyVersion, ...] = ()
     adopted: tuple[Hold | None, ...] = ()
     fenced: tuple[str, ...] = ()
+    dropped: tuple[ApprovedLimit, ...] = ()
+    applied: tuple[AppliedLimit, ...] = ()
 
     @property
     def writes(self) -> bool:
         """Whether any row is written."""
         rows = (self.buckets, self.opened, self.changed, self.journal, self.entries, self.windows, self.facts)
-        limits = (self.allowances, self.approvals, self.limits, self.policies)
+        limits = (self.allowances, self.approvals, self.limits, self.policies, self.dropped, self.applied)
         return any((*rows, *limits, self.decisions, self.messages, self.alerts))
 
 
@@ -291,24 +296,33 @@ def post_applied(
     standing: Standing,
     now: datetime,
     *,
-    approved_by: str,
-    reason: str,
+    agreed: Agreed,
     to: Sequence[str] = (),
+    drops: Collection[LimitKey] = (),
 ) -> Effects:
-    """What a policy says counts from now on; the buckets of these periods have its limits at once."""
+    """What a policy says counts from now on; the buckets of these periods have its limits at once.
+
+    ``drops`` are the limits that it does not have any more.
+    """
     posting = _Posting.of(standing, now)
-    changed = changes(terms, standing.approved, sha256=version.sha256, now=now, approved_by=approved_by, reason=reason)
+    by, sha256 = agreed.name, version.sha256
+    changed = changes(terms, standing.approved, sha256=sha256, now=now, approved_by=by, reason=agreed.reason)
     for change in changed:
-        posting.limits.write(change.after)
+        if change.after is not None:
+            posting.limits.write(change.after)
+    gone = [standing.approved[key] for key in drops if key in standing.approved]
+    changed = (*changed, *(LimitChange(before=limit, after=None) for limit in gone))
     for key, balance in standing.balances.items():
         posting.learn(
             replace(term, account=balance.term.account)
             for term in terms
             if (term.budget, term.unit.value, term.period) == (key[0], key[2], key[3])
         )
-    moved = {(change.after.budget, change.after.unit): change for change in changed if change.moves}
-    messages = tuple(_applied_message(change, version, approved_by, to) for change in moved.values())
-    return posting.effects(standing, policies=(version,), messages=messages)
+    moved = {(change.limit.budget, change.limit.unit): change for change in changed if change.moves and change.before}
+    messages = tuple(_applied_message(change, version, by, to, now) for change in moved.values())
+    effects = posting.effects(standing, policies=(version,), messages=messages)
+    kept = (applied_limit(change, agreed, at=now, sha256=sha256) for change in changed if change.moves)
+    return replace(effects, dropped=tuple(gone), applied=tuple(kept))
 
 
 @dataclass(frozen=True, slots=True)
@@ -972,12 +986,14 @@ def _decision_of(hold: Hold) -> Decision:
 # --- messages ---------------------------------------------------------------------------------------
 
 
-def _applied_message(change: LimitChange, version: PolicyVersion, approved_by: str, to: Sequence[str]) -> Message:
+def _applied_message(
+    change: LimitChange, version: PolicyVersion, approved_by: str, to: Sequence[str], now: datetime
+) -> Message:
     """Tell the channels that a policy was applied, once for each budget and unit that it changed."""
-    after = change.after
+    after = change.limit
     return Message(
         kind="alert",
-        dedup="|".join(("applied", version.sha256, *after.key, after.at.isoformat())),
+        dedup="|".join(("applied", version.sha256, *after.key, now.isoformat())),
         payload={
             "budget": after.budget,
             "account": after.account,

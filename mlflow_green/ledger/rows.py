@@ -12,6 +12,7 @@ from mlflow_green.records import (
     AlertRule,
     Allowance,
     AllowanceKind,
+    AppliedLimit,
     ApprovedLimit,
     Balance,
     Boundary,
@@ -268,6 +269,22 @@ def approved_limit_row(limit: ApprovedLimit) -> Row:
 def approved_limit_of(row: ReadRow) -> ApprovedLimit:
     values = {**row, "unit": Unit(row["unit"]), "mode": Mode(row["mode"])}
     return ApprovedLimit(limit=values.pop("limit_amount"), **values)
+
+
+def applied_limit_row(applied: AppliedLimit) -> Row:
+    row = {**asdict(applied), "unit": applied.unit.value}
+    for name in ("before", "after"):
+        mode = row[f"{name}_mode"]
+        row |= {f"{name}_amount": row.pop(name), f"{name}_mode": mode.value if mode else None}
+    return row
+
+
+def applied_limit_of(row: ReadRow) -> AppliedLimit:
+    values = {name: value for name, value in row.items() if name != "change_number"} | {"unit": Unit(row["unit"])}
+    for name in ("before", "after"):
+        mode = values[f"{name}_mode"]
+        values |= {name: values.pop(f"{name}_amount"), f"{name}_mode": Mode(mode) if mode else None}
+    return AppliedLimit(**values)
 
 
 def amounts_json(amounts: Mapping[Unit, int]) -> Row:

@@ -263,6 +263,25 @@ approved_limits = Table(
     Column("reason", Text, nullable=False),
 )
 
+limit_changes = Table(
+    "limit_changes",
+    metadata,
+    Column("change_number", _ROW_NUMBER, primary_key=True),
+    Column("at", UtcTime, nullable=False),
+    Column("budget", String, nullable=False),
+    Column("account", String, nullable=False),
+    Column("unit", String(16), nullable=False),
+    Column("before_amount", BigInteger),
+    Column("before_mode", String(16)),
+    Column("after_amount", BigInteger),
+    Column("after_mode", String(16)),
+    Column("policy_sha256", String(64), nullable=False),
+    Column("requested_by", String, nullable=False),
+    Column("approver", String),
+    Column("approved_by", String),
+    Column("reason", Text, nullable=False),
+)
+
 policies = Table(
     "policies",
     metadata,
@@ -279,6 +298,16 @@ for _verb in ("UPDATE", "DELETE"):
         DDL(  # type: ignore[no-untyped-call]
             f"CREATE TRIGGER journal_never_{_verb.lower()} BEFORE {_verb} ON journal BEGIN"
             " SELECT RAISE(ABORT, 'the journal only grows: correct it with a new row'); END"
+        ).execute_if(dialect="sqlite"),
+    )
+
+for _verb in ("UPDATE", "DELETE"):
+    event.listen(
+        limit_changes,
+        "after_create",
+        DDL(  # type: ignore[no-untyped-call]
+            f"CREATE TRIGGER limit_changes_never_{_verb.lower()} BEFORE {_verb} ON limit_changes BEGIN"
+            " SELECT RAISE(ABORT, 'what was applied stays'); END"
         ).execute_if(dialect="sqlite"),
     )
 
@@ -299,6 +328,14 @@ CREATE TRIGGER journal_never_changes BEFORE UPDATE OR DELETE OR TRUNCATE ON jour
 FOR EACH STATEMENT EXECUTE FUNCTION journal_only_grows()
 """
 event.listen(journal, "after_create", DDL(_ONLY_GROWS).execute_if(dialect="postgresql"))  # type: ignore[no-untyped-call]
+
+_APPLIED_STAYS = """
+CREATE OR REPLACE FUNCTION limit_changes_only_grow() RETURNS trigger LANGUAGE plpgsql AS
+$$BEGIN RAISE EXCEPTION 'what was applied stays'; END$$;
+CREATE TRIGGER limit_changes_never_change BEFORE UPDATE OR DELETE OR TRUNCATE ON limit_changes
+FOR EACH STATEMENT EXECUTE FUNCTION limit_changes_only_grow()
+"""
+event.listen(limit_changes, "after_create", DDL(_APPLIED_STAYS).execute_if(dialect="postgresql"))  # type: ignore[no-untyped-call]
 
 # The database knows who asks and who approves, whatever a program says. A rollover is arithmetic: nobody asks for it.
 _APPROVED_BY_ANOTHER_ROLE = """

@@ -18,7 +18,7 @@ _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.E
 def scratch_file(folder: Path) -> Iterator[tuple[Path, int]]:
     """A new file under a name that nobody else uses, open for reading and writing; its name is gone afterwards."""
     path = folder / f"{uuid4().hex}.tmp"
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     try:
         yield path, fd
     finally:

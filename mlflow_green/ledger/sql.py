@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import socket
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -22,7 +22,7 @@ from mlflow_green.clock import Clock, boot_id
 from mlflow_green.errors import AllowanceRefused, LedgerUnavailable
 from mlflow_green.ledger import rows, schema
 from mlflow_green.ledger.address import is_postgres, ledger_path, parsed_url
-from mlflow_green.ledger.allowances import NOTHING, counted, limit_key
+from mlflow_green.ledger.allowances import NOTHING, Agreed, LimitKey, counted, limit_key
 from mlflow_green.ledger.cache import cache_folder
 from mlflow_green.ledger.change import Change, LetterChange, apply
 from mlflow_green.ledger.compaction import Compaction
@@ -33,6 +33,7 @@ from mlflow_green.ledger.limit_rows import (
     keys_of_budgets,
     knows_policy,
     load_allowances,
+    load_applied,
     load_approved,
     load_extras,
 )
@@ -67,6 +68,7 @@ from mlflow_green.ledger.transaction import (
 )
 from mlflow_green.records import (
     Allowance,
+    AppliedLimit,
     ApprovedLimit,
     Balance,
     Batch,
@@ -445,9 +447,12 @@ class SqlLedger:
         version: PolicyVersion,
         terms: Sequence[Term],
         *,
-        approved_by: str,
+        approved_by: str | None,
         reason: str = "",
         to: Sequence[str] = (),
+        requested_by: str = "",
+        approver: str | None = None,
+        drops: Collection[LimitKey] = (),
     ) -> None:
         with self._writing() as connection:
             now = self._store.now(connection, self._clock)
@@ -458,12 +463,17 @@ class SqlLedger:
                 extras=found.extras,
                 approved=load_approved(connection),
             )
-            effects = post_applied(version, terms, standing, now, approved_by=approved_by, reason=reason, to=to)
+            agreed = Agreed(requested_by, approver, approved_by, reason)
+            effects = post_applied(version, terms, standing, now, agreed=agreed, to=to, drops=drops)
             self._write(connection, effects, now)
 
     def approved_limits(self) -> tuple[ApprovedLimit, ...]:
         with self._reading() as connection:
             return tuple(load_approved(connection).values())
+
+    def applied_limits(self) -> tuple[AppliedLimit, ...]:
+        with self._reading() as connection:
+            return load_applied(connection)
 
     def policies(self) -> tuple[PolicyVersion, ...]:
         query = select(schema.policies).order_by(schema.policies.c.at)

@@ -160,6 +160,15 @@ def forget_host(path: str) -> None:
         engine.dispose()
 
 
+def _create_as_umask_says(path: Path) -> None:
+    """SQLite creates a file that only its owner may write, whatever the umask; its other files are as that one.
+
+    Never opens a file that is there: closing it again would drop the locks of this process.
+    """
+    with suppress(OSError):
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666))
+
+
 def sqlite_engine(path: Path, *, is_cache: bool = False) -> Engine:
     """An engine with one connection, usable from any thread, from one at a time.
 
@@ -172,6 +181,7 @@ def sqlite_engine(path: Path, *, is_cache: bool = False) -> Engine:
         poolclass=StaticPool,
         connect_args={"timeout": BUSY_TIMEOUT_SECONDS, "check_same_thread": False, "isolation_level": None},
     )
+    event.listen(engine, "do_connect", lambda *_: _create_as_umask_says(path))
     event.listen(engine, "connect", _set_pragmas)
     if is_cache:
         event.listen(engine, "connect", _let_the_disk_take_its_time)

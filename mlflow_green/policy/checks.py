@@ -13,7 +13,7 @@ from itertools import chain
 
 from mlflow_green.errors import QuantityError
 from mlflow_green.policy.source import KeyPath, Problem, close_name
-from mlflow_green.policy.values import TIER_NAME
+from mlflow_green.policy.values import PERCENT_MAX, TIER_NAME
 from mlflow_green.records import Unit
 from mlflow_green.units import CARBON_MICROGRAMS, ENERGY_MICROJOULES, split_quantity
 
@@ -174,7 +174,7 @@ def _ratio(rule: Data) -> Decimal | None:
         ratio = Decimal(text[:-1].strip()).normalize() / 100
     except DecimalException:
         return None
-    return None if ratio.is_nan() else ratio
+    return ratio if ratio.is_finite() and abs(ratio) <= PERCENT_MAX else None
 
 
 def _periods(path: KeyPath, budget: Data) -> Iterator[Problem]:

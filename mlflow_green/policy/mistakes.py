@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from mlflow_green.policy.source import KeyPath, Problem, close_name
+from mlflow_green.policy.source import KeyPath, Problem, close_name, is_secret
 
 _FORMER_WORDS = {"hold": "wait", "deny": "refuse", "kill": "halt", "stop": "halt", "warn": "notify", "alert": "notify"}
 _KINDS = {"string": "text", "model": "a mapping", "dict": "a mapping", "list": "a list", "tuple": "a list"}
@@ -45,6 +45,8 @@ def problem_of(details: ErrorDetails, document: type[BaseModel], prefix: KeyPath
     """One of pydantic's errors; ``document`` is the model of the whole file, ``prefix`` where in it the data is."""
     path: KeyPath = (*prefix, *details["loc"])
     kind, value, context = details["type"], details["input"], details.get("ctx", {})
+    if is_secret(path) and value is not None:
+        value = _Hidden()
     if kind == "extra_forbidden":
         return _unknown_key(path, _known_keys(document, path[:-1]))
     if kind == "missing":
@@ -55,6 +57,13 @@ def problem_of(details: ErrorDetails, document: type[BaseModel], prefix: KeyPath
     if kind in {"literal_error", "enum"}:
         return _not_allowed(path, value, re.findall(r"'([^']*)'", str(context["expected"])))
     return Problem(path=path, message=_type_message(kind, value, path, details["msg"]))
+
+
+class _Hidden:
+    """Stands for a value that may be a secret."""
+
+    def __repr__(self) -> str:
+        return "this value"
 
 
 def _known_keys(document: type[BaseModel], path: KeyPath) -> tuple[str, ...]:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, tzinfo
 from fractions import Fraction
 from typing import NamedTuple
 
 from mlflow_green.errors import AllowanceRefused, PolicyError, QuantityError
 from mlflow_green.ledger.allowances import LimitKey, limit_key, stricter
 from mlflow_green.policy.document import Budget, Override, Policy, Verb, parse_policy
-from mlflow_green.policy.terms import terms
+from mlflow_green.policy.terms import is_over, terms
 from mlflow_green.policy.values import limit_of, percent
-from mlflow_green.records import ApprovedLimit, PolicyVersion, Term, Unit
-from mlflow_green.units import format_amount, parse_seconds
+from mlflow_green.records import Allowance, ApprovedLimit, PolicyVersion, Term, Unit
+from mlflow_green.units import AMOUNT_MAX, format_amount, parse_seconds
 
 GroupsOf = Callable[[str], Collection[str]]
 """The names of the groups that the system puts a user into."""
@@ -42,7 +42,10 @@ def amounts_of(text: str, budget: Budget, found: Sequence[Term]) -> Mapping[Unit
             ratio = Fraction(percent(text.strip()))
         except ValueError as error:
             raise QuantityError(str(error)) from None
-        return {term.unit: int(ratio * term.limit) for term in found}
+        amounts = {term.unit: int(ratio * term.limit) for term in found}
+        if max(amounts.values(), default=0) > AMOUNT_MAX:
+            raise QuantityError(f"{text!r} of {budget.name} is too much; ask for less")
+        return amounts
     limit = limit_of(text)
     if limit.unit not in {term.unit for term in found} or (limit.currency or budget.currency) != budget.currency:
         known = ", ".join(format_amount(term.unit, term.limit, budget.currency) for term in found)
@@ -65,13 +68,18 @@ def expiry(text: str | None, override: Override, now: datetime, policy: Policy) 
     except QuantityError:
         try:
             said = datetime.fromisoformat(text)
-        except ValueError:
+            end = (said if said.tzinfo else said.replace(tzinfo=policy.zone)).astimezone(UTC)
+        except (ValueError, OverflowError):
             raise QuantityError(f"{text!r} is no time; write e.g. '72h' or '2026-11-24T18:00'") from None
-        end = (said if said.tzinfo else said.replace(tzinfo=policy.zone)).astimezone(UTC)
     if not now < end <= last:
         most = f"{last.astimezone(policy.zone):%Y-%m-%d %H:%M}"
         raise AllowanceRefused(f"an override here ends after now and by {most} (expires: in green.yaml), not at {text}")
     return end
+
+
+def allowance_state(allowance: Allowance, now: datetime, zone: tzinfo) -> str:
+    """``expired``, ``active`` or ``pending``: what was added to a bucket is over with its period."""
+    return "expired" if is_over(allowance.period, now, zone) else allowance.state(now)
 
 
 # --- who agrees -----------------------------------------------------------------------------------
@@ -163,8 +171,7 @@ def terms_of_accounts(
     own = terms(policy, project=project, user=user, org=None, now=now, workflow_run="next")
     found = {term.key: term for term in own}
     for budget, account in sorted(accounts):
-        labels = dict(part.split(":", 1) for part in account.split("/") if ":" in part)
-        named = {level: name.replace("%2F", "/").replace("%25", "%") for level, name in labels.items()}
+        named = _labels(account)
         theirs = terms(
             policy,
             project=named.get("project", project),
@@ -202,6 +209,57 @@ def not_applied(policy: Policy, approved: Mapping[LimitKey, ApprovedLimit], foun
         if stricter(limit.mode, term.mode) is not term.mode:
             lines.append(_line(term.budget, f"mode {term.mode}", f"mode {limit.mode}"))
     return tuple(dict.fromkeys(lines))
+
+
+def dropped(
+    policy: Policy,
+    approved: Iterable[ApprovedLimit],
+    found: Iterable[Term],
+    versions: Callable[[], Iterable[PolicyVersion]],
+    *,
+    payer: Mapping[str, str] | None = None,
+) -> tuple[ApprovedLimit, ...]:
+    """The approved limits that this policy had in an earlier version, and has no more: removed, renamed, of others.
+
+    A ledger may serve several policies: an earlier version is one that names the same project. Where the version is
+    not known, the account has to. ``found`` are the policy's own terms. With a ``payer``, ``{"project": ..., "user":
+    ...}``, only what would count for him.
+    """
+    known = {limit_key(term) for term in found}
+    gone = [limit for limit in approved if limit.key not in known and _is_for(limit.account, payer or {})]
+    projects = {version.sha256: _project_in(version.text) for version in versions()} if gone else {}
+    return tuple(
+        limit
+        for limit in gone
+        if (projects.get(limit.policy_sha256) or _labels(limit.account).get("project")) == policy.project
+    )
+
+
+def dropped_line(limit: ApprovedLimit) -> str:
+    """What is said of a limit that green.yaml does not have any more."""
+    amount = format_amount(limit.unit, limit.limit)
+    return (
+        f"green.yaml has no {limit.budget} ({limit.account}: {amount} {limit.unit}, {limit.mode}) any more, and"
+        " 'mlflow-green policy apply' has not removed it yet"
+    )
+
+
+def _is_for(account: str, payer: Mapping[str, str]) -> bool:
+    labels = _labels(account)
+    return all(labels.get(level, name) == name for level, name in payer.items())
+
+
+def _labels(account: str) -> dict[str, str]:
+    labels = dict(part.split(":", 1) for part in account.split("/") if ":" in part)
+    return {level: name.replace("%2F", "/").replace("%25", "%") for level, name in labels.items()}
+
+
+def _project_in(text: str) -> str | None:
+    """The project of an earlier version; ``None`` if it knew other words."""
+    try:
+        return parse_policy(text.encode()).project
+    except PolicyError:
+        return None
 
 
 def _line(budget: str, says: str, counts: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,14 @@ CUTOFF = 0.6
 
 KeyPath = tuple[str | int, ...]
 """The way to a value: ``("budgets", 0, "limit")``."""
+
+SECRETS = ("webhook", "secret", "apprise")
+"""The keys of a channel whose value opens it to whoever reads it."""
+
+_ADDRESS = re.compile(r"://[^\s'\",;]+")
+_MAYBE_SECRET = re.compile(
+    r"(?i)(?:(?:webhook|secret|apprise|password|token)[\"']?\s*:\s*(?![\[\s\"']*env:)(?=\S)|://)"
+)
 
 _TAG = "tag:yaml.org,2002:"
 _TAGS = {_TAG + kind for kind in ("map", "seq", "str", "int", "float", "bool", "null", "timestamp")}
@@ -50,6 +59,11 @@ def close_name(word: object, known: Iterable[str]) -> str | None:
     by_lower = {name.lower(): name for name in known}
     found = difflib.get_close_matches(str(word).lower(), by_lower, n=1, cutoff=CUTOFF)
     return by_lower[found[0]] if found else None
+
+
+def is_secret(path: KeyPath) -> bool:
+    """Whether what is wrong at this path may be a secret, which is never shown."""
+    return path[:1] == ("channels",) and any(key in SECRETS for key in path[2:3])
 
 
 class Source:
@@ -153,10 +167,15 @@ class Source:
         head = f"{self.name}:{mark.line}:{mark.column}: error: {path + ': ' if path else ''}{problem.message}"
         if problem.suggestion:
             head += f"; did you mean {problem.suggestion!r}?"
+        head = _ADDRESS.sub("://***", head)
         if mark.line > len(self.lines):
             return head
         line = self.lines[mark.line - 1].replace("\t", " ")
-        return f"{head}\n    {line}\n    {' ' * (mark.column - 1)}^"
+        end = mark.column - 1 if is_secret(problem.path) and not problem.on_key else len(line)
+        found = _MAYBE_SECRET.search(line)
+        end = min(end, found.end()) if found else end
+        shown = line if end == len(line) else f"{line[:end]}***"
+        return f"{head}\n    {shown}\n    {' ' * min(mark.column - 1, end)}^"
 
 
 def read_bytes(path: Path) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta, tzinfo
 
@@ -88,6 +89,21 @@ def _name_of(period: Period, day: date) -> str:
         Period.YEAR: f"{day.year:04d}",
         Period.TOTAL: "total",
     }[period]
+
+
+_FORMS = {
+    Period.DAY: re.compile(r"\d{4}-\d\d-\d\d"),
+    Period.WEEK: re.compile(r"\d{4}-W\d\d"),
+    Period.MONTH: re.compile(r"\d{4}-\d\d"),
+    Period.QUARTER: re.compile(r"\d{4}-Q\d"),
+    Period.YEAR: re.compile(r"\d{4}"),
+}
+
+
+def is_over(name: str, now: datetime, zone: tzinfo) -> bool:
+    """Whether the period of that name ended before ``now``; ``total`` and that of a workflow never do."""
+    kind = next((kind for kind, form in _FORMS.items() if form.fullmatch(name)), None)
+    return kind is not None and name < period_key(kind, now, zone, "")  # names of a kind are in the order of time
 
 
 def period_end(period: Period, now: datetime, zone: tzinfo) -> datetime | None:

@@ -27,6 +27,12 @@ from mlflow_green.units import (
 )
 
 INTENSITY_UNITS = ("g/kWh", "gCO2e/kWh")
+PERCENT_MAX = 10_000
+"""A hundredfold; more is a slip."""
+
+FACTOR_MAX = 1_000_000
+"""More grams or money per kWh is a slip, and would not fit into 64 bits."""
+
 TIER_NAME = re.compile("[A-Za-z0-9_.-]+")
 
 
@@ -120,17 +126,17 @@ def percent(value: object) -> Decimal:
     if value is None:
         raise wrong("has no value")
     if isinstance(value, int | float) and not isinstance(value, bool):
-        meant = f"{value * 100:g}%" if 0 < value <= 1 else f"{value:g}%"
+        meant = f"{value * 100:g}%" if 0 < value <= 1 else f"{value:g}%" if abs(value) <= PERCENT_MAX else None
         raise wrong(f"{value} is not a percentage; write it with its sign", meant)
     try:
         ratio = Decimal(str(value).removesuffix("%").strip()) / 100
     except DecimalException:
-        ratio = Decimal("nan")
-    if ratio.is_nan():  # it is no number to compare with
+        ratio = Decimal("NaN")
+    if not ratio.is_finite():  # it is no number to compare with
         raise wrong(f"{value!r} is not a percentage; write e.g. '80%'")
     if not str(value).endswith("%"):
         raise wrong(f"{value!r} is not a percentage; write it with its sign", f"{value}%")
-    if not 0 < ratio <= 100:  # noqa: PLR2004 - a hundredfold; more is a slip
+    if not 0 < ratio <= PERCENT_MAX / 100:
         raise wrong(f"{value!r} is out of range; a percentage is more than 0% and at most 10000%")
     return ratio
 
@@ -191,7 +197,7 @@ def intensity_of(text: str) -> float:
         raise QuantityError(
             f"unknown unit {unit!r} in {text!r}; write e.g. '56 g/kWh'", unit=unit, known_units=INTENSITY_UNITS
         )
-    return float(number)
+    return _not_too_much(text, number, "56 g/kWh")
 
 
 def price_of(text: str) -> Price:
@@ -199,7 +205,13 @@ def price_of(text: str) -> Price:
     currency, _, per = unit.partition("/")
     if per != "kWh" or not re.fullmatch("[A-Z]{3}", currency):
         raise QuantityError(f"{text!r} is not a price; write e.g. '0.21 EUR/kWh'")
-    return Price(per_kwh=float(number), currency=currency)
+    return Price(per_kwh=_not_too_much(text, number, "0.21 EUR/kWh"), currency=currency)
+
+
+def _not_too_much(text: str, number: Decimal, example: str) -> float:
+    if number > FACTOR_MAX:
+        raise QuantityError(f"{text!r} is too much; write e.g. '{example}'")
+    return float(number)
 
 
 def timezone_of(value: str) -> str:
@@ -274,7 +286,7 @@ def webhook_of(value: str) -> str:
         return value
     if value.startswith("env:"):
         return secret_of(value)
-    raise wrong(f"{value!r} is neither an https:// address without a password nor 'env:NAME'")
+    raise wrong("this is neither an https:// address without a password nor 'env:NAME'")
 
 
 def organisation_of(value: str) -> str:

@@ -7,11 +7,12 @@ value is ``null``.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime
+from dataclasses import asdict
+from datetime import UTC, datetime, tzinfo
 from typing import Any
 
 from mlflow_green import units
-from mlflow_green.records import Allowance, Balance, DecisionRow, Domain, Entry, NodeWindow
+from mlflow_green.records import Allowance, AppliedLimit, Balance, DecisionRow, Domain, Entry, NodeWindow
 from mlflow_green.reports.reliability import Reliability
 from mlflow_green.reports.wording import Facts, facts_of
 
@@ -104,12 +105,14 @@ def balance_to_json(balance: Balance) -> JsonObject:
     }
 
 
-def allowance_to_json(allowance: Allowance, now: datetime) -> JsonObject:
+def allowance_to_json(allowance: Allowance, now: datetime, zone: tzinfo = UTC) -> JsonObject:
     """One allowance; ``state`` is ``active``, ``expired`` or ``pending``, the amount is in the unit's scale."""
+    from mlflow_green.policy.raising import allowance_state
+
     return {
         "allowance_id": allowance.allowance_id,
         "kind": allowance.kind.value,
-        "state": allowance.state(now),
+        "state": allowance_state(allowance, now, zone),
         "budget": allowance.budget,
         "account": allowance.account,
         "unit": allowance.unit.value,
@@ -122,6 +125,11 @@ def allowance_to_json(allowance: Allowance, now: datetime) -> JsonObject:
         "approved_by": allowance.approved_by,
         "reason": allowance.reason,
     }
+
+
+def applied_to_json(applied: AppliedLimit) -> JsonObject:
+    """What ``policy apply`` did to one limit; amounts are in the unit's scale."""
+    return {**asdict(applied), "at": applied.at.isoformat(), "unit": applied.unit.value}
 
 
 def decision_to_json(row: DecisionRow) -> JsonObject:

@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, tzinfo
 from typing import Generic, TextIO, TypeVar
 
 from rich import box
@@ -230,8 +230,10 @@ def balance_table(balances: Sequence[Balance], before: Sequence[Balance] = (), *
     return table_of(columns, balances, width=width)
 
 
-def allowance_table(allowances: Sequence[Allowance], now: datetime, *, width: int = 120) -> Table:
-    """One line for each thing that was added to a limit, oldest first."""
+def allowance_table(allowances: Sequence[Allowance], now: datetime, *, width: int = 120, zone: tzinfo = UTC) -> Table:
+    """One line for each thing that was added to a limit, oldest first; ``zone`` is that of its periods."""
+    from mlflow_green.policy.raising import allowance_state  # loads the schema of a policy, which a summary never needs
+
     columns: list[Column[Allowance]] = [
         Column(title="ID", cell=lambda a: a.allowance_id[:12]),
         Column(title="Budget", cell=lambda a: a.budget),
@@ -239,7 +241,7 @@ def allowance_table(allowances: Sequence[Allowance], now: datetime, *, width: in
         Column(title="Period", cell=lambda a: period_text(a.period), rank=4),
         Column(title="Kind", cell=lambda a: a.kind.value),
         Column(title="Amount", cell=lambda a: units.format_amount(a.unit, a.amount), right=True),
-        Column(title="State", cell=lambda a: a.state(now)),
+        Column(title="State", cell=lambda a: allowance_state(a, now, zone)),
         Column(title="Until", cell=lambda a: f"{a.expires_at:%Y-%m-%d %H:%M} UTC" if a.expires_at else MISSING, rank=2),
         Column(title="Agreed", cell=lambda a: agreement_text(a) if a.requested_by else MISSING, rank=1),
         Column(title="Reason", cell=lambda a: a.reason or MISSING, rank=3),

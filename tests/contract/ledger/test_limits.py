@@ -440,3 +440,14 @@ def test_what_counts_survives_closing_the_ledger(tmp_path, open_again):
     ledger = open_again(tmp_path / "again", clock=clock) if open_again is open_on_share else open_again(tmp_path)
     assert (ledger.allowances(), ledger.approved_limits(), ledger.policies(), ledger.balances()) == before
     ledger.close()
+
+
+def test_what_was_applied_stays_with_who_and_why_and_a_dropped_limit_is_gone(ledger):
+    ledger.record_policy(version("v1"), [MONTH])
+    ledger.apply_policy(version("v2"), [limited(200)], approved_by="ana", requested_by="bob", reason="more nodes")
+    ledger.apply_policy(version("v3"), [], approved_by=None, requested_by="bob", approver="cleo", drops=[MONTH.key[:3]])
+    raised, removed = ledger.applied_limits()
+    assert (raised.before, raised.after, raised.approved_by, raised.reason) == (100, 200, "ana", "more nodes")
+    assert (removed.before, removed.before_mode, removed.after) == (200, Mode.HARD, None)
+    assert (removed.requested_by, removed.approver, removed.approved_by) == ("bob", "cleo", None)
+    assert ledger.approved_limits() == ()

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+from datetime import timedelta
 
 import pytest
 from click.testing import CliRunner
 
-from mlflow_green.bootstrap import agreed_policy, load_policy_for, policy_as_agreed
+from mlflow_green.bootstrap import agreed_policy, load_policy_for, open_session, policy_as_agreed
 from mlflow_green.bootstrap import open_ledger as open_books
 from mlflow_green.cli.doors import Doors, Place
 from mlflow_green.cli.main import cli
 from mlflow_green.clock import SystemClock
+from mlflow_green.errors import AllowanceRefused
 from mlflow_green.planning import plan_workload
-from mlflow_green.records import PlannedStep, Step, StepSpec, Workload
+from mlflow_green.records import Allowance, AllowanceKind, PlannedStep, Step, StepSpec, Workload
+from tests.testkit.ledger_samples import term
 
 POLICY = """\
 version: 1
@@ -264,3 +267,129 @@ def test_the_policy_of_every_run_is_kept_with_its_text(run, tmp_path, write, set
     ledger.close()
     assert run("bob", "policy", "show", policy.sha256[:12]).output == version.text
     assert run("bob", "policy", "show", "beef").exit_code == 2
+
+
+# --- budgets that a policy drops ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("edit", [("name: month", "name: m2"), (", 1 kgCO2e]", "]")], ids=["renamed", "unit removed"])
+def test_a_hard_budget_that_the_policy_drops_stops_every_run_until_it_was_applied(edit, run, tmp_path):
+    start_a_run(tmp_path)
+    path = tmp_path / "green.yaml"
+    path.write_text(path.read_text().replace(*edit))
+    with pytest.raises(AllowanceRefused, match=r"has no month \(project:demo: .* hard\) any more.*policy apply"):
+        start_a_run(tmp_path)
+    dry = run("bob", "policy", "apply", "--dry-run").output
+    assert "hard -> removed" in dry
+    assert "--reason TEXT" in dry
+    refused(run("bob", "policy", "apply", "--reason", "x"), "bob is no approver of month", "user:ana")
+    assert run("ana", "policy", "apply", "--reason", "another name").exit_code == 0
+    assert start_a_run(tmp_path)[1] == []
+
+
+def test_a_workflow_does_not_run_unmetered_where_a_hard_budget_was_dropped(write, tmp_path):
+    start_a_run(tmp_path)
+    write(mode="observe")
+    path = tmp_path / "green.yaml"
+    path.write_text(path.read_text().replace("name: month", "name: m2"))
+    with pytest.raises(AllowanceRefused, match="nothing was started"):
+        open_session(name="w", policy=None, host_problem=None, wake=print, say=print, cwd=tmp_path, environ={})
+
+
+def test_a_budget_that_only_warns_is_dropped_with_a_line(run, write, tmp_path):
+    write(mode="observe", override="")
+    start_a_run(tmp_path)
+    path = tmp_path / "green.yaml"
+    path.write_text(path.read_text().replace("name: month", "name: m2"))
+    _, said = start_a_run(tmp_path)
+    assert len(said) == 2
+    assert all("green.yaml has no month" in line and "policy apply" in line for line in said)
+    assert run("bob", "policy", "apply").exit_code == 0
+    assert start_a_run(tmp_path)[1] == []
+
+
+def test_the_budgets_of_another_project_in_the_same_ledger_are_not_missed(run, write, tmp_path):
+    start_a_run(tmp_path)
+    path = tmp_path / "green.yaml"
+    path.write_text(path.read_text().replace("project: demo", "project: other").replace("name: month", "name: m2"))
+    assert start_a_run(tmp_path)[1] == []
+    assert "month" not in run("bob", "policy", "apply", "--dry-run").output
+
+
+def test_balance_says_which_budgets_the_policy_does_not_have(run, told, tmp_path):
+    run("bob", "budget", "grant", "month", "1 kWh", "--reason", "x", "--approver", "ana")
+    path = tmp_path / "green.yaml"
+    path.write_text(path.read_text().replace("name: month", "name: m2"))
+    assert "month (project:demo, energy) is not in green.yaml" in run("bob", "balance").output.replace("\n", " ")
+    assert {each["budget"]: each["in_policy"] for each in told("bob", "balance")["balances"]} == {
+        "month": False,
+        "m2": True,
+    }
+
+
+def test_everything_that_was_applied_stays_in_the_list(run, told, write, tmp_path):
+    start_a_run(tmp_path)
+    write(limit="8 kWh")
+    answer = run("root", "policy", "apply", "--reason", "more nodes", "--approver", "ana").output
+    assert "named by root: ana, not verified" in answer
+    write(limit="9 kWh")
+    run("cleo", "policy", "apply", "--reason", "and more", "--approver", "ana")
+    first, second = told("bob", "budget", "list")["applied"]
+    assert (first["before"], first["after"], first["requested_by"], first["approver"], first["reason"]) == (
+        5 * KWH,
+        8 * KWH,
+        "root",
+        "ana",
+        "more nodes",
+    )
+    assert (second["before"], second["after"]) == (8 * KWH, 9 * KWH)
+    screen = run("bob", "budget", "list").output
+    assert "named by root: ana, not verified: more nodes" in screen
+    assert "5.00 kWh energy, hard -> 8.00 kWh energy, hard" in screen
+
+
+def test_an_amount_or_a_time_that_does_not_fit_is_told_in_a_sentence(run, write):
+    for words in (("1e400 kWh",), ("0.1 kWh", "--until", "99999999999d"), ("0.1 kWh", "--until", "0001-01-01")):
+        result = run("bob", "budget", "override", "month", *words, "--reason", "x")
+        assert result.exit_code in {2, 77}, result.output
+        assert "too much" in result.output or "not at" in result.output or "is no time" in result.output
+    write(limit="2 GWh", override="")
+    result = run("bob", "budget", "grant", "month", "10000%")
+    assert (result.exit_code, "is too much" in result.output) == (2, True)
+    assert run("bob", "run", "--energy", "1e400 kWh", "--", "true").exit_code == 2
+
+
+def test_an_override_that_outlasts_its_period_says_when_that_ends(run, tmp_path):
+    path = tmp_path / "green.yaml"
+    path.write_text(path.read_text().replace("period: month", "period: day"))
+    ask = ("bob", "budget", "override", "month", "0.1 kWh", "--reason", "x", "--approver", "ana", "--until")
+    assert "It counts only in 20" in run(*ask, "48h").output
+    assert "then it is over" not in run(*ask, "1s").output or "23:59:59" in f"{SystemClock().now():%H:%M:%S}"
+
+
+@pytest.mark.parametrize("kind", [AllowanceKind.GRANT, AllowanceKind.OVERRIDE])
+def test_what_was_added_to_a_period_that_is_over_is_expired(kind, run, told, settings):
+    now = SystemClock().now()
+    ends = now + timedelta(days=30) if kind is AllowanceKind.OVERRIDE else None
+    past = term(budget="month", account="project:demo", period="2020-11")
+    old = Allowance(
+        allowance_id="old",
+        kind=kind,
+        budget="month",
+        account="project:demo",
+        unit=past.unit,
+        period="2020-11",
+        amount=KWH,
+        made_at=now,
+        expires_at=ends,
+        requested_by="bob",
+        approved_by="bob",
+        reason="",
+    )
+    run("bob", "budget", "grant", "month", "0.1 kWh", "--reason", "x", "--approver", "ana")
+    ledger = open_books(settings, SystemClock())
+    ledger.allow(old, past)
+    ledger.close()
+    found = {each["allowance_id"] == "old": each["state"] for each in told("bob", "budget", "list")["allowances"]}
+    assert found == {True: "expired", False: "active"}
+    assert "2020-11)" not in run("bob", "balance").output

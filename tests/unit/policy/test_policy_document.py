@@ -403,3 +403,27 @@ def test_a_wrong_declaration_names_every_problem_and_its_rule():
 def test_a_declaration_that_is_no_dict_is_refused_in_words():
     with pytest.raises(PolicyError, match="is not a dict"):
         parse_step_spec("full:1")
+
+
+@pytest.mark.parametrize(
+    "channel",
+    [
+        '{webhook: "https://user:hunter2@host/x?token=hunter2"}',
+        '{webhook: "http://host/hunter2"}',
+        '{webhook: "https://hooks.example/hunter2", quiet: 30}',
+        "{quiet: 30, webhook: ['https://hooks.example/hunter2']}",
+        "{webook: 'https://hooks.example/hunter2'}",
+        "{webhook: 'https://hooks.example/x', secret: hunter2}",
+        "{webhook: 'https://hooks.example/x', secret: 'hunter2' 'hunter2'}",
+        "{apprise: 'slack://hunter2/hunter2'}",
+        "{apprise: ['env:A', hunter2]}",
+        "\n    apprise:\n      - hunter2",
+        "{webhook: 'https://hooks.example/x', secret: [hunter2]}",
+    ],
+)
+def test_a_value_that_may_be_a_secret_is_never_shown(channel):
+    text = f"version: 1\nproject: demo\nchannels:\n  team: {channel}\n"
+    with pytest.raises(PolicyError) as caught:
+        parse_policy(text.encode())
+    assert "hunter2" not in str(caught.value)
+    assert "green.yaml:" in str(caught.value)

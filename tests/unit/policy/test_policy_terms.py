@@ -13,6 +13,7 @@ from mlflow_green.clock import SystemClock
 from mlflow_green.ledger.memory import MemoryLedger
 from mlflow_green.policy.document import Period, Reserve, parse_policy
 from mlflow_green.policy.terms import (
+    is_over,
     period_end,
     period_key,
     previous_period_key,
@@ -23,6 +24,7 @@ from mlflow_green.policy.terms import (
 from mlflow_green.records import Action, AlertRule, Batch, Mode, Rollover, Unit
 from tests.testkit.ledger_samples import OWNER, admit_what_fits, request
 
+PARIS = ZoneInfo("Europe/Paris")
 POLICY = parse_policy(
     b"""
 version: 1
@@ -281,3 +283,12 @@ budgets:
         ("project:vision", 10_000_000),
         ("project:speech", 10_000_000),
     }
+
+
+@given(st.integers(1, 100 * 366 * 86_400), st.sampled_from(Period))
+def test_a_period_is_over_when_it_ends_and_not_before(seconds, period):
+    now = datetime(2000, 1, 2, tzinfo=UTC) + timedelta(seconds=seconds)
+    name, end = period_key(period, now, PARIS, "run"), period_end(period, now, PARIS)
+    assert not is_over(name, now, PARIS)
+    assert end is None or is_over(name, end, PARIS)
+    assert end is None or not is_over(name, end - timedelta(seconds=1), PARIS)

@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 from mlflow_green.errors import QuantityError
 from mlflow_green.records import Unit
 from mlflow_green.units import (
+    AMOUNT_MAX,
+    SECONDS_MAX,
     format_amount,
     format_carbon,
     format_count,
@@ -44,7 +46,7 @@ def test_what_is_no_energy_is_refused_with_the_text_in_the_message(text) -> None
         parse_energy_microjoules(text)
 
 
-@given(st.integers(0, 10**12))
+@given(st.integers(0, 2 * 10**9))
 def test_a_whole_number_of_watt_hours_survives_its_text(watt_hours) -> None:
     assert parse_energy_microjoules(f"{watt_hours} Wh") == watt_hours * 3_600_000_000
 
@@ -84,3 +86,24 @@ def test_small_times_and_distances_have_a_smaller_unit() -> None:
 @given(st.integers(0, 10**13))
 def test_milliseconds_of_a_whole_millisecond_come_back(amount) -> None:
     assert milliseconds(amount / 1_000) == amount
+
+
+@pytest.mark.parametrize(
+    ("parse", "text"),
+    [
+        (parse_energy_microjoules, "1e400 kWh"),
+        (parse_energy_microjoules, "3 GWh"),
+        (parse_energy_microjoules, "1e99999999999999999999 J"),
+        (parse_carbon_micrograms, "1e14 tCO2e"),
+        (parse_money_micro_units, "1e13 EUR"),
+        (parse_seconds, "99999999999d"),
+    ],
+)
+def test_what_does_not_fit_into_a_ledger_is_too_much(parse, text):
+    with pytest.raises(QuantityError, match="is too much"):
+        parse(text)
+
+
+def test_the_most_that_fits_is_read():
+    assert parse_energy_microjoules("2.56 GWh") <= AMOUNT_MAX
+    assert parse_seconds("36500d") == SECONDS_MAX

@@ -1,4 +1,4 @@
-"""What version 2 adds: fencing and pending top-ups of holds, trees of accounts, allowances, approved limits, policies.
+"""What version 2 adds: fencing and pending top-ups of holds, trees of accounts, allowances, limits, policies.
 
 Every new column of an old table has a default, so a row of version 1 keeps its meaning and no row is rewritten.
 """
@@ -36,6 +36,14 @@ $$BEGIN
 END$$;
 CREATE TRIGGER allowances_by_role BEFORE INSERT OR UPDATE OR DELETE ON allowances
 FOR EACH ROW EXECUTE FUNCTION allowances_by_role()
+"""
+
+
+APPLIED_STAYS = """
+CREATE OR REPLACE FUNCTION limit_changes_only_grow() RETURNS trigger LANGUAGE plpgsql AS
+$$BEGIN RAISE EXCEPTION 'what was applied stays'; END$$;
+CREATE TRIGGER limit_changes_never_change BEFORE UPDATE OR DELETE OR TRUNCATE ON limit_changes
+FOR EACH STATEMENT EXECUTE FUNCTION limit_changes_only_grow()
 """
 
 
@@ -78,6 +86,23 @@ def upgrade() -> None:
         sa.Column("reason", sa.Text, nullable=False),
     )
     op.create_table(
+        "limit_changes",
+        sa.Column("change_number", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True),
+        sa.Column("at", sa.String(32), nullable=False),
+        sa.Column("budget", sa.String, nullable=False),
+        sa.Column("account", sa.String, nullable=False),
+        sa.Column("unit", sa.String(16), nullable=False),
+        sa.Column("before_amount", sa.BigInteger),
+        sa.Column("before_mode", sa.String(16)),
+        sa.Column("after_amount", sa.BigInteger),
+        sa.Column("after_mode", sa.String(16)),
+        sa.Column("policy_sha256", sa.String(64), nullable=False),
+        sa.Column("requested_by", sa.String, nullable=False),
+        sa.Column("approver", sa.String),
+        sa.Column("approved_by", sa.String),
+        sa.Column("reason", sa.Text, nullable=False),
+    )
+    op.create_table(
         "policies",
         sa.Column("sha256", sa.String(64), primary_key=True),
         sa.Column("text", sa.Text, nullable=False),
@@ -86,4 +111,11 @@ def upgrade() -> None:
     )
     if op.get_bind().dialect.name == "postgresql":
         op.execute(APPROVED_BY_ANOTHER_ROLE)
+        op.execute(APPLIED_STAYS)
+    else:
+        for verb in ("UPDATE", "DELETE"):
+            op.execute(
+                f"CREATE TRIGGER limit_changes_never_{verb.lower()} BEFORE {verb} ON limit_changes BEGIN"
+                " SELECT RAISE(ABORT, 'what was applied stays'); END"
+            )
     op.execute("UPDATE meta SET schema_version = 2")
