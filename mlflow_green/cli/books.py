@@ -85,7 +85,8 @@ def explain(place: Place, step: str | None, as_json: bool) -> None:
     elif found:
         out = console()
         for row in found:
-            explain_decision(out, row, by_hold.get(row.hold_id or ""), versions.get(row.decision.policy_sha256))
+            entry, version = by_hold.get(row.hold_id or ""), versions.get(row.decision.policy_sha256)
+            explain_decision(out, row, entry, version, hints=row is found[-1])
     elif books is None:
         click.echo(NO_HISTORY, err=True)
     else:

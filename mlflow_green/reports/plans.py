@@ -103,7 +103,7 @@ def plan_table(answers: Sequence[PlannedAnswer], *, width: int = 120) -> Table:
         _Column(title="Interval", cell=lambda line: Text(_interval(line), "dim"), rank=2),
         _Column(title="Holds", cell=_holds, right=True, rank=3),
         _Column(title="Budget", cell=lambda line: _budget(line.first), rank=1),
-        _Column(title="Known from", cell=lambda line: Text(_source(line.first), "dim"), rank=4),
+        _Column(title="Known from", cell=lambda line: Text(_source(line.first), "dim"), rank=4, wraps=True),
     ]
     return _table(columns, _lines(answers), width=width)
 
