@@ -26,8 +26,8 @@ def closing_text(entries: Sequence[Entry], balances: Sequence[Balance], *, has_p
     refused = next((entry.step for entry in entries if entry.outcome is Outcome.REFUSED), None)
     if refused is not None:
         console.print(
-            f"Next: 'mlflow-green explain {refused}' shows why it was refused, 'mlflow-green budget override --help' how "
-            "to get more."
+            f"Next: 'mlflow-green explain {refused}' shows why it was refused, "
+            "'mlflow-green budget override --help' how to get more."
         )
     elif not has_policy:
         console.print("Next: 'mlflow-green init' writes a green.yaml with your country (grams of CO2e) and a budget.")
