@@ -333,14 +333,14 @@ def _fitting(cells: Filled[Row], totals: Sequence[Mapping[str, str]], width: int
     """The columns that fit the width, the titles of those that were left out, and the gap between columns."""
     shown, left_out = list(cells), []
 
-    def needed(gap: int) -> int:
-        return sum(needed_by(column, texts) + gap for column, texts in shown)
+    def needed(gap: int, *, wrapped: bool = False) -> int:
+        return sum(needed_by(column, texts, wrapped=wrapped) + gap for column, texts in shown)
 
-    def needed_by(column: _Column[Row], texts: Sequence[Text]) -> int:
+    def needed_by(column: _Column[Row], texts: Sequence[Text], *, wrapped: bool) -> int:
         full = max(len(column.title), *map(len, texts), *(len(total.get(column.title, "")) for total in totals), 0)
-        return min(full, _WRAPPED_WIDTH) if column.wraps else full
+        return min(full, _WRAPPED_WIDTH) if wrapped and column.wraps else full
 
-    while needed(gap=1) > width and any(column.rank for column, _ in shown):
+    while needed(gap=1, wrapped=True) > width and any(column.rank for column, _ in shown):
         last = max(shown, key=lambda pair: pair[0].rank)
         shown.remove(last)
         left_out.append(last[0].title)
