@@ -58,7 +58,8 @@ def balance(place: Place, as_json: bool) -> None:
             if each.state(now) != "expired" and each.requested_by and each.key in current:
                 out.print(allowance_text(each))
     if undeliverable:
-        click.echo(f"{undeliverable} alerts could not be delivered; 'mlflow-green alerts list' shows why.", err=True)
+        alerts = "1 alert" if undeliverable == 1 else f"{undeliverable} alerts"
+        click.echo(f"{alerts} could not be delivered; 'mlflow-green alerts list' shows why.", err=True)
 
 
 @click.command()
@@ -157,7 +158,9 @@ def verify(place: Place, as_json: bool) -> None:
     else:
         for finding in findings:
             click.echo(finding)
-        click.echo(f"{len(findings)} findings" if findings else f"The books close: {entries} entries, no findings.")
+        kept = "1 entry" if entries == 1 else f"{entries} entries"
+        found = "1 finding" if len(findings) == 1 else f"{len(findings)} findings"
+        click.echo(found if findings else f"The books close: {kept}, no findings.")
     sys.exit(exit_codes.FOUND if findings else exit_codes.OK)
 
 

@@ -522,7 +522,7 @@ def test_a_reading_command_finds_the_history_of_a_share(green, on_share):
     settle(ledger, "train", "model=mlp", Action.ADMIT, "fits")
     ledger.close()
     assert "project-month" in green("balance").stdout
-    assert green("ledger", "verify").stdout == "The books close: 1 entries, no findings.\n"
+    assert green("ledger", "verify").stdout == "The books close: 1 entry, no findings.\n"
     assert json.loads(green("doctor", "--json").stdout)["ledger"]["waiting_for_mlflow"] == 1
 
 

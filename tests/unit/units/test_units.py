@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mlflow_green import units
 from mlflow_green.errors import QuantityError
 from mlflow_green.records import Unit
 from mlflow_green.units import (
@@ -84,3 +85,10 @@ def test_small_times_and_distances_have_a_smaller_unit() -> None:
 @given(st.integers(0, 10**13))
 def test_milliseconds_of_a_whole_millisecond_come_back(amount) -> None:
     assert milliseconds(amount / 1_000) == amount
+
+
+def test_what_rounds_to_a_thousand_is_one_of_the_next_unit():
+    assert units.format_energy(units.ENERGY_MICROJOULES["kWh"] - 1) == "1.00 kWh"
+    assert units.format_energy(-units.ENERGY_MICROJOULES["Wh"] + 1) == "-1.00 Wh"
+    assert units.format_energy(round(999.4 * units.ENERGY_MICROJOULES["Wh"])) == "999 Wh"
+    assert [units.three_digits(value) for value in (9.999, 99.99, 0.9999)] == ["10.0", "100", "1.00"]
