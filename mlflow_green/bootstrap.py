@@ -336,6 +336,14 @@ def open_alerts(settings: Settings, books: AlertBooks, environ: Mapping[str, str
     return Sender(books, policy, Carriers(policy.channels, settings.smtp, environ, clock), clock)
 
 
+def lacks_of_channels(settings: Settings, policy: Policy, environ: Mapping[str, str] = os.environ) -> tuple[str, ...]:
+    """What keeps channels of the policy from working here and now, a sentence each."""
+    from mlflow_green.alerts.addresses import lacks
+
+    found = [(name, lack) for name, each in policy.channels.items() for lack in lacks(each, settings.smtp, environ)]
+    return tuple(f"channel {name}: {lack}" for name, lack in found)
+
+
 def try_channel(
     settings: Settings, name: str, environ: Mapping[str, str] = os.environ
 ) -> Iterator[tuple[Address, str | None]]:

@@ -940,7 +940,7 @@ class PlannedStep:
     the workload's while it runs; for a group, whose members start together, that stands at its first member.
     ``input_bytes`` is the size of those of its ``input_paths``, absolute, that are there now. A step that a
     batch system runs cannot ask for more while it does; ``walltime_seconds`` is then the longest that it may run, where
-    that is known.
+    that is known. One that ``needs_nothing`` runs no program.
     """
 
     step: Step
@@ -953,6 +953,7 @@ class PlannedStep:
     input_paths: tuple[str, ...] = ()
     can_ask_for_more: bool = True
     walltime_seconds: float | None = None
+    needs_nothing: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

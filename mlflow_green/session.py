@@ -264,9 +264,10 @@ class Session(_Steps):
             self._say(f"alerts could not be sent ({error.strerror}); 'mlflow-green alerts send' tries again")
             return
         folder = shlex.quote(str(path.parent))
+        wait = "1 alert waits; it is" if waiting == 1 else f"{waiting} alerts wait; they are"
         self._say(
-            f"{waiting} alerts wait; they are sent now, in the background. What a channel does not take, or must not"
-            f" get yet, a line in the crontab sends: */5 * * * * cd {folder} && mlflow-green alerts send"
+            f"{wait} sent now, in the background. What a channel does not take, or must not get yet, a line in the"
+            f" crontab sends: */5 * * * * cd {folder} && mlflow-green alerts send"
         )
 
     def _finish_tracking(self, *, interrupted: bool) -> None:

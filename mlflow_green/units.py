@@ -48,6 +48,7 @@ ENERGY_MICROJOULES = {
     "MWh": 1_000 * MICROJOULES_PER_KWH,
     "GWh": 1_000_000 * MICROJOULES_PER_KWH,
 }
+_NEARLY = Fraction(2000, 1999)
 POWER_WATTS = {"W": 1, "kW": 1_000}
 CARBON_MICROGRAMS = {
     "mgCO2e": 1_000,
@@ -267,7 +268,7 @@ def _format(amount: int | None, factors: dict[str, int], ladder: tuple[str, ...]
 def _unit(amount: int, factors: dict[str, int], ladder: tuple[str, ...]) -> str:
     unit = ladder[0]
     for candidate in ladder:
-        if abs(amount) >= factors[candidate]:
+        if abs(amount) * _NEARLY >= factors[candidate]:  # what rounds to 1000 of a unit is 1.00 of the next
             unit = candidate
     return unit
 
@@ -276,6 +277,8 @@ def three_digits(value: float) -> str:
     """Three significant digits, never in exponent form: ``0.0123``, ``4.20``, ``1234``."""
     if value == 0:
         return "0"
+    if abs(value) < 100:  # noqa: PLR2004 - what rounds up to 10 or 100 has a digit more before the point
+        value = float(f"{value:.3g}")
     size = abs(value)
     if size >= 100:  # noqa: PLR2004 - three digits before the point already
         return f"{value:.0f}"

@@ -152,7 +152,7 @@ class Admission:
         before = self.ticket(job)
         attempt = before.step.attempt + 1 if before else job.attempt
         ticket = self._session.ticket(step_of(job, self._session.workflow_run, attempt), self._spec(job), group)
-        ticket.input_paths = input_paths(job)
+        ticket.input_paths, ticket.needs_nothing = input_paths(job), compat.runs_nothing(job)
         if not self._runs_here(job):
             ticket.can_ask_for_more = False
             ticket.walltime_seconds = compat.wall_time_seconds(job)

@@ -44,7 +44,7 @@ _EXECUTOR_PARTS = (
 )
 _LOCAL_PARTS = ("cached_or_run",)
 _REMOTE_PARTS = ("format_job_exec", "report_job_submission")
-_JOB_PARTS = ("_aux_resources", "_resources", "_params", "_attempt", "add_aux_resource", "restart_times")
+_JOB_PARTS = ("_aux_resources", "_resources", "_params", "_attempt", "add_aux_resource", "restart_times", "is_norun")
 
 
 class StartProcess:
@@ -256,6 +256,11 @@ def whole(amounts: Mapping[str, Any]) -> dict[str, int]:
 def members(job: Any) -> Sequence[Any]:
     """The single jobs of a group in Snakemake's numbering, for a group keeps them in none; or the job itself."""
     return tuple(sorted(job.jobs, key=lambda part: part.jobid)) if job.is_group() else (job,)
+
+
+def runs_nothing(job: Any) -> bool:
+    """Whether its rule runs no program: it only names files, as ``rule all`` does."""
+    return bool(job.is_norun)
 
 
 def set_tier(job: Any, tier: str | None) -> None:

@@ -53,6 +53,7 @@ def _workload(snakemake: compat.SnakemakeInternals, dry_run: Any, logger: loggin
                 priority=job.priority,
                 input_bytes=sum(os.path.getsize(file) for file in job.input if os.path.isfile(file)),  # noqa: PTH113, PTH202 - of thousands
                 input_paths=tuple(map(os.path.abspath, input_paths(job))),
+                needs_nothing=compat.runs_nothing(job),
                 can_ask_for_more=snakemake.would_run_here(job),
                 walltime_seconds=None if snakemake.would_run_here(job) else compat.wall_time_seconds(job),
             )

@@ -24,6 +24,7 @@ from snakemake_plugin.job_identity import metrics_output, name_of
 from snakemake_plugin.placing import Placing
 
 _log = logging.getLogger(__name__)
+_REFUSALS_TOLD = 10
 
 
 class Gate:
@@ -46,6 +47,7 @@ class Gate:
         self._passes_all = False  # the gate is out of order and stands open, or nothing can be metered
         self._closed = False
         self._cancelled = False
+        self._refusals = 0
         self._thread = threading.local()
         atexit.register(self._close, interrupted=True)  # Snakemake may give up before its first job
 
@@ -125,6 +127,7 @@ class Gate:
         for job in jobs:
             refusal = None if self._passes_all else self._admission.refusal(job)
             if refusal is not None:
+                self._tell_refusal(refusal)
                 self._snakemake.fail_before_start(job, f"mlflow-green refused {name_of(job)}: {refusal}\n")
                 continue
             # Only now: while a group is scheduled, its members' text resources must be equal. A batch system's group is
@@ -135,6 +138,12 @@ class Gate:
             started.append(job)
         if started:
             original(started)
+
+    def _tell_refusal(self, reason: str) -> None:
+        """A warning of its own: quiet, Snakemake hides why a job failed."""
+        self._refusals += 1
+        if self._refusals <= _REFUSALS_TOLD:
+            self._warn(reason)
 
     def _run_metered(self, original: Any, job: Any, *args: Any) -> None:
         """The job's own pool thread: everything that it forks from here on belongs to the job."""
@@ -244,6 +253,11 @@ class Gate:
         if self._closed:
             return
         self._closed = True
+        more = self._refusals - _REFUSALS_TOLD
+        if more > 0:
+            self._warn(
+                f"{more} more {'job was' if more == 1 else 'jobs were'} refused; 'mlflow-green explain' shows why"
+            )
         try:
             with compat.garbage_collection_paused():
                 summary = self._session.close(interrupted=interrupted)

@@ -33,6 +33,14 @@ def is_public(address: str) -> bool:
     return found.is_global and not found.is_multicast and not found.is_reserved and not is_listed
 
 
+def is_literally_private(host: str) -> bool:
+    """Whether that can be told without looking a name up."""
+    try:
+        return not is_public(host)
+    except ValueError:
+        return host == "localhost"
+
+
 def connect(
     host: str,
     port: int,

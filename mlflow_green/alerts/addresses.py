@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
+from urllib.parse import urlsplit
 
+from mlflow_green.alerts.address import is_literally_private
 from mlflow_green.alerts.apprise_door import AppriseCarrier
 from mlflow_green.alerts.carrier import TRY_SECONDS, Carrier, Letter
 from mlflow_green.alerts.mail import MailCarrier
@@ -35,6 +38,21 @@ def addresses(name: str, channel: Channel) -> tuple[Address, ...]:
     routes += [f"email:{recipient}" for recipient in channel.email]
     routes += [f"apprise:{kept_in.removeprefix(_ENV)}" for kept_in in channel.apprise]
     return tuple(Address(channel=name, route=route) for route in dict.fromkeys(routes))
+
+
+def lacks(channel: Channel, smtp: SmtpSettings, environ: Mapping[str, str]) -> tuple[str, ...]:
+    """What the addresses of a channel need that is not here now, as can be told without trying them."""
+    kept = [name for name in (channel.webhook, channel.secret, *channel.apprise) if name and name.startswith(_ENV)]
+    names = [name.removeprefix(_ENV) for name in dict.fromkeys(kept)]
+    found = [f"there is no variable {name} here" for name in names if not environ.get(name)]
+    if channel.email and smtp.host is None:
+        found.append("MLFLOW_GREEN_SMTP is not set here, e.g. to smtp://mail.example:587")
+    if channel.apprise and find_spec("apprise") is None:
+        found.append("Apprise is not installed here: pip install 'mlflow-green[apprise]'")
+    host = urlsplit(channel.webhook).hostname if channel.webhook and not channel.webhook.startswith(_ENV) else None
+    if host and "private" not in channel.allow and is_literally_private(host):
+        found.append("its address is not public; if that is meant, write 'allow: [private]' under it")
+    return tuple(found)
 
 
 class Carriers:

@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from urllib.parse import urlsplit
 
-from mlflow_green.alerts.address import Resolve, connect
+from mlflow_green.alerts.address import Resolve, connect, is_literally_private
 from mlflow_green.alerts.carrier import TRY_SECONDS, Letter
 from mlflow_green.clock import Clock
 from mlflow_green.errors import ChannelFailed, SignatureWrong
@@ -125,9 +125,13 @@ class WebhookCarrier:
         target = urlsplit(self._url)
         is_secure = target.scheme == "https"
         if target.hostname is None or not (is_secure or (target.scheme == "http" and "http" in self._allow)):
-            raise ChannelFailed(
-                "its address does not begin with https://; plain http needs 'allow: [http]' under the channel"
+            both = "private" not in self._allow and is_literally_private(target.hostname or "")
+            needs = (
+                "'allow: [http, private]' under the channel, for it is not public"
+                if both
+                else "'allow: [http]' under the channel"
             )
+            raise ChannelFailed(f"its address does not begin with https://; plain http needs {needs}")
         port = target.port or (443 if is_secure else 80)
         raw = connect(
             target.hostname,

@@ -102,7 +102,8 @@ _STATES = {LetterState.PENDING: "waits", LetterState.DELIVERED: "sent", LetterSt
 
 def _row_line(row: OutboxRow) -> str:
     where = f"{row.payload.get('channel', 'no channel yet')} {row.payload.get('route', '')}".rstrip()
-    error = f" ({row.tries} tries, last: {row.error})" if row.error else ""
+    tries = "1 try" if row.tries == 1 else f"{row.tries} tries"
+    error = f" ({tries}, last: {row.error})" if row.error else ""
     return f"{_local(row.due_at)}  {_STATES[row.state]:8}  {where}: {_subject(row)}{error}"
 
 

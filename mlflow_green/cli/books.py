@@ -67,7 +67,8 @@ def balance(place: Place, as_json: bool) -> None:
             applied = "nobody applied that" if key in approved else "its removal was applied"
             out.print(f"{key[0]} ({key[1]}, {key[2]}) is not in green.yaml, so nothing is charged to it; {applied}")
     if undeliverable:
-        click.echo(f"{undeliverable} alerts could not be delivered; 'mlflow-green alerts list' shows why.", err=True)
+        alerts = "1 alert" if undeliverable == 1 else f"{undeliverable} alerts"
+        click.echo(f"{alerts} could not be delivered; 'mlflow-green alerts list' shows why.", err=True)
 
 
 @click.command()
@@ -94,7 +95,8 @@ def explain(place: Place, step: str | None, as_json: bool) -> None:
     elif found:
         out = console()
         for row in found:
-            explain_decision(out, row, by_hold.get(row.hold_id or ""), versions.get(row.decision.policy_sha256))
+            entry, version = by_hold.get(row.hold_id or ""), versions.get(row.decision.policy_sha256)
+            explain_decision(out, row, entry, version, hints=row is found[-1])
     elif books is None:
         click.echo(NO_HISTORY, err=True)
     else:
@@ -165,7 +167,9 @@ def verify(place: Place, as_json: bool) -> None:
     else:
         for finding in findings:
             click.echo(finding)
-        click.echo(f"{len(findings)} findings" if findings else f"The books close: {entries} entries, no findings.")
+        kept = "1 entry" if entries == 1 else f"{entries} entries"
+        found = "1 finding" if len(findings) == 1 else f"{len(findings)} findings"
+        click.echo(found if findings else f"The books close: {kept}, no findings.")
     sys.exit(exit_codes.FOUND if findings else exit_codes.OK)
 
 

@@ -339,7 +339,7 @@ def _ledger(place: Place, settings: Settings, findings: Findings) -> None:
         findings.problems.append(str(error))
         return
     told["waiting_for_mlflow"] = waiting
-    lines.append("nothing was metered here yet" if waiting is None else f"{waiting} rows wait to be written to MLflow")
+    lines.append("nothing was metered here yet" if waiting is None else _rows_text(waiting))
 
 
 def _journal_lines(found: Whereabouts) -> list[str]:
@@ -363,3 +363,10 @@ def _journal_json(found: Whereabouts) -> dict[str, Any]:
 
 def _existing(folder: Path) -> Path:
     return next(path for path in (folder, *folder.parents) if path.exists())
+
+
+def _rows_text(waiting: int) -> str:
+    if waiting == 0:
+        return "0 rows wait to be written to MLflow"
+    rows = "1 row waits" if waiting == 1 else f"{waiting} rows wait"
+    return f"{rows} to be written to MLflow: mlflow-green sync"

@@ -157,6 +157,12 @@ class Doors:
 
         return open_alerts(settings, books, environ)
 
+    def lacks_of_channels(self, settings: Settings, policy: Policy, environ: Mapping[str, str]) -> tuple[str, ...]:
+        """What keeps channels of the policy from working here and now."""
+        from mlflow_green.bootstrap import lacks_of_channels
+
+        return lacks_of_channels(settings, policy, environ)
+
     def try_channel(
         self, settings: Settings, name: str, environ: Mapping[str, str]
     ) -> Iterator[tuple[Address, str | None]]:

@@ -106,12 +106,14 @@ def check(place: Place, file: Path | None, as_json: bool) -> None:
         checked = place.doors.load_policy(settings)
     except PolicyError as error:
         problems = error.problems
+    notes = place.doors.lacks_of_channels(settings, checked, place.environ) if checked and checked.channels else ()
     if as_json:
         print_json(
             {
                 "path": str(settings.policy_path),
                 "ok": not problems,
                 "problems": list(problems),
+                "notes": list(notes),
                 "sha256": checked.sha256 if checked else None,
                 "project": checked.project if checked else None,
                 "budgets": [budget.name for budget in checked.budgets] if checked else [],
@@ -121,6 +123,8 @@ def check(place: Place, file: Path | None, as_json: bool) -> None:
         for problem in problems:
             click.echo(problem)
         click.echo(_verdict(settings.policy_path, len(problems), checked))
+        for note in notes:
+            click.echo(f"Note: {note}.")
     sys.exit(exit_codes.FOUND if problems else exit_codes.OK)
 
 

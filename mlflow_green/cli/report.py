@@ -135,7 +135,8 @@ def sync(place: Place, as_json: bool) -> None:
     if as_json:
         print_json({"left": left})
     elif left:
-        click.echo(f"{left} rows could not be written to MLflow yet; check MLFLOW_TRACKING_URI and try again", err=True)
+        rows = "1 row" if left == 1 else f"{left} rows"
+        click.echo(f"{rows} could not be written to MLflow yet; check MLFLOW_TRACKING_URI and try again", err=True)
     else:
         click.echo("MLflow has everything.")
     sys.exit(exit_codes.ENVIRONMENT if left else exit_codes.OK)

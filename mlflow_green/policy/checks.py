@@ -12,7 +12,8 @@ from decimal import Decimal, DecimalException
 from itertools import chain
 
 from mlflow_green.errors import QuantityError
-from mlflow_green.policy.source import KeyPath, Problem, close_name
+from mlflow_green.policy.problem import KeyPath, Problem
+from mlflow_green.policy.source import close_name
 from mlflow_green.policy.values import PERCENT_MAX, TIER_NAME
 from mlflow_green.records import Unit
 from mlflow_green.units import CARBON_MICROGRAMS, ENERGY_MICROJOULES, split_quantity

@@ -16,7 +16,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from mlflow_green.errors import PolicyError
 from mlflow_green.policy.checks import cross_checks
 from mlflow_green.policy.mistakes import problem_of
-from mlflow_green.policy.source import Problem, Source, decoded, read_bytes
+from mlflow_green.policy.problem import Problem
+from mlflow_green.policy.source import Source, decoded, read_bytes
 from mlflow_green.policy.values import (
     AtLeastOne,
     Limit,

@@ -11,7 +11,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from mlflow_green.policy.source import KeyPath, Problem, close_name, is_secret
+from mlflow_green.policy.problem import KeyPath, Problem
+from mlflow_green.policy.source import close_name, is_secret
 
 _FORMER_WORDS = {"hold": "wait", "deny": "refuse", "kill": "halt", "stop": "halt", "warn": "notify", "alert": "notify"}
 _KINDS = {"string": "text", "model": "a mapping", "dict": "a mapping", "list": "a list", "tuple": "a list"}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 from ruamel.yaml import YAML
@@ -13,14 +12,13 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from mlflow_green.errors import PolicyError
+from mlflow_green.policy.problem import KeyPath, Mark, Problem
+from mlflow_green.policy.syntax import syntax_problem
 
 SIZE_BYTES_MAX = 1_000_000
 NODES_MAX = 20_000
 DEPTH_MAX = 20
 CUTOFF = 0.6
-
-KeyPath = tuple[str | int, ...]
-"""The way to a value: ``("budgets", 0, "limit")``."""
 
 SECRETS = ("webhook", "secret", "apprise")
 """The keys of a channel whose value opens it to whoever reads it."""
@@ -33,25 +31,6 @@ _MAYBE_SECRET = re.compile(
 _TAG = "tag:yaml.org,2002:"
 _TAGS = {_TAG + kind for kind in ("map", "seq", "str", "int", "float", "bool", "null", "timestamp")}
 _BOOLEANS = {"true": True, "false": False}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Mark:
-    """A place in the text; line and column count from 1."""
-
-    line: int
-    column: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Problem:
-    """One thing that is wrong: ``mark`` where the text itself is broken, else the path to the value or its key."""
-
-    message: str
-    path: KeyPath = ()
-    suggestion: str | None = None
-    on_key: bool = False
-    mark: Mark | None = None
 
 
 def close_name(word: object, known: Iterable[str]) -> str | None:
@@ -98,9 +77,7 @@ class Source:
         try:
             root: Node | None = YAML(typ="safe", pure=True).compose(text)
         except MarkedYAMLError as error:
-            mark = error.problem_mark or error.context_mark
-            place = Mark(line=mark.line + 1, column=mark.column + 1) if mark else Mark(line=1, column=1)
-            self.problems.append(Problem(message=_syntax(error), mark=place))
+            self.problems.append(syntax_problem(error, self.lines))
         except RecursionError:
             self.problems.append(Problem(message="nested too deeply", mark=Mark(line=1, column=1)))
         except YAMLError as error:
@@ -236,14 +213,3 @@ def _number(text: str) -> object:
         except ValueError:
             continue
     return text
-
-
-def _syntax(error: MarkedYAMLError) -> str:
-    problem = str(error.problem or error.context or "cannot be read")
-    if "'\\t'" in problem:
-        return "a tab cannot indent YAML; use spaces"
-    if "mapping values are not allowed" in problem:
-        return "not valid YAML: a second ':' in one line; put text that holds ': ' in quotes, or check the indentation"
-    if "single document" in str(error.context):
-        return "more than one YAML document; a policy is one, without '---' in between"
-    return f"not valid YAML: {problem}"

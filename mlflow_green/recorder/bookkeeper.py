@@ -18,7 +18,7 @@ from typing import Protocol
 from mlflow_green.clock import Clock
 from mlflow_green.errors import LedgerUnavailable
 from mlflow_green.ledger.ledger import Ledger
-from mlflow_green.recorder.late_hold import hold_late
+from mlflow_green.recorder.late_hold import admit_without_need, hold_late
 from mlflow_green.recorder.ticket import Book, Ticket, entry_of
 from mlflow_green.recorder.windows import unposted_windows
 from mlflow_green.records import (
@@ -172,8 +172,11 @@ class Bookkeeper:
         asked = list(tickets)
         if not self._planner.limits and self._ready():
             self._admit_freely(asked)  # whatever the ledger is busy with
-        else:
-            self._inbox.put(lambda work: work.asks.extend(asked))
+            return
+        self._admit_without_need([ticket for ticket in asked if ticket.asks_nobody])
+        others = [ticket for ticket in asked if not ticket.asks_nobody]
+        if others:
+            self._inbox.put(lambda work: work.asks.extend(others))
 
     def settle(self, ticket: Ticket, closing: Closing, facts: Sequence[Fact] = ()) -> None:
         """Post what a step used; one that ran without a hold gets its hold first."""
@@ -376,6 +379,15 @@ class Bookkeeper:
             decision = self._planner.choose(request, ())
             ticket.hold = Hold.of_nothing(request, decision, self._owner, hold_id=ticket.ticket_id)
             ticket.decision = decision
+        if tickets:
+            self._wake()
+
+    def _admit_without_need(self, tickets: Sequence[Ticket]) -> None:
+        """Whatever the budgets say, and the ledger: what such a step used is charged when it is settled."""
+        for ticket in tickets:
+            self._promise_hold(ticket, self._clock.now())
+            assert ticket.late_request is not None
+            ticket.decision = admit_without_need(ticket.late_request)
         if tickets:
             self._wake()
 

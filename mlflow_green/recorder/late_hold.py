@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 
 from mlflow_green.errors import HoldClosed, LedgerError, LedgerUnavailable
 from mlflow_green.ledger.ledger import Ledger
@@ -38,8 +39,13 @@ def admit_at_nothing(request: HoldRequest, _balances: Sequence[Balance] = ()) ->
         would=Action.ADMIT,
         tier=tiers[0].name if tiers else None,
         amounts={},
-        reason="metered without asking the ledger: no budget is hard",
+        reason="metered without asking the ledger",
     )
+
+
+def admit_without_need(request: HoldRequest, _balances: Sequence[Balance] = ()) -> Decision:
+    """For a step that runs no program."""
+    return replace(admit_at_nothing(request), reason=f"{request.step.label} runs no program, so it needs nothing")
 
 
 @contextmanager

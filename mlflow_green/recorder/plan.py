@@ -54,7 +54,7 @@ class Expected:
     """What a step will use, in microjoules >= 0.
 
     ``low`` and ``high`` are the least and the most of the runs that ``point`` is the median of, scaled to the size of
-    its input as estimates are; ``None`` for what was declared, or scaled from another tier.
+    its input as estimates are; ``None`` for a single run, and what was declared or scaled from another tier.
     """
 
     point: int
@@ -232,7 +232,7 @@ def jobs_of(workload: Workload) -> dict[Part, Job]:
 def _ticket(planned: PlannedStep) -> Ticket:
     ticket = Ticket(step=planned.step, spec=planned.spec, group=planned.group)
     ticket.can_ask_for_more, ticket.walltime_seconds = planned.can_ask_for_more, planned.walltime_seconds
-    ticket.input_paths = planned.input_paths
+    ticket.input_paths, ticket.needs_nothing = planned.input_paths, planned.needs_nothing
     return ticket
 
 
@@ -258,11 +258,15 @@ class _Workflow:
         for key in _duration_keys(step.name, step.wildcards, _tier(part)):
             if key in self._durations:
                 return max(median(self._durations[key]), DURATION_SECONDS_MIN)
+        if part.ticket.needs_nothing:
+            return DURATION_SECONDS_MIN
         self.guessed_durations += 1
         return UNKNOWN_DURATION_SECONDS
 
     def expected(self, part: Part) -> Expected | None:
         """What it uses as the tier that was decided; ``None`` where nothing is known."""
+        if part.ticket.needs_nothing:
+            return Expected(point=0, low=0, high=0)
         step, tier = part.ticket.step, _tier(part)
         past = self._ledger.past(self._book.project, step.name)
         size = part.request.input_bytes if part.request else None
@@ -273,7 +277,10 @@ class _Workflow:
             nearest = scaled_to(nearest, law, size)
         uses = [use.energy_microjoules for use in nearest]
         if uses:
-            return Expected(point=median_low(uses), low=min(uses), high=max(uses))
+            several = len(uses) > 1  # one run says nothing of how far the next may be from it
+            return Expected(
+                point=median_low(uses), low=min(uses) if several else None, high=max(uses) if several else None
+            )
         for each in estimate(past, step.name, step.wildcards, part.ticket.spec, quantile="p50", input_bytes=size):
             if each.tier == tier and each.amounts is not None:
                 return Expected(point=each.amounts[Unit.ENERGY])

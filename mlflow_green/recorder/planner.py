@@ -33,6 +33,9 @@ from mlflow_green.records import (
     Usage,
 )
 
+LOOK_AHEAD = 16
+"""The most steps for which the host program asks before they can start."""
+
 
 class Planner:
     """Used by the ledger thread (``request``, ``choose``) and the ticker (``judge``), which share no state.
@@ -84,6 +87,12 @@ class Planner:
     def request(self, ticket: Ticket, ledger: Ledger, now: datetime) -> HoldRequest:
         """The question about a step that wants to start."""
         step, bare = ticket.step, self.bare_request(ticket, now)
+        if ticket.needs_nothing:
+            (unknown,) = bare.estimates
+            nothing = dataclasses.replace(unknown, amounts=self._amounts(0), source="it runs no program")
+            return dataclasses.replace(
+                bare, estimates=(nothing,), waiting_since=ticket.waiting_since, group=ticket.group
+            )
         size = input_bytes(ticket.input_paths) if bare.terms else None
         estimates = estimate(
             self._past(step.name, ledger) if bare.terms else (),  # without a budget nobody asks what it needs
@@ -107,12 +116,21 @@ class Planner:
         return self._history[step]
 
     def choose(self, request: HoldRequest, balances: Sequence[Balance]) -> Decision:
+        decision = self._decide(request, balances)
         if request.group is None:  # a group may be tried and not admitted: what its members saw is not how it stands
-            self.tight = any(
-                balance.committed >= self._first_threshold * balance.limit
-                for balance in balances
-                if balance.term.mode is not Mode.OBSERVE
-            )
+            self.tight = self._is_tight(decision, balances)
+        return decision
+
+    def _is_tight(self, decision: Decision, balances: Sequence[Balance]) -> bool:
+        """Whether a first threshold is reached, or would be once the host program has asked for more such steps."""
+        return any(
+            balance.committed + (1 + LOOK_AHEAD) * decision.amounts.get(balance.term.unit, 0)
+            >= self._first_threshold * balance.limit
+            for balance in balances
+            if balance.term.mode is not Mode.OBSERVE
+        )
+
+    def _decide(self, request: HoldRequest, balances: Sequence[Balance]) -> Decision:
         tier = request.estimates[0].tier if request.estimates else None  # the only one that may be unknown and admitted
         return decide(
             self._policy,

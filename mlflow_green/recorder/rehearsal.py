@@ -18,6 +18,7 @@ from typing import Protocol
 from mlflow_green.ledger.ledger import Choose
 from mlflow_green.ledger.memory import MemoryLedger
 from mlflow_green.ledger.posting import HISTORY_LENGTH_MAX, HoldState, past_use
+from mlflow_green.recorder.late_hold import admit_without_need
 from mlflow_green.recorder.planner import Planner
 from mlflow_green.recorder.ticket import Ticket
 from mlflow_green.records import (
@@ -205,7 +206,7 @@ class Rehearsal:
         """Until nothing can happen any more: a step that still waits then would wait for ever."""
         while True:
             self._get_ready()
-            while self._select():
+            while self._select() or self._looks_again():
                 pass
             moment = self._next_moment()
             if moment is None:
@@ -215,6 +216,13 @@ class Rehearsal:
                 self._commit((), self._take_waiting())
             while self._events and self._events[0][0] <= moment:
                 heapq.heappop(self._events)[2]()
+
+    def _looks_again(self) -> bool:
+        """As a run does every few seconds, for others were admitted and needs are known better; whether it helped."""
+        before = len(self._waiting)
+        if before:
+            self._commit((), self._take_waiting())
+        return len(self._waiting) != before
 
     def _next_moment(self) -> datetime | None:
         now = self._clock.now()
@@ -314,7 +322,7 @@ class Rehearsal:
         assert ticket.began_at is not None
         ticket.duration_seconds = (now - ticket.began_at).total_seconds()
         ticket.usage = self._script.usage(part)
-        if self._planner.enforces:
+        if self._planner.enforces and not ticket.asks_nobody:
             ticket.halt_reason = self._planner.judge(ticket, self._ledger.balances(hold.terms)).halt_reason
         ticket.outcome = Outcome.HALTED if ticket.halt_reason else Outcome.SUCCEEDED
         entry = self._script.entry(part, ticket.outcome, now)
@@ -327,7 +335,9 @@ class Rehearsal:
     def _commit(self, closings: Sequence[Closing], asking: Sequence[Job]) -> None:
         """As the ledger's thread does it: what is closed makes room for what waits, in one transaction."""
         now = self._clock.now()
-        parts = [part for job in asking for part in job.parts]
+        every = [part for job in asking for part in job.parts]
+        self._admit_without_need([part for part in every if part.ticket.asks_nobody])
+        parts = [part for part in every if not part.ticket.asks_nobody]
         for part in parts:
             part.request = self._script.request(part.ticket, now)
         requests = tuple(part.request for part in parts if part.request)
@@ -343,6 +353,13 @@ class Rehearsal:
                 self._admitted.append(job)
             else:
                 self._waiting.append(job)
+
+    def _admit_without_need(self, parts: Sequence[Part]) -> None:
+        now = self._clock.now()
+        for part in parts:
+            part.request = self._planner.bare_request(part.ticket, now)
+            batch = Batch(requests=(part.request,), owner=_NOBODY)
+            _tell(part, self._ledger.commit(batch, admit_without_need).answers[0], now)
 
 
 def _tell(part: Part, answer: Answer, now: datetime) -> None:

@@ -46,6 +46,7 @@ class Ticket:
     ``late_request`` is there for a step that was admitted without a hold: the hold that it gets when it is settled,
     so that its budgets are charged. ``top_up_refused``: the last answer was less than what was asked for.
 
+    ``needs_nothing``: it runs no program.
     ``is_view``: it is a part of a step that another meter, or another ticket of this one, posts and charges.
     ``is_own_process``: it is work of this process, such as a block, and not of one that is started for it.
     """
@@ -54,6 +55,7 @@ class Ticket:
     spec: StepSpec
     group: str | None = None
     input_paths: tuple[str, ...] = ()
+    needs_nothing: bool = False
     is_view: bool = False
     is_own_process: bool = False
     ticket_id: str = field(default_factory=lambda: uuid.uuid4().hex)
@@ -94,6 +96,11 @@ class Ticket:
     def hold_id(self) -> str:
         """The id under which the step is metered: the hold's, or its own where the ledger gave none."""
         return self.hold.hold_id if self.hold else self.ticket_id
+
+    @property
+    def asks_nobody(self) -> bool:
+        """Whether no budget is asked for it; in a group it asks for nothing, and is answered with the others."""
+        return self.needs_nothing and self.group is None
 
     @property
     def admitted(self) -> bool:

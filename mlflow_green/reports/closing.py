@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from mlflow_green.records import Balance, Entry
+from mlflow_green.records import Balance, Entry, Outcome
 from mlflow_green.reports.tables import balance_table, rules_table
 
 
@@ -23,7 +23,13 @@ def closing_text(entries: Sequence[Entry], balances: Sequence[Balance], *, has_p
     console.print(rules_table(entries, width=width))
     if balances:
         console.print(balance_table(balances, width=width))
-    if not has_policy:
+    refused = next((entry.step for entry in entries if entry.outcome is Outcome.REFUSED), None)
+    if refused is not None:
+        console.print(
+            f"Next: 'mlflow-green explain {refused}' shows why it was refused, "
+            "'mlflow-green budget override --help' how to get more."
+        )
+    elif not has_policy:
         console.print("Next: 'mlflow-green init' writes a green.yaml with your country (grams of CO2e) and a budget.")
     elif not has_place:
         console.print("Next: set site.country in green.yaml for grams of CO2e.")

@@ -19,9 +19,17 @@ _SHA_DIGITS = 12
 
 
 def explain_decision(
-    console: Console, row: DecisionRow, entry: Entry | None, version: PolicyVersion | None = None
+    console: Console,
+    row: DecisionRow,
+    entry: Entry | None,
+    version: PolicyVersion | None = None,
+    *,
+    hints: bool = True,
 ) -> None:
-    """Print why the step got this answer, and how it ended and which policy that was where these are known."""
+    """Print why the step got this answer, and how it ended and which policy that was where these are known.
+
+    ``hints``: name the columns that the table leaves out.
+    """
     decision = row.decision
     answer = decision.action.value if decision.action == decision.would else _watched(row)
     console.print(Text(f"{row.step.label}: {answer}", "bold"))
@@ -54,6 +62,7 @@ def explain_decision(
     print_facts(console, lines)
     if row.balances:
         table = balance_table(row.balances, width=console.width - _INDENT)
+        table.caption = table.caption if hints else None
         console.print(Padding(table, (1, 0, 0, _INDENT), expand=False))
     console.print()
 

@@ -103,7 +103,7 @@ def plan_table(answers: Sequence[PlannedAnswer], *, width: int = 120) -> Table:
         Column(title="Interval", cell=lambda line: Text(_interval(line), "dim"), rank=2),
         Column(title="Holds", cell=_holds, right=True, rank=3),
         Column(title="Budget", cell=lambda line: _budget(line.first), rank=1),
-        Column(title="Known from", cell=lambda line: Text(_source(line.first), "dim"), rank=4),
+        Column(title="Known from", cell=lambda line: Text(_source(line.first), "dim"), rank=4, wraps=True),
     ]
     return table_of(columns, _lines(answers), width=width)
 

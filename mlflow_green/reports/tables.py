@@ -58,6 +58,7 @@ from mlflow_green.reports.wording import (
 
 WIDTH_WITHOUT_TERMINAL = 120
 _WIDE = 110
+_WRAPPED_WIDTH = 12
 _NEARLY_USED_RATIO = 0.8
 ACTION_STYLES = {Action.DOWNGRADE: "yellow", Action.WAIT: "cyan", Action.REFUSE: "red", Action.HALT: "magenta"}
 _OUTCOME_STYLES = {
@@ -82,12 +83,16 @@ def terminal(file: TextIO | None = None) -> Console:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Column(Generic[Row]):
-    """``rank`` says when the column goes if the width does not suffice: the highest goes first, 0 stays."""
+    """``rank`` says when the column goes if the width does not suffice: the highest goes first, 0 stays.
+
+    One that ``wraps`` goes on in a second line before any column goes.
+    """
 
     title: str
     cell: Callable[[Row], Cell]
     rank: int = 0
     right: bool = False
+    wraps: bool = False
 
 
 # --- per job ----------------------------------------------------------------------------------------
@@ -215,7 +220,7 @@ def balance_table(balances: Sequence[Balance], before: Sequence[Balance] = (), *
         Column(title="Budget", cell=lambda b: _budget_name(b, balances)),
         Column(title="Unit", cell=lambda b: "CO2e" if b.term.unit is Unit.CARBON else b.term.unit.value),
         Column(title="Period", cell=lambda b: period_text(b.term.period), rank=2),
-        Column(title="Mode", cell=lambda b: b.term.mode.value, rank=4),
+        Column(title="Mode", cell=lambda b: b.term.mode.value),
         Column(title="Limit", cell=lambda b: amount(b, b.limit), right=True),
     ]
     if before:
@@ -242,9 +247,13 @@ def allowance_table(allowances: Sequence[Allowance], now: datetime, *, width: in
         Column(title="Kind", cell=lambda a: a.kind.value),
         Column(title="Amount", cell=lambda a: units.format_amount(a.unit, a.amount), right=True),
         Column(title="State", cell=lambda a: allowance_state(a, now, zone)),
-        Column(title="Until", cell=lambda a: f"{a.expires_at:%Y-%m-%d %H:%M} UTC" if a.expires_at else MISSING, rank=2),
-        Column(title="Agreed", cell=lambda a: agreement_text(a) if a.requested_by else MISSING, rank=1),
-        Column(title="Reason", cell=lambda a: a.reason or MISSING, rank=3),
+        Column(
+            title="Until",
+            cell=lambda a: f"{a.expires_at:%Y-%m-%d %H:%M} UTC" if a.expires_at else MISSING,
+            wraps=True,
+        ),
+        Column(title="Agreed", cell=lambda a: agreement_text(a) if a.requested_by else MISSING, rank=1, wraps=True),
+        Column(title="Reason", cell=lambda a: a.reason or MISSING, wraps=True),
     ]
     return table_of(columns, allowances, width=width)
 
@@ -300,8 +309,14 @@ def table_of(
         box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, gap - 1, 0, 0), header_style="bold", show_edge=False,
         caption_justify="left",
     )  # fmt: skip
+    any_wraps = any(column.wraps for column, _ in shown)
     for column, _ in shown:
-        table.add_column(column.title, justify="right" if column.right else "left", overflow="fold")
+        table.add_column(
+            column.title,
+            justify="right" if column.right else "left",
+            overflow="fold",
+            no_wrap=any_wraps and not column.wraps,
+        )
     for row in zip(*(cells for _, cells in shown), strict=True):
         table.add_row(*row)
     if totals:
@@ -320,13 +335,14 @@ def _fitting(cells: Filled[Row], totals: Sequence[Mapping[str, str]], width: int
     """The columns that fit the width, the titles of those that were left out, and the gap between columns."""
     shown, left_out = list(cells), []
 
-    def needed(gap: int) -> int:
-        return sum(
-            max(len(column.title), *map(len, texts), *(len(total.get(column.title, "")) for total in totals), 0) + gap
-            for column, texts in shown
-        )
+    def needed(gap: int, *, wrapped: bool = False) -> int:
+        return sum(needed_by(column, texts, wrapped=wrapped) + gap for column, texts in shown)
 
-    while needed(gap=1) > width and any(column.rank for column, _ in shown):
+    def needed_by(column: Column[Row], texts: Sequence[Text], *, wrapped: bool) -> int:
+        full = max(len(column.title), *map(len, texts), *(len(total.get(column.title, "")) for total in totals), 0)
+        return min(full, _WRAPPED_WIDTH) if wrapped and column.wraps else full
+
+    while needed(gap=1, wrapped=True) > width and any(column.rank for column, _ in shown):
         last = max(shown, key=lambda pair: pair[0].rank)
         shown.remove(last)
         left_out.append(last[0].title)

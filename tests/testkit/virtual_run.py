@@ -39,6 +39,7 @@ class FakeJob:
         self.priority = self.planned.priority
         self.scheduler_resources = {**self.planned.resources, "_job_count": 1}
         self.input = ()
+        self.is_norun = self.planned.needs_nothing
 
     def is_group(self) -> bool:
         return False
@@ -47,7 +48,7 @@ class FakeJob:
 class FakeGroup:
     def __init__(self, jobs) -> None:
         self.jobs = jobs
-        self.jobid = f"group{jobs[0].jobid}"
+        self.jobid = f"group{jobs[0].jobid:04}"
         self.priority = jobs[0].priority
         self.scheduler_resources = jobs[0].scheduler_resources
         self.input = ()
@@ -131,7 +132,7 @@ class VirtualRun:
                     ends = self.clock.now() + timedelta(seconds=max(self._seconds(part) for part in self._parts(job)))
                     heapq.heappush(running, (ends, order, job))
                     order += 1
-            if selected or self._asked:
+            if selected or self._asked or self._looks_again():
                 continue
             if not running and not self.keeper.has_waiting:
                 return
@@ -152,6 +153,14 @@ class VirtualRun:
                 if self._end(job, free):
                     done.add(job)
         raise AssertionError("it does not end")
+
+    def _looks_again(self) -> bool:
+        """As the ticker does every few seconds, whatever happens."""
+        before = len(self.keeper._waiting)
+        if before:
+            self.keeper.recheck()
+            self._pump()
+        return len(self.keeper._waiting) != before
 
     def _choose(self, jobs, remaining, free, sizes):
         return (
@@ -183,10 +192,10 @@ class VirtualRun:
         return not any(ticket.halt_reason for ticket, _ in settled)
 
     def _settle(self, ticket: Ticket):
-        used = self.uses(ticket.step, ticket.spec, ticket.decision.tier)
+        used = 0 if ticket.needs_nothing else self.uses(ticket.step, ticket.spec, ticket.decision.tier)
         ticket.duration_seconds = (self.clock.now() - ticket.began_at).total_seconds()
         ticket.usage = usage(used, ticket.duration_seconds)
-        if self.planner.enforces:
+        if ticket.hold is not None and self.planner.enforces:
             balances = self.ledger.balances(ticket.hold.terms)
             ticket.halt_reason = self.planner.judge(ticket, balances).halt_reason
         ticket.outcome = Outcome.HALTED if ticket.halt_reason else Outcome.SUCCEEDED

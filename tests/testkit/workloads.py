@@ -103,7 +103,7 @@ def case(seed: int, *, knows_all: bool = True) -> Case:
     """``knows_all``: of every rule it is known what it uses, from its history or as it is declared."""
     dice = random.Random(seed)
     rules = [f"r{index}" for index in range(dice.randint(1, 5))]
-    specs, past, durations = {}, {}, {}
+    specs, past, durations = {"all": StepSpec()}, {}, {"all": 1.0}
     for rule in rules:
         tiers = tuple(Tier(name=name, energy_ratio=ratio) for name, ratio in dice.choice(_TIERS))
         need = dice.randint(1, 40) * WH // 10
@@ -136,8 +136,15 @@ def _workload(dice, rules, specs) -> Workload:
                 group = f"g{index}"
                 steps[-2] = replace(before, group=group)
                 steps[-1] = replace(steps[-1], group=group, resources={})
+    last = PlannedStep(
+        step=Step(workflow_run="run", name="all"),
+        spec=specs["all"],
+        after=(len(steps) - 1,),
+        resources={"_cores": 1},
+        needs_nothing=True,
+    )
     return Workload(
-        steps=tuple(steps),
+        steps=(*steps, last),
         resources={"_cores": cores},
         look_ahead=16,
     )

@@ -89,7 +89,7 @@ def test_a_channel_that_fails_is_said_and_the_exit_status_is_3(green):
     assert "team webhook: failed: HTTP 500, goes on at" in sent.output
     assert "leads email:ana@lab.example: dead: the mail server refuses it (550)" in sent.output
     assert "there is no variable APPRISE; export it" in sent.output
-    assert "1 alerts could not be delivered" in green("balance").output
+    assert "1 alert could not be delivered" in green("balance").output
     assert "given up  leads email:ana@lab.example" in green("alerts", "list").output
 
 

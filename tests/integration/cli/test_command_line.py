@@ -225,6 +225,20 @@ def test_policy_check_shows_every_problem_with_its_place(green, place):
     assert json.loads(green("policy", "check", "--json").stdout)["ok"] is False
 
 
+def test_policy_check_notes_what_a_channel_lacks_here_and_is_content(green, place):
+    channels = (
+        "channels: {a: {email: ana@lab.example}, b: {webhook: 'env:NO_SUCH'}, c: {webhook: 'https://10.0.0.1/x'}}"
+    )
+    (place.cwd / "green.yaml").write_text(f"version: 1\nproject: x\n{channels}\n")
+    done = green("policy", "check")
+    assert done.exit_code == 0, done.stdout
+    notes = [line for line in done.stdout.splitlines() if line.startswith("Note: ")]
+    assert [note.split(": ")[1] for note in notes] == ["channel a", "channel b", "channel c"]
+    assert "MLFLOW_GREEN_SMTP is not set" in notes[0]
+    assert "NO_SUCH" in notes[1]
+    assert "allow: [private]" in notes[2]
+
+
 def test_policy_check_without_a_file_says_what_to_do(green):
     done = green("policy", "check")
     assert done.exit_code == 2
@@ -508,7 +522,7 @@ def test_a_reading_command_finds_the_history_of_a_share(green, on_share):
     settle(ledger, "train", "model=mlp", Action.ADMIT, "fits")
     ledger.close()
     assert "project-month" in green("balance").stdout
-    assert green("ledger", "verify").stdout == "The books close: 1 entries, no findings.\n"
+    assert green("ledger", "verify").stdout == "The books close: 1 entry, no findings.\n"
     assert json.loads(green("doctor", "--json").stdout)["ledger"]["waiting_for_mlflow"] == 1
 
 

@@ -142,3 +142,42 @@ def test_a_broken_declaration_is_said_and_the_job_runs(tmp_path):
     assert run.returncode == 0, run.output
     assert "what rule train declares is ignored" in run.output
     assert "energy" in run.output
+
+
+def test_a_rule_without_a_command_is_neither_asked_for_nor_refused(tmp_path):
+    rules = """
+        rule all:
+            input: "a"
+
+        rule a:
+            output: "a"
+            shell: "touch {output}"
+    """
+    policy = """
+    budgets: [{name: lab, limit: 1 Wh, period: total, mode: hard, reserve: declared, unknown_step: refuse}]
+    steps: {a: {energy: 1 Wh}}
+    """
+    folder = SnakemakeFolder(tmp_path / "wf", rules, policy)
+    run = folder.run("-c1")
+    assert run.returncode == 0, run.output
+    assert folder.entry("all").outcome is Outcome.SUCCEEDED
+    assert "all runs no program" in folder.entry("all").reason
+    assert folder.open_holds() == ()
+
+
+def test_also_a_quiet_snakemake_says_why_each_job_was_refused_and_what_to_do(tmp_path):
+    rules = """
+        rule all:
+            input: expand("big{i}", i=range(12))
+
+        rule big:
+            output: "big{i}"
+            shell: "touch {output}"
+    """
+    folder = SnakemakeFolder(tmp_path / "wf", rules, HARD + "    steps: {big: {energy: 50 Wh}}\n")
+    run = folder.run("-q", "-k", "-c1")
+    assert run.returncode == 1
+    told = [line for line in run.output.splitlines() if line.startswith("mlflow-green: lab: energy 50.0 Wh needed")]
+    assert len(told) == len(set(told)) == 10
+    assert "mlflow-green: 2 more jobs were refused; 'mlflow-green explain' shows why" in run.output
+    assert "Next: 'mlflow-green explain big'" in run.output

@@ -66,6 +66,18 @@ def test_where_no_budget_applies_nobody_waits_for_a_ledger_that_is_busy(ledger, 
     assert keeper.flush(SECONDS)
 
 
+def test_a_step_that_runs_no_program_needs_neither_room_nor_the_ledger(ledger, said) -> None:
+    keeper, step = bookkeeper(ledger, SimplePlanner(enforces=True, limit=0), said), ticket("all", needs_nothing=True)
+    ledger.problem = down()
+    keeper.ask([step])
+    assert step.admitted
+    assert (step.hold, said) == (None, [])
+    ledger.problem = None
+    settle(keeper, step, 7)
+    assert keeper.flush(SECONDS)
+    assert spent(ledger) == 7, "what it used is charged all the same"
+
+
 @pytest.mark.parametrize("problem", [down(), RuntimeError("a bug")])
 def test_without_a_ledger_a_hard_budget_refuses_and_observe_admits(said, problem) -> None:
     for enforces, action in ((True, Action.REFUSE), (False, Action.ADMIT)):

@@ -7,10 +7,24 @@ import pytest
 
 from mlflow_green.ledger.memory import MemoryLedger
 from mlflow_green.policy.document import parse_policy
+from mlflow_green.recorder import planner
 from mlflow_green.recorder.late_hold import admit_at_nothing
 from mlflow_green.recorder.plan import plan
 from mlflow_green.recorder.rehearsal import PassingLedger, VirtualClock
-from mlflow_green.records import Action, Batch, PlannedStep, Step, StepSpec, Tier, TopUp, Unit, Workload
+from mlflow_green.records import (
+    Action,
+    Batch,
+    Closing,
+    ClosingKind,
+    PlannedStep,
+    Step,
+    StepSpec,
+    Tier,
+    TopUp,
+    Unit,
+    Workload,
+)
+from snakemake_plugin import admission
 from tests.testkit.ledger_samples import OWNER, admit_anything, request, settle, term
 from tests.testkit.workloads import BOOK, START, WH, Case
 
@@ -209,3 +223,34 @@ def test_without_keep_going_the_plan_says_that_snakemake_stops_early():
     made = planned(policy_of(HARD), step("a", 11), step("b", 1), keeps_going=False)
     assert any("--keep-going" in note for note in made.notes)
     assert not any("--keep-going" in note for note in planned(policy_of(HARD), step("a", 11)).notes)
+
+
+def test_a_rule_without_a_program_needs_nothing_whatever_is_left():
+    made = planned(
+        policy_of(f"{HARD}, unknown_step: refuse"), step("a", 10), step("all", after=(0,), needs_nothing=True)
+    )
+    assert actions(made) == {"a": Action.ADMIT, "all": Action.ADMIT}
+    assert made.answers[1].decision.reason == "all runs no program, so it needs nothing"
+    assert made.balances[0].after.spent == 10 * WH
+    assert not any("nothing is known" in note for note in made.notes)
+
+
+def test_with_one_core_only_the_job_that_starts_is_asked_for_where_the_room_is_scarce():
+    ledger, entries = ledger_with_history(a=3 * WH // 10)
+    asked = [replace(step("a", 3), step=Step(workflow_run="run", name="a", wildcards=f"i={i}")) for i in range(3)]
+    made = planned(policy_of(HARD.replace("10 Wh", "4 Wh")), *asked, real=ledger, entries=entries)
+    assert [answer.first.action for answer in made.answers] == [Action.ADMIT] * 3
+
+
+def test_the_planner_looks_as_far_ahead_as_the_plugin():
+    assert planner.LOOK_AHEAD == admission.LOOK_AHEAD
+
+
+def test_one_run_gives_no_interval():
+    ledger, entries = ledger_with_history(a=3 * WH)
+    one = MemoryLedger(VirtualClock(START))
+    one.commit(Batch(closings=(Closing(kind=ClosingKind.SETTLE, hold_id=None, entry=entries[0]),)), admit_anything)
+    made = planned(policy_of(HARD), step("a", 5), real=one)
+    assert (made.answers[0].expected.point, made.answers[0].expected.low) == (3 * WH, None)
+    assert made.balances[0].low is None
+    assert planned(policy_of(HARD), step("a", 5), real=ledger).answers[0].expected.low == 3 * WH

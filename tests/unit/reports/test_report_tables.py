@@ -2,13 +2,15 @@ import io
 import subprocess
 import sys
 from dataclasses import replace
+from datetime import timedelta
 
 import pytest
 from rich.console import Console
 
-from mlflow_green.records import Mode, Outcome
-from mlflow_green.reports.tables import balance_bar, balance_table, jobs_table, rules_table, terminal
+from mlflow_green.records import Allowance, AllowanceKind, Mode, Outcome, Unit
+from mlflow_green.reports.tables import allowance_table, balance_bar, balance_table, jobs_table, rules_table, terminal
 from mlflow_green.reports.wording import wildcard_values
+from tests.testkit.ledger_samples import NOON
 from tests.testkit.report_samples import (
     ENERGY_TERM,
     WH,
@@ -124,6 +126,22 @@ def test_a_balance_shows_limit_spent_held_and_available(width):
     for amount in ("1.00 Wh", "382 mWh", "100 mWh", "518 mWh", "48%"):
         assert amount in line
     assert "80.0 mg" in line_of(text, "project-month", "CO2e")
+
+
+def test_on_a_narrow_terminal_a_balance_keeps_its_mode_and_drops_the_bar():
+    assert " hard " in line_of(shown(balance_table(pipeline_balances(), width=80), 80), "project-month", "energy")
+
+
+def test_on_a_narrow_terminal_a_raise_keeps_until_when_and_why():
+    made = Allowance(
+        allowance_id="0123456789abcdef", kind=AllowanceKind.OVERRIDE, budget="project-month", account="project:demo",
+        unit=Unit.ENERGY, period="2026-11", amount=WH, made_at=NOON, requested_by="bob", approver="ana",
+        reason="the paper of the year", expires_at=NOON + timedelta(hours=9),
+    )  # fmt: skip
+    text = shown(allowance_table([made], NOON, width=80), 80)
+    assert max(map(len, text.splitlines())) <= 80
+    for word in ("0123456789ab", "project-month", "1.00 Wh", "2026-11-21", "21:00", "Reason", "paper", "year"):
+        assert word in text
 
 
 def test_what_was_spent_before_stands_beside_what_is_spent_now():

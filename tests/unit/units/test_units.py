@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mlflow_green import units
 from mlflow_green.errors import QuantityError
 from mlflow_green.records import Unit
 from mlflow_green.units import (
@@ -107,3 +108,10 @@ def test_what_does_not_fit_into_a_ledger_is_too_much(parse, text):
 def test_the_most_that_fits_is_read():
     assert parse_energy_microjoules("2.56 GWh") <= AMOUNT_MAX
     assert parse_seconds("36500d") == SECONDS_MAX
+
+
+def test_what_rounds_to_a_thousand_is_one_of_the_next_unit():
+    assert units.format_energy(units.ENERGY_MICROJOULES["kWh"] - 1) == "1.00 kWh"
+    assert units.format_energy(-units.ENERGY_MICROJOULES["Wh"] + 1) == "-1.00 Wh"
+    assert units.format_energy(round(999.4 * units.ENERGY_MICROJOULES["Wh"])) == "999 Wh"
+    assert [units.three_digits(value) for value in (9.999, 99.99, 0.9999)] == ["10.0", "100", "1.00"]
