@@ -501,7 +501,7 @@ def agreed_policy(ledger: SqlLedger, policy: Policy, project: str, clock: Clock,
     Raises:
         AllowanceRefused: it dropped a hard budget, and nobody applied that.
     """
-    from mlflow_green.policy.raising import dropped, dropped_line, not_applied, with_stricter_modes
+    from mlflow_green.policy.raising import not_applied, with_stricter_modes
     from mlflow_green.records import PolicyVersion
 
     if not policy.text:
@@ -510,17 +510,28 @@ def agreed_policy(ledger: SqlLedger, policy: Policy, project: str, clock: Clock,
     author = ledger.identity() or user_name()
     version = PolicyVersion(sha256=policy.sha256, text=policy.text, author=author, at=clock.now())
     approved = {limit.key: limit for limit in ledger.record_policy(version, found)}
-    payer = {"project": project, "user": user_name()}
-    gone = dropped(policy, approved.values(), found, ledger.policies, payer=payer)
+    for line in (*dropped_lines(ledger, policy, project, clock), *not_applied(policy, approved, found)):
+        say(line)
+    return with_stricter_modes(policy, approved, found)
+
+
+def dropped_lines(books: PolicyBook, policy: Policy, project: str, clock: Clock) -> tuple[str, ...]:
+    """What to say of the limits that the policy dropped and nobody applied.
+
+    Raises:
+        AllowanceRefused: one of them is hard.
+    """
+    from mlflow_green.policy.raising import dropped, dropped_line
+
+    payer, found = {"project": project, "user": user_name()}, _own_terms(policy, project, clock)
+    gone = dropped(policy, books.approved_limits(), found, books.policies, payer=payer)
     for limit in gone:
         if limit.mode is Mode.HARD:
             raise AllowanceRefused(
                 f"{dropped_line(limit)}. A hard budget is not lifted so, and nothing was started: apply it, or put the"
                 " budget back"
             )
-    for line in (*map(dropped_line, gone), *not_applied(policy, approved, found)):
-        say(line)
-    return with_stricter_modes(policy, approved, found)
+    return tuple(map(dropped_line, gone))
 
 
 def policy_as_agreed(books: PolicyBook, policy: Policy, clock: Clock) -> Policy:

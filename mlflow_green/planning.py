@@ -51,6 +51,7 @@ def plan_workload(settings: Settings, workload: Workload) -> Plan:
     ledger = bootstrap.open_ledger(settings, clock)
     try:
         policy = bootstrap.policy_as_agreed(ledger, policy, clock)
+        bootstrap.dropped_lines(ledger, policy, policy.project, clock)  # a run would not start either
         book = bootstrap.book_without_meter(settings, policy, now)
         with ledger.snapshot():
             return plan(workload, policy, book, ledger, now=now, entries=ledger.entries())

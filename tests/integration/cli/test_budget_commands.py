@@ -273,12 +273,14 @@ def test_the_policy_of_every_run_is_kept_with_its_text(run, tmp_path, write, set
 
 
 @pytest.mark.parametrize("edit", [("name: month", "name: m2"), (", 1 kgCO2e]", "]")], ids=["renamed", "unit removed"])
-def test_a_hard_budget_that_the_policy_drops_stops_every_run_until_it_was_applied(edit, run, tmp_path):
+def test_a_hard_budget_that_the_policy_drops_stops_every_run_until_it_was_applied(edit, run, tmp_path, settings):
     start_a_run(tmp_path)
     path = tmp_path / "green.yaml"
     path.write_text(path.read_text().replace(*edit))
     with pytest.raises(AllowanceRefused, match=r"has no month \(project:demo: .* hard\) any more.*policy apply"):
         start_a_run(tmp_path)
+    with pytest.raises(AllowanceRefused, match="has no month"):
+        plan_workload(settings, Workload(steps=(), resources={}))
     dry = run("bob", "policy", "apply", "--dry-run").output
     assert "hard -> removed" in dry
     assert "--reason TEXT" in dry
