@@ -26,6 +26,7 @@ from mlflow_green.ledger.compaction import (
     superseded,
 )
 from mlflow_green.ledger.ledger import Choose
+from mlflow_green.ledger.messages import Message
 from mlflow_green.ledger.pending import with_pending
 from mlflow_green.ledger.posting import (
     GIVEN_UP,
@@ -35,7 +36,6 @@ from mlflow_green.ledger.posting import (
     BucketChange,
     Effects,
     HoldState,
-    Message,
     Standing,
     WindowKey,
     joined_ranges,

@@ -24,13 +24,13 @@ from mlflow_green.ledger.allowances import (
     agreement_text,
     allowance_text,
     applied_limit,
-    change_text,
     changes,
     check,
     previous_key,
     told,
 )
 from mlflow_green.ledger.ledger import Choose
+from mlflow_green.ledger.messages import Message, applied_message, crossing_message, is_reached, mlflow_message
 from mlflow_green.ledger.pending import pending_under, seniority
 from mlflow_green.records import (
     Action,
@@ -62,7 +62,7 @@ from mlflow_green.records import (
     TopUp,
     Unit,
 )
-from mlflow_green.units import exact, format_amount
+from mlflow_green.units import format_amount
 
 WindowKey = tuple[str, str, int]
 
@@ -121,16 +121,6 @@ class Standing:
     lost_reads: Mapping[str, int] = field(default_factory=dict)
     extras: Mapping[BucketKey, Extras] = field(default_factory=dict)
     approved: Mapping[LimitKey, ApprovedLimit] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Message:
-    """A row for the outbox; ``text`` is one sentence for people, empty for other programs."""
-
-    kind: str
-    dedup: str
-    payload: Mapping[str, object]
-    text: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -319,7 +309,7 @@ def post_applied(
             if (term.budget, term.unit.value, term.period) == (key[0], key[2], key[3])
         )
     moved = {(change.limit.budget, change.limit.unit): change for change in changed if change.moves and change.before}
-    messages = tuple(_applied_message(change, version, by, to, now) for change in moved.values())
+    messages = tuple(applied_message(change, version, by, to, now) for change in moved.values())
     effects = posting.effects(standing, policies=(version,), messages=messages)
     kept = (applied_limit(change, agreed, at=now, sha256=sha256) for change in changed if change.moves)
     return replace(effects, dropped=tuple(gone), applied=tuple(kept))
@@ -781,10 +771,10 @@ class _Posting:
         for key, after in self.balances.items():
             before = standing.balances.get(key) or Balance(term=after.term, spent=0, held=0)
             for rule in after.term.alerts:
-                if _reached(rule, after) and (key not in standing.balances or not _reached(rule, before)):
+                if is_reached(rule, after) and (key not in standing.balances or not is_reached(rule, before)):
                     hold_id = self._crossed_by(rule, before, after)
                     hold = self.holds[hold_id].hold if hold_id else None
-                    yield _alert(rule, before, after, hold, standing.generation + 1)
+                    yield crossing_message(rule, before, after, hold, standing.generation + 1)
 
     def _crossed_by(self, rule: AlertRule, before: Balance, after: Balance) -> str | None:
         """The hold whose row brought the balance to where it stays; ``None`` where no hold did, but e.g. the limit."""
@@ -792,9 +782,9 @@ class _Posting:
         balance = replace(after, spent=before.spent, held=before.held)
         for row in self.journal:
             if row.key == after.term.key:
-                was_below = not _reached(rule, balance)
+                was_below = not is_reached(rule, balance)
                 balance = replace(balance, spent=balance.spent + row.delta_spent, held=balance.held + row.delta_held)
-                if was_below and _reached(rule, balance):
+                if was_below and is_reached(rule, balance):
                     found = row.hold_id
         return found
 
@@ -980,82 +970,4 @@ def _decision_of(hold: Hold) -> Decision:
         tier=hold.tier,
         amounts=hold.amounts,
         reason="the same request was answered before and its hold is open",
-    )
-
-
-# --- messages ---------------------------------------------------------------------------------------
-
-
-def _applied_message(
-    change: LimitChange, version: PolicyVersion, approved_by: str, to: Sequence[str], now: datetime
-) -> Message:
-    """Tell the channels that a policy was applied, once for each budget and unit that it changed."""
-    after = change.limit
-    return Message(
-        kind="alert",
-        dedup="|".join(("applied", version.sha256, *after.key, now.isoformat())),
-        payload={
-            "budget": after.budget,
-            "account": after.account,
-            "unit": after.unit.value,
-            "period": "",
-            "at_ratio": None,
-            "of": "policy",
-            "amount": after.limit,
-            "limit": after.limit,
-            "to": list(to),
-            "text": f"{approved_by} applied policy {version.sha256[:12]}: {change_text(change)}",
-        },
-    )
-
-
-def mlflow_message(entry: Entry) -> Message:
-    """The promise that this entry will reach MLflow."""
-    return Message(kind="mlflow", dedup=f"entry:{entry.entry_id}", payload={"entry_id": entry.entry_id})
-
-
-def _amount(rule: AlertRule, balance: Balance) -> int:
-    return balance.committed if rule.of_committed else balance.spent
-
-
-def _reached(rule: AlertRule, balance: Balance) -> bool:
-    ratio = exact(rule.at_ratio)
-    return _amount(rule, balance) * ratio.denominator >= ratio.numerator * balance.limit
-
-
-def _alert(rule: AlertRule, before: Balance, after: Balance, hold: Hold | None, generation: int) -> Message:
-    """``generation`` makes every crossing a message of its own; ``hold`` is whose row crossed the threshold."""
-    term = after.term
-    base = "committed" if rule.of_committed else "spent"
-    amount = _amount(rule, after)
-    text = (
-        f"budget {term.budget} ({term.account}, {term.period}) is past {rule.at_ratio:.0%} {base}:"
-        f" {format_amount(term.unit, amount)} of {format_amount(term.unit, after.limit)} {term.unit.value}"
-    )
-    return Message(
-        kind="alert",
-        dedup="|".join((*term.key, repr(rule.at_ratio), base, ",".join(rule.to), str(generation))),
-        payload={
-            "budget": term.budget,
-            "account": term.account,
-            "unit": term.unit.value,
-            "period": term.period,
-            "at_ratio": rule.at_ratio,
-            "of": base,
-            "amount": amount,
-            "limit": after.limit,
-            "before": _amount(rule, before),
-            "after": amount,
-            "spent": after.spent,
-            "held": after.held,
-            "hold_id": hold.hold_id if hold else None,
-            "step": hold.step.label if hold else None,
-            "user": hold.user if hold else None,
-            "project": hold.project if hold else None,
-            "policy_sha256": hold.policy_sha256 if hold else None,
-            "generation": generation,
-            "to": list(rule.to),
-            "text": text,
-        },
-        text=text,
     )

@@ -37,6 +37,7 @@ from mlflow_green.ledger.limit_rows import (
     load_approved,
     load_extras,
 )
+from mlflow_green.ledger.messages import Message
 from mlflow_green.ledger.pending import with_pending
 from mlflow_green.ledger.posting import (
     HISTORY_LENGTH_MAX,
@@ -44,7 +45,6 @@ from mlflow_green.ledger.posting import (
     BookedHold,
     Effects,
     HoldState,
-    Message,
     Standing,
     joined_ranges,
     post,

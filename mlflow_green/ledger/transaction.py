@@ -28,6 +28,7 @@ from mlflow_green.ledger import rows, schema
 from mlflow_green.ledger.accounts import ancestry
 from mlflow_green.ledger.allowances import NOTHING, Extras, limit_key, previous_key
 from mlflow_green.ledger.limit_rows import columns_of, load_approved, load_extras, write_limits
+from mlflow_green.ledger.messages import Message
 from mlflow_green.ledger.pending import with_pending
 from mlflow_green.ledger.posting import (
     GIVEN_UP,
@@ -35,7 +36,6 @@ from mlflow_green.ledger.posting import (
     BucketChange,
     Effects,
     HoldState,
-    Message,
     Standing,
     WindowKey,
     entries_of,
