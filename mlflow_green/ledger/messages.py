@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 from mlflow_green.ledger.allowances import LimitChange, change_text
 from mlflow_green.records import AlertRule, Balance, Entry, Hold, PolicyVersion
