@@ -212,6 +212,11 @@ def format_energy_interval(energy_microjoules: int, low_microjoules: int, high_m
     return f"{point} {unit} [{low}, {high}]"
 
 
+def format_number_of(number: int, noun: str, plural: str = "") -> str:
+    """``"1 step"``, ``"3 steps"``; ``plural`` where an s is not enough."""
+    return f"1 {noun}" if number == 1 else f"{number} {plural or noun + 's'}"
+
+
 def format_money(cost_micro_units: int | None, currency: str | None) -> str:
     """Money as people read it: ``"1.25 EUR"``, below a hundredth three digits; ``"-"`` when unknown."""
     if cost_micro_units is None:

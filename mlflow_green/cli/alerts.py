@@ -12,6 +12,7 @@ from mlflow_green.cli import exit_codes
 from mlflow_green.cli.doors import Books, Place
 from mlflow_green.cli.output import NO_HISTORY, json_option, opened, print_json
 from mlflow_green.records import LetterState, OutboxRow
+from mlflow_green.units import format_number_of
 
 if TYPE_CHECKING:
     from mlflow_green.alerts.delivery import Report
@@ -102,8 +103,7 @@ _STATES = {LetterState.PENDING: "waits", LetterState.DELIVERED: "sent", LetterSt
 
 def _row_line(row: OutboxRow) -> str:
     where = f"{row.payload.get('channel', 'no channel yet')} {row.payload.get('route', '')}".rstrip()
-    tries = "1 try" if row.tries == 1 else f"{row.tries} tries"
-    error = f" ({tries}, last: {row.error})" if row.error else ""
+    error = f" ({format_number_of(row.tries, 'try', 'tries')}, last: {row.error})" if row.error else ""
     return f"{_local(row.due_at)}  {_STATES[row.state]:8}  {where}: {_subject(row)}{error}"
 
 

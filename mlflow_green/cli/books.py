@@ -17,7 +17,7 @@ from mlflow_green.cli.doors import Place
 from mlflow_green.cli.output import NO_HISTORY, console, json_option, opened, print_json, print_json_line
 from mlflow_green.clock import SystemClock
 from mlflow_green.records import Decision, DecisionRow, Entry, Step
-from mlflow_green.units import SECONDS, format_bytes, parse_seconds
+from mlflow_green.units import SECONDS, format_bytes, format_number_of, parse_seconds
 
 if TYPE_CHECKING:
     from mlflow_green.ledger.compaction import Compaction
@@ -67,8 +67,10 @@ def balance(place: Place, as_json: bool) -> None:
             applied = "nobody applied that" if key in approved else "its removal was applied"
             out.print(f"{key[0]} ({key[1]}, {key[2]}) is not in green.yaml, so nothing is charged to it; {applied}")
     if undeliverable:
-        alerts = "1 alert" if undeliverable == 1 else f"{undeliverable} alerts"
-        click.echo(f"{alerts} could not be delivered; 'mlflow-green alerts list' shows why.", err=True)
+        click.echo(
+            f"{format_number_of(undeliverable, 'alert')} could not be delivered; 'mlflow-green alerts list' shows why.",
+            err=True,
+        )
 
 
 @click.command()
@@ -167,8 +169,7 @@ def verify(place: Place, as_json: bool) -> None:
     else:
         for finding in findings:
             click.echo(finding)
-        kept = "1 entry" if entries == 1 else f"{entries} entries"
-        found = "1 finding" if len(findings) == 1 else f"{len(findings)} findings"
+        kept, found = format_number_of(entries, "entry", "entries"), format_number_of(len(findings), "finding")
         click.echo(found if findings else f"The books close: {kept}, no findings.")
     sys.exit(exit_codes.FOUND if findings else exit_codes.OK)
 

@@ -19,6 +19,7 @@ from mlflow_green.cli.output import console, json_option, opened, print_json
 from mlflow_green.errors import PolicyError, SettingsError
 from mlflow_green.records import Action
 from mlflow_green.settings import POLICY_NAME
+from mlflow_green.units import format_number_of
 
 if TYPE_CHECKING:
     from mlflow_green.policy.document import Policy
@@ -194,7 +195,7 @@ def _status(actions: Collection[Action | None], any_waits: bool) -> int:
 
 def _verdict(path: Path, problems: int, checked: Policy | None) -> str:
     if checked is None:
-        return f"{problems} problem{'s' if problems != 1 else ''} in {path}"
+        return f"{format_number_of(problems, 'problem')} in {path}"
     budgets = ", ".join(f"{budget.name} ({budget.mode.value})" for budget in checked.budgets) or "none"
     return f"{path} is fine: project {checked.project}, budgets: {budgets}, sha256 {checked.sha256[:12]}"
 

@@ -17,6 +17,7 @@ from mlflow_green.cli.output import NO_HISTORY, console, json_option, opened, pr
 from mlflow_green.errors import PolicyError
 from mlflow_green.records import Entry
 from mlflow_green.settings import Settings
+from mlflow_green.units import format_number_of
 
 if TYPE_CHECKING:
     from mlflow_green.reports.pareto import Goal
@@ -135,7 +136,7 @@ def sync(place: Place, as_json: bool) -> None:
     if as_json:
         print_json({"left": left})
     elif left:
-        rows = "1 row" if left == 1 else f"{left} rows"
+        rows = format_number_of(left, "row")
         click.echo(f"{rows} could not be written to MLflow yet; check MLFLOW_TRACKING_URI and try again", err=True)
     else:
         click.echo("MLflow has everything.")

@@ -14,7 +14,7 @@ from uuid import uuid4
 from mlflow_green.clock import Clock
 from mlflow_green.errors import AllowanceRefused
 from mlflow_green.ledger.accounts import ancestry
-from mlflow_green.ledger.allowances import NOTHING, Agreed, LimitKey, counted, extras_of, limit_key
+from mlflow_green.ledger.allowances import NOTHING, Agreed, Extras, LimitKey, counted, extras_of, limit_key
 from mlflow_green.ledger.compaction import (
     ONCE_ONLY,
     Compaction,
@@ -128,7 +128,7 @@ class MemoryLedger:
         return True
 
     def balances(self, terms: Sequence[Term] = ()) -> tuple[Balance, ...]:
-        now = self._balances_at(self._clock.now())
+        now = self._with_extras(extras_of(self._allowances.values(), self._clock.now()))
         if not terms:
             return with_pending(now.values(), self.open_holds())
         known = (now.get(term.key) or Balance(term=term, spent=0, held=0) for term in terms)
@@ -357,17 +357,17 @@ class MemoryLedger:
 
     # --- inside ----------------------------------------------------------------------------------
 
-    def _balances_at(self, now: datetime) -> dict[BucketKey, Balance]:
-        extras = extras_of(self._allowances.values(), now)
+    def _with_extras(self, extras: Mapping[BucketKey, Extras]) -> dict[BucketKey, Balance]:
         totals = ((key, each, extras.get(key, NOTHING).total) for key, each in self._balances.items())
         return {key: each if each.extra == total else replace(each, extra=total) for key, each, total in totals}
 
     def _standing(self, now: datetime) -> Standing:
-        pending = with_pending(self._balances_at(now).values(), (booked.hold for booked in self._holds.values()))
+        extras = extras_of(self._allowances.values(), now)
+        pending = with_pending(self._with_extras(extras).values(), (booked.hold for booked in self._holds.values()))
         return Standing(
             generation=self._generation,
             balances={balance.term.key: balance for balance in pending},
-            extras=extras_of(self._allowances.values(), now),
+            extras=extras,
             approved=self._approved,
             holds=self._holds,
             entry_ids=frozenset(self._entries),

@@ -536,8 +536,6 @@ class _Posting:
 
     def _close_open(self, hold: Hold, closing: Closing) -> None:
         charged = charged_sum(entries_of(closing))
-        if closing.kind is ClosingKind.LOST:
-            self.lost_reads[hold.hold_id] = max(map(metered_microjoules, entries_of(closing)))
         for term in hold.terms:
             self.move(
                 term,
@@ -547,8 +545,9 @@ class _Posting:
                 delta_spent=charged.get(term.unit, 0),
                 reason=closing.reason,
             )
-            if closing.kind is ClosingKind.LOST:
-                self.lost_charges[hold.hold_id, term.key] = charged.get(term.unit, 0)
+        if closing.kind is ClosingKind.LOST:
+            self.lost_reads[hold.hold_id] = max(map(metered_microjoules, entries_of(closing)))
+            self.lost_charges |= {(hold.hold_id, term.key): charged.get(term.unit, 0) for term in hold.terms}
         self._change(BookedHold(hold=replace(hold, wanted={}), state=CLOSED_STATE[closing.kind]))
         for entry in entries_of(closing):
             if entry.entry_id in self.entry_ids:

@@ -15,7 +15,7 @@ from mlflow_green.policy.document import Reserve
 from mlflow_green.policy.quantiles import prediction_interval, quantile_of
 from mlflow_green.policy.sizes import scaled_to, size_law
 from mlflow_green.records import Estimate, PastUse, StepSpec, Tier, Unit
-from mlflow_green.units import exact, format_bytes, format_energy
+from mlflow_green.units import exact, format_bytes, format_energy, format_number_of
 
 Quantile = Reserve | Literal["declared", "p50", "p95", "max"]
 ToAmounts = Callable[[int], Mapping[Unit, int]]
@@ -150,7 +150,7 @@ def _ratio(tier: Tier | None) -> Fraction:
 
 
 def _expected(completed: Sequence[int], halted: Sequence[int], words: str, quantile: Quantile) -> _Need:
-    runs = f"{len(completed)} run{'s' if len(completed) > 1 else ''} of {words}"
+    runs = f"{format_number_of(len(completed), 'run')} of {words}"
     if len(completed) < SAMPLES_ENOUGH:
         most = ceil(FEW_SAMPLES_FACTOR * max(completed))
         return _Need(energy_microjoules=most, source=f"maximum of {runs} x 1.3", basis="maximum x 1.3")

@@ -44,7 +44,7 @@ from mlflow_green.records import (
     Usage,
     Workload,
 )
-from mlflow_green.units import microjoules
+from mlflow_green.units import format_number_of, microjoules
 
 UNKNOWN_DURATION_SECONDS = 1.0
 
@@ -395,18 +395,14 @@ def _notes(answers: Sequence[PlannedAnswer], script: _Workflow, workload: Worklo
     )
     if unknown:
         notes.append(
-            f"Of {_steps(unknown)} nothing is known, so the totals count what they hold at first; they may use more or "
-            "less. Declare an energy, or run them once."
+            f"Of {format_number_of(unknown, 'step')} nothing is known, so the totals count what they hold at first; "
+            "they may use more or less. Declare an energy, or run them once."
         )
     if script.guessed_durations and len(answers) > 1:
         notes.append(
-            f"How long {_steps(script.guessed_durations)} will run is not known (1 s each is assumed), so the order in "
-            "which steps ask may differ."
+            f"How long {format_number_of(script.guessed_durations, 'step')} will run is not known (1 s each is "
+            "assumed), so the order in which steps ask may differ."
         )
     if any(answer.action in {Action.REFUSE, Action.HALT} for answer in answers) and not workload.keeps_going:
         notes.append("Without --keep-going Snakemake stops at the first step that is refused or halted.")
     return notes
-
-
-def _steps(number: int) -> str:
-    return "1 step" if number == 1 else f"{number} steps"

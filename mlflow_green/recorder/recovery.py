@@ -49,6 +49,7 @@ from mlflow_green.recorder.spool_session import (
 from mlflow_green.recorder.windows import unposted_windows
 from mlflow_green.records import Batch, Closing, ClosingKind, Hold, Owner
 from mlflow_green.spool import from_json, nobody_goes_on, read_spool
+from mlflow_green.units import format_number_of
 
 _log = logging.getLogger(__name__)
 
@@ -109,7 +110,7 @@ def recover(
         with told_if_refused(say, f"hold {hold_id} of {hold.step.label}, whose owner died"):
             lost += not ledger.commit(Batch(closings=taken.stamped([closing])), admit_at_nothing).fenced
     if lost:
-        steps = "1 step" if lost == 1 else f"{lost} steps"
+        steps = format_number_of(lost, "step")
         say(
             f"{steps} of a killed run: charged what was metered, and the greatest power for the time in which it may"
             " have run on unseen; 'mlflow-green explain' names them"
@@ -284,7 +285,7 @@ def _running(sessions: Sequence[SpoolSession], hold_ids: Iterable[str]) -> set[s
 
 def _end_orphans(ran_on: set[str], say: Callable[[str], None]) -> None:
     if ran_on:
-        say(f"ending {'1 step' if len(ran_on) == 1 else f'{len(ran_on)} steps'} that outlived a killed run")
+        say(f"ending {format_number_of(len(ran_on), 'step')} that outlived a killed run")
         end_processes(ran_on, GRACE_SECONDS)
 
 

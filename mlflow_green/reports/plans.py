@@ -91,7 +91,7 @@ def verdict(plan: Plan) -> str:
     parts = ", ".join(f"{count} {word}" for count, word in counts if count)
     late = sum(answer.is_delayed for answer in plan.answers)
     waits = f"; {late} would wait for a budget first" if late else ""
-    return f"Of {len(plan.answers)} step{'s' if len(plan.answers) > 1 else ''}: {parts}{waits}."
+    return f"Of {units.format_number_of(len(plan.answers), 'step')}: {parts}{waits}."
 
 
 def plan_table(answers: Sequence[PlannedAnswer], *, width: int = 120) -> Table:

@@ -102,7 +102,7 @@ def _saved(line: _Line) -> str:
 
 
 def _steps(number: int) -> str:
-    return "1 step" if number == 1 else f"{number} steps"
+    return units.format_number_of(number, "step")
 
 
 def replay_to_json(replay: Replay) -> dict[str, object]:

@@ -134,8 +134,8 @@ def _handler_of(bmc: FakeRedfish) -> type[BaseHTTPRequestHandler]:
             for name, value in {**(headers or {}), "Content-Length": str(len(payload))}.items():
                 self.send_header(name, value)
             self.end_headers()
+            self.close_connection = self.close_connection or bmc.hangs_up  # before the client knows and changes it
             self.wfile.write(payload)
-            self.close_connection = self.close_connection or bmc.hangs_up
 
         def log_message(self, *_: object) -> None:
             """Silent."""

@@ -286,7 +286,7 @@ def nodes_by_run(ledger):
 def said(ledger, clock):
     """Everything that must be as before."""
     decisions, entries, holds = ledger.decisions(), ledger.entries(), ledger.open_holds()
-    names = {row.step.name for row in decisions}
+    names = sorted({row.step.name for row in decisions})
     waiting = waits(decisions, entries, holds, ledger.balances(), POLICY, now=clock.now(), is_live=lambda _run: True)
     told = all_decisions(decisions, entries)
     return {

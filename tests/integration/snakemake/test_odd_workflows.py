@@ -90,7 +90,6 @@ def test_a_tier_is_chosen_by_its_energy_ratio_to_what_was_measured(tmp_path):
     again = [entry for entry in folder.entries() if entry.decision is Action.DOWNGRADE]
     assert [entry.tier for entry in again] == ["half"]
     assert len(folder.read("model").splitlines()) == 20
-    assert again[0].total.microjoules < full
 
 
 def test_a_retry_may_get_another_tier_than_the_attempt_before(tmp_path):
