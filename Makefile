@@ -8,8 +8,9 @@ BIN := $(VENV)/bin
 demo: $(VENV)/.installed-examples   ## the load-forecast pipeline under an energy budget
 	@$(BIN)/python workflows/load_forecast/demo.py
 
+# Three at a time also on two processors: the tests of Slurm mostly wait for its clock.
 test: $(VENV)/.installed-test       ## the test suite
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadscope $(TESTS)
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadscope $(TESTS)
 
 check: $(VENV)/.installed-dev       ## style, types and import rules
 	$(BIN)/ruff check .

@@ -11,9 +11,8 @@ new value.
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -193,20 +192,3 @@ class FakePowercap:
     def close(self) -> None:
         for zone in self.zones:
             zone.close()
-
-
-@contextlib.contextmanager
-def as_nobody() -> Iterator[None]:
-    """Run a block without root's rights, so that mode 0400 denies it the counter.
-
-    Root ignores permission bits; a test that runs as root needs this.  Does
-    nothing for an ordinary user.
-    """
-    if os.geteuid() != 0:
-        yield
-        return
-    os.seteuid(65534)
-    try:
-        yield
-    finally:
-        os.seteuid(0)

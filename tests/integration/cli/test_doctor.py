@@ -13,8 +13,9 @@ from click.testing import CliRunner
 from mlflow_green.cli.doors import Doors, Place
 from mlflow_green.cli.main import cli
 from mlflow_green.records import CpuClockName
-from tests.testkit.fakepowercap import FakePowercap, as_nobody
+from tests.testkit.fakepowercap import FakePowercap
 from tests.testkit.fakeredfish import PASSWORD, USER, FakeRedfish
+from tests.testkit.nobody import as_nobody
 
 
 @pytest.fixture

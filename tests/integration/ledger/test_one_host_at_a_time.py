@@ -34,6 +34,7 @@ from tests.testkit.ledger_samples import (
     request,
     term,
 )
+from tests.testkit.nobody import as_nobody
 from tests.testkit.waiting import comes_true
 
 ROOT = Path(__file__).parents[3]
@@ -460,12 +461,10 @@ def test_a_file_system_without_hard_links_is_refused_with_a_way_out():
     folder = Path(tempfile.mkdtemp())
     folder.chmod(0o777)
     fd = os.open(folder / "mine", os.O_RDWR | os.O_CREAT, 0o600)
-    os.seteuid(65534)
     try:
-        with pytest.raises(LedgerUnavailable, match=r"no hard links.*MLFLOW_GREEN_LEDGER"):
+        with as_nobody(), pytest.raises(LedgerUnavailable, match=r"no hard links.*MLFLOW_GREEN_LEDGER"):
             publish(folder / "mine", fd, folder / "1.lease")
     finally:
-        os.seteuid(0)
         os.close(fd)
         shutil.rmtree(folder)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import resource
 import shutil
 import signal
@@ -39,9 +38,9 @@ from tests.testkit.ledger_samples import (
     term,
     usage,
 )
+from tests.testkit.nobody import as_nobody
 from tests.testkit.recorder_parts import BOOK, bookkeeper, ticket
 
-NOBODY = 65534
 HAS_WAL = sqlite_file.wal_is_safe(sqlite3.sqlite_version_info[:3])
 
 
@@ -68,19 +67,6 @@ def open_folder():
     folder.chmod(0o755)
     yield folder
     shutil.rmtree(folder)
-
-
-@contextmanager
-def as_nobody():
-    """Without root's right to write everywhere; for other users nothing changes."""
-    if os.geteuid() != 0:
-        yield
-        return
-    os.seteuid(NOBODY)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
 
 
 def test_a_folder_that_cannot_be_written_is_named_with_the_cause_and_a_way_out():

@@ -18,8 +18,8 @@ JOBS = {
 }
 CHILDREN = {name: int(words[1]) for name, words in JOBS.items() if words[-1] == "5"}
 # To fork and to end a child costs time that the child's own clock does not show; a cgroup counts all of it, and perf
-# some where processes wait for a processor.
-FORK_SECONDS_MAX = {"cgroup": 0.0002, "perf": 0.0001}
+# some where processes wait for a processor: 0.21 ms a child on a machine with three times as many of them as processors.
+FORK_SECONDS_MAX = 0.0003
 EXACT = ("perf", "cgroup")
 
 
@@ -35,7 +35,7 @@ def test_an_exact_clock_is_within_three_percent_of_the_truth_and_what_forks_cost
     if clock not in job.usages:
         pytest.skip(f"{clock} cannot be had here: only root may make a cgroup, and perf_event_open may be forbidden")
     assert job.cpu_seconds(clock) / job.truth_seconds >= 0.97
-    assert job.cpu_seconds(clock) <= job.truth_seconds * 1.03 + CHILDREN.get(name, 0) * FORK_SECONDS_MAX[clock]
+    assert job.cpu_seconds(clock) <= job.truth_seconds * 1.03 + CHILDREN.get(name, 0) * FORK_SECONDS_MAX
 
 
 def test_one_exact_clock_at_least_is_tested_here(metered):

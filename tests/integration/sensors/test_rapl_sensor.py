@@ -15,8 +15,9 @@ from mlflow_green.sensors.detect import detect_sensors
 from mlflow_green.sensors.memory_model import MemoryModelSensor, memory_model
 from mlflow_green.sensors.rapl import RaplSensor, rapl_access_help
 from mlflow_green.sensors.sensor import Sensor
-from tests.testkit.fakepowercap import FakePowercap, as_nobody
+from tests.testkit.fakepowercap import FakePowercap
 from tests.testkit.metering_fakes import HandClock, write_proc_stat
+from tests.testkit.nobody import as_nobody
 
 JOULE = 1_000_000
 

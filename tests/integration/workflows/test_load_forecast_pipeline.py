@@ -16,7 +16,7 @@ pytest.importorskip("pmdarima")
 pytest.importorskip("sklearn")
 
 SNAKEFILE = Path(__file__).parents[3] / "workflows" / "load_forecast" / "Snakefile"
-LIMIT_SECONDS = 120
+LIMIT_SECONDS = 400
 
 
 def command(folder, *targets_and_options):
