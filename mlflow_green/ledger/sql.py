@@ -300,6 +300,10 @@ class SqlLedger:
         """Who writes here, as the database knows him: the role on PostgreSQL, ``None`` on a file."""
         return self._store.identity()
 
+    def unguarded(self) -> str:
+        """What a database that knows who writes leaves to its clients all the same; empty where there is nothing."""
+        return self._store.unguarded()
+
     def close(self) -> None:
         """Release the database; may be called again."""
         self._store.close()
