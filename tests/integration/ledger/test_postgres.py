@@ -295,13 +295,13 @@ def role(url, postgres):
 
 def test_a_role_that_may_only_read_reads_and_is_told_which_right_writing_needs(role, url, postgres):
     name, theirs = role
-    with pytest.raises(LedgerUnavailable, match=rf"cannot read .*permission denied.*GRANT SELECT .* TO {name}"):
+    with pytest.raises(LedgerUnavailable, match=rf"cannot read .*permission denied.*GRANT green_reader TO {name}"):
         open_url(theirs)
     postgres.execute(f"GRANT SELECT ON ALL TABLES IN SCHEMA public TO {name}", url=url)
     ledger = open_url(theirs)
     assert ledger.identity() == name
     assert ledger.balances() == ()
-    with pytest.raises(LedgerUnavailable, match=rf"nothing was written; .*GRANT SELECT, INSERT.* TO {name}"):
+    with pytest.raises(LedgerUnavailable, match=rf"nothing was written; .*GRANT green_spender TO {name}"):
         hold(ledger)
     ledger.close()
 
@@ -313,38 +313,6 @@ def test_a_role_that_may_not_make_tables_is_told_which_right_that_needs(postgres
             open_url(postgres.url_of(url.partition("@/")[2].partition("?")[0], "maker", "r"))
     finally:
         postgres.execute("DROP ROLE maker")
-
-
-def test_with_the_rights_of_the_how_to_spenders_spend_and_readers_read_and_nobody_edits_the_truth(url, postgres):
-    open_url(url).close()
-    how_to = (ROOT / "docs/howto/postgres.md").read_text()
-    rights = how_to.partition("```sql\n")[2].partition("```")[0]
-    database = url.partition("@/")[2].partition("?")[0]
-    postgres.execute("CREATE ROLE green_spender", "CREATE ROLE green_reader", rights, url=url)
-    postgres.execute("CREATE ROLE how_to_ana LOGIN PASSWORD 'a' IN ROLE green_spender")
-    postgres.execute("CREATE ROLE how_to_lead LOGIN PASSWORD 'l' IN ROLE green_reader")
-    try:
-        spender = open_url(postgres.url_of(database, "how_to_ana", "a"))
-        held = hold(spender)
-        fact = Fact(hold_id=held.hold_id, name="quality/mape", value=0.5)
-        spender.commit(Batch(closings=(settle(held, 3),), windows=(window(1, 3),), facts=(fact,)), admit_what_fits)
-        spender.commit(Batch(facts=(fact,)), admit_what_fits)
-        spender.adjust(held.hold_id, {Unit.ENERGY: 1}, "evidence")
-        spender.delivered(spender.pending("mlflow", spender._clock.now())[0].outbox_id)
-        assert closes(spender)
-        for table in ("journal", "entries", "decisions", "node_windows"):
-            with pytest.raises(psycopg.errors.InsufficientPrivilege):
-                postgres.execute(f"DELETE FROM {table}", url=postgres.url_of(database, "how_to_ana", "a"))
-        reader = open_url(postgres.url_of(database, "how_to_lead", "l"))
-        assert (reader.identity(), reader.balances()[0].spent) == ("how_to_lead", 4)
-        assert closes(reader)
-        with pytest.raises(LedgerUnavailable, match="permission denied"):
-            hold(reader, "another")
-        spender.close()
-        reader.close()
-    finally:
-        for role in ("how_to_ana", "how_to_lead", "green_spender", "green_reader"):
-            postgres.execute(f"DROP OWNED BY {role} CASCADE", f"DROP ROLE {role}", url=url)
 
 
 def test_rows_are_dated_by_the_clock_of_the_server(url):
