@@ -7,17 +7,20 @@ import subprocess
 import sys
 import tempfile
 import threading
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import psycopg
 import pytest
 
+from mlflow_green.alerts.delivery import Fate, Sender
 from mlflow_green.clock import SystemClock
-from mlflow_green.errors import LedgerError, LedgerUnavailable
+from mlflow_green.errors import ChannelFailed, LedgerError, LedgerUnavailable
+from mlflow_green.ledger.shared_clock import SharedClock
 from mlflow_green.ledger.verify import verify
 from mlflow_green.recorder.recovery import recover
-from mlflow_green.records import Batch, Fact, Unit
+from mlflow_green.records import Batch, Fact, LetterState
+from tests.testkit.alert_samples import WH, ScriptedPost, Spender, notify, policy
 from tests.testkit.ledger_samples import NOON, OWNER, admit_what_fits, open_url, request, settle, term, window
 from tests.testkit.postgres import PASSWORD, CutAtCommit, postgres_server
 from tests.testkit.waiting import comes_true
@@ -326,6 +329,39 @@ def test_rows_are_dated_by_the_clock_of_the_server(url):
     (row,) = ledger.journal()
     assert before <= row.at <= datetime.now(UTC)
     ledger.close()
+
+
+@pytest.mark.parametrize("hours", [-1, 1])
+def test_a_sender_whose_clock_is_an_hour_off_sends_neither_early_nor_late_nor_twice(hours, url):
+    class WrongClock(SystemClock):
+        def now(self):
+            return super().now() + timedelta(hours=hours)
+
+    def sender(clock, channel):
+        books = open_url(url, clock=clock)
+        opened.append(books)
+        return Sender(books, policy(notify(50)), channel, SharedClock(books, clock))
+
+    class Refusing:
+        def carry(self, address, letter):
+            assert wrong.send() == ()  # this one is being sent
+            raise ChannelFailed("HTTP 500")
+
+    opened = []
+    carried = ScriptedPost(SystemClock())
+    wrong, right = sender(WrongClock(), carried), sender(SystemClock(), Refusing())
+    Spender(opened[1], policy(notify(50)), SystemClock()).spend(50 * WH)
+    assert [report.fate for report in right.send()] == [Fate.FAILED]
+    assert [report.fate for report in wrong.send()] == [Fate.WAITING]  # for the time to try it again
+    (letter,) = opened[0].rows("letter", LetterState.PENDING)
+    opened[1].failed(letter.outbox_id, opened[1].now(), "no need to wait")
+    assert [report.fate for report in wrong.send()] == [Fate.SENT]
+    assert right.send() == wrong.send() == ()
+    (letter,) = opened[0].rows("letter", LetterState.DELIVERED)
+    assert abs(letter.due_at - datetime.now(UTC)) < timedelta(minutes=1)
+    assert len(carried.carried) == 1
+    for books in opened:
+        books.close()
 
 
 def test_only_the_host_of_a_dead_owner_closes_its_holds(ledger, tmp_path):
