@@ -9,9 +9,12 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from mlflow_green.cli.doors import Place
+from mlflow_green.cli.main import cli
 from mlflow_green.errors import LedgerError, LedgerUnavailable
 from mlflow_green.ledger.migrations import migrate, run_scripts
 from mlflow_green.ledger.sql import SqlLedger, open_store
@@ -128,12 +131,19 @@ def test_what_the_how_to_gives_can_be_given_again_after_more_was_given(server):
         connection.execute("UPDATE allowances SET amount = 1")
 
 
-def test_what_the_database_leaves_to_its_clients_is_told_while_there_is_no_role(server, postgres):
+def test_what_the_database_leaves_to_its_clients_is_told_while_there_is_no_role(server, postgres, tmp_path):
+    def said(*command):
+        place = Place(cwd=tmp_path, environ={"MLFLOW_GREEN_LEDGER": server.url_of(SPENDS)})
+        return " ".join(CliRunner().invoke(cli, command, obj=place).stdout.split())
+
     ledger = server.open(SPENDS)
+    told = "has no role green_approver, so who may approve is checked by clients only"
     assert ledger.unguarded() == ""
+    assert told not in said("ledger", "verify")
     postgres.execute("ALTER ROLE green_approver RENAME TO another_role")
     try:
-        assert "has no role green_approver, so who may approve is checked by clients only" in ledger.unguarded()
+        assert told in said("ledger", "verify")
+        assert told in said("doctor")
         ledger.record_policy(version("first"), [MONTH])
         ledger.apply_policy(version("more"), [limited(300)], approved_by=SPENDS)
         assert limit_of(ledger) == 300
