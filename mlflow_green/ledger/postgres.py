@@ -175,7 +175,10 @@ class PostgresStore(Store):
             grant = f"the owner of the database run: GRANT USAGE, CREATE ON SCHEMA public TO {role}"
         else:
             has = "green_spender" if doing == "write" else "green_reader"
-            grant = f"the server's administrator run: GRANT {has} TO {role} (the roles of docs/howto/postgres.md)"
+            grant = (
+                f"the server's administrator run: GRANT {has} TO {role};"
+                f" what {has} may not do either, docs/howto/postgres.md says who may"
+            )
         return f"nothing was written; have {grant}"
 
 
