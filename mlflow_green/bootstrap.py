@@ -330,10 +330,12 @@ def open_alerts(settings: Settings, books: AlertBooks, environ: Mapping[str, str
     """
     from mlflow_green.alerts.addresses import Carriers
     from mlflow_green.alerts.delivery import Sender
+    from mlflow_green.ledger.shared_clock import SharedClock
 
     clock = SystemClock()
     policy = policy_as_agreed(books, load_policy_for(settings), clock)
-    return Sender(books, policy, Carriers(policy.channels, settings.smtp, environ, clock), clock)
+    carriers = Carriers(policy.channels, settings.smtp, environ, clock)
+    return Sender(books, policy, carriers, SharedClock(books, clock))
 
 
 def lacks_of_channels(settings: Settings, policy: Policy, environ: Mapping[str, str] = os.environ) -> tuple[str, ...]:

@@ -162,8 +162,9 @@ def verify(place: Place, as_json: bool) -> None:
     with opened(place, place.settings()) as books:
         findings = place.doors.verify(place.settings(), books) if books else ()
         entries = len(books.entries()) if books else 0
+        unguarded = books.unguarded() if books else ""
     if as_json:
-        print_json({"ok": not findings, "entries": entries, "findings": list(findings)})
+        print_json({"ok": not findings, "entries": entries, "findings": list(findings), "unguarded": unguarded})
     elif books is None:
         click.echo(NO_HISTORY)
     else:
@@ -171,6 +172,8 @@ def verify(place: Place, as_json: bool) -> None:
             click.echo(finding)
         kept, found = format_number_of(entries, "entry", "entries"), format_number_of(len(findings), "finding")
         click.echo(found if findings else f"The books close: {kept}, no findings.")
+        if unguarded:
+            click.echo(unguarded)
     sys.exit(exit_codes.FOUND if findings else exit_codes.OK)
 
 
@@ -186,24 +189,24 @@ def migrate(place: Place, only_look: bool, as_json: bool) -> None:
 
     settings = place.settings()
     done = place.doors.migrate(settings, only_look=only_look) if has_history(settings) else None
-    before = done.before if done else None
-    is_current = done is None or not only_look or before == SCHEMA_VERSION
+    before, version = (done.before, done.version) if done else (None, SCHEMA_VERSION)
+    is_current = done is None or not only_look or before == version
     name = shown(settings.ledger_url)
     if as_json:
         copy = str(done.copy) if done and done.copy else None
-        print_json({"before": before, "version": SCHEMA_VERSION, "current": is_current, "copy": copy})
+        print_json({"before": before, "version": version, "current": is_current, "copy": copy})
     elif done is None:
         click.echo(NO_HISTORY)
     elif not is_current:
         what = "has no tables yet" if before is None else f"is of schema {before}"
-        click.echo(f"{name} {what}, and this version uses {SCHEMA_VERSION}; run 'mlflow-green ledger migrate'.")
-    elif before == SCHEMA_VERSION:
-        click.echo(f"{name} is of schema {SCHEMA_VERSION}, the one that this version uses.")
+        click.echo(f"{name} {what}, and this version uses {version}; run 'mlflow-green ledger migrate'.")
+    elif before == version:
+        click.echo(f"{name} is of schema {version}, the one that this version uses.")
     elif before is None:
-        click.echo(f"{name} has its tables now, of schema {SCHEMA_VERSION}.")
+        click.echo(f"{name} has its tables now, of schema {version}.")
     else:
         kept = f"; the file as it was is {done.copy}" if done.copy else ""
-        click.echo(f"{name} was brought from schema {before} to {SCHEMA_VERSION}{kept}.")
+        click.echo(f"{name} was brought from schema {before} to {version}{kept}.")
     sys.exit(exit_codes.OK if is_current else exit_codes.FOUND)
 
 

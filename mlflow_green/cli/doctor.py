@@ -317,6 +317,7 @@ def _ledger(place: Place, settings: Settings, findings: Findings) -> None:
         "journal": None,
         "cache": None,
         "held_by": None,
+        "unguarded": "",
     }
     if not writable:
         findings.problems.append(f"{folder} is not writable, so nothing can be recorded; make it writable")
@@ -334,12 +335,14 @@ def _ledger(place: Place, settings: Settings, findings: Findings) -> None:
         if found.elsewhere is not None:  # to open a lapsed one would take it away
             return
         with opened(place, settings) as books:
-            waiting = books.count("mlflow") if books else None
+            waiting, unguarded = (books.count("mlflow"), books.unguarded()) if books else (None, "")
     except GreenError as error:
         findings.problems.append(str(error))
         return
     told["waiting_for_mlflow"] = waiting
+    told["unguarded"] = unguarded
     lines.append("nothing was metered here yet" if waiting is None else _rows_text(waiting))
+    lines += [unguarded] if unguarded else []
 
 
 def _journal_lines(found: Whereabouts) -> list[str]:

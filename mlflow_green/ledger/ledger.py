@@ -205,7 +205,14 @@ class Outbox(Protocol):
 
 
 class SharedOutbox(Outbox, Protocol):
-    """An outbox that several processes deliver: none sends what another is sending or has sent."""
+    """An outbox that several processes deliver: none sends what another is sending or has sent.
+
+    Every time that is given to it is meant by its own clock, ``now``.
+    """
+
+    def now(self) -> datetime:
+        """The time by which rows are dated and become due, aware UTC."""
+        ...
 
     def claim(self, outbox_id: int, now: datetime, until: datetime) -> bool:
         """Take a row that is due: nobody else gets it before ``until``. ``False`` if it is not to be had."""

@@ -335,6 +335,9 @@ class MemoryLedger:
     def count(self, kind: str) -> int:
         return len(self.rows(kind, LetterState.PENDING))
 
+    def now(self) -> datetime:
+        return self._clock.now()
+
     def claim(self, outbox_id: int, now: datetime, until: datetime) -> bool:
         _, row = self._letter(outbox_id)
         if row.state is not LetterState.PENDING or (row.due_at and row.due_at > now):

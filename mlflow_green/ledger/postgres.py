@@ -16,10 +16,10 @@ from mlflow_green.clock import Clock, SystemClock
 from mlflow_green.errors import LedgerError, LedgerUnavailable
 from mlflow_green.ledger import schema
 from mlflow_green.ledger.address import place, with_password
+from mlflow_green.ledger.guards import APPROVERS, WRITERS_LOCK, guard
 from mlflow_green.ledger.store import Store
 
 WAIT_SECONDS_MAX = 60
-WRITERS_LOCK = 0x6D6C67726E  # "mlgrn"; advisory locks are of one database
 
 # Parameters of libpq, unless the URL has them.
 _CONNECTING = {
@@ -71,6 +71,8 @@ _ANY_STEP = "see whether the server runs and can be reached from here ('pg_isrea
 class PostgresStore(Store):
     """One connection to a PostgreSQL database. It is opened anew when the server was restarted."""
 
+    schema_version = schema.SCHEMA_VERSION_POSTGRES
+
     def __init__(self, url: URL) -> None:
         self._url = with_password(url)
         self._pid = os.getpid()
@@ -93,6 +95,15 @@ class PostgresStore(Store):
         with self.reading() as connection:
             return str(connection.execute(text("SELECT session_user")).scalar_one())
 
+    def unguarded(self) -> str:
+        with self.reading() as connection:
+            if connection.execute(text(f"SELECT FROM pg_roles WHERE rolname = '{APPROVERS}'")).first() is not None:
+                return ""
+        return (
+            f"{self.place} has no role {APPROVERS}, so who may approve is checked by clients only; to have the database"
+            " check it, see docs/howto/postgres.md"
+        )
+
     def close(self) -> None:
         if os.getpid() == self._pid:  # a forked child would end its parent's session
             super().close()
@@ -108,8 +119,12 @@ class PostgresStore(Store):
     def _upgrade(self, version: int) -> None:
         raise LedgerUnavailable(
             f"the ledger {self.place} is of an older mlflow-green (schema {version}, this one needs"
-            f" {schema.SCHEMA_VERSION}); have the owner of its tables run 'mlflow-green ledger migrate'"
+            f" {self.schema_version}); have the owner of its tables run 'mlflow-green ledger migrate'"
         )
+
+    def _create_in(self, connection: Connection) -> None:
+        super()._create_in(connection)
+        guard(connection)
 
     def _check(self, meta: RowMapping) -> None:
         """There is nothing to check: every host may use it."""
@@ -157,15 +172,14 @@ class PostgresStore(Store):
         if "must be owner" in cause:
             return "nothing was written; run it as the role that owns the tables"
         if "for schema" in cause:
-            grant = f"GRANT USAGE, CREATE ON SCHEMA public TO {role}"
-        elif doing == "write":
-            grant = (
-                f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {role};"
-                f" GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO {role}"
-            )
+            grant = f"the owner of the database run: GRANT USAGE, CREATE ON SCHEMA public TO {role}"
         else:
-            grant = f"GRANT SELECT ON ALL TABLES IN SCHEMA public TO {role}"
-        return f"nothing was written; have the owner of the tables run: {grant}"
+            has = "green_spender" if doing == "write" else "green_reader"
+            grant = (
+                f"the server's administrator run: GRANT {has} TO {role};"
+                f" what {has} may not do either, docs/howto/postgres.md says who may"
+            )
+        return f"nothing was written; have {grant}"
 
 
 def _cause(error: DBAPIError) -> str:

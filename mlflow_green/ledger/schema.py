@@ -1,4 +1,4 @@
-"""The tables of the SQL ledger, version 2.
+"""The tables of the SQL ledger, version 2; version 3, of PostgreSQL alone, has the same and the triggers of ``guards``.
 
 Amounts are integers in the unit's scale (microjoules, micrograms CO2e, micro-units of money). The
 journal is the truth and only grows; ``buckets`` are its running sums, the lock and the guard.
@@ -30,6 +30,7 @@ from sqlalchemy import (
 from sqlalchemy.types import TypeDecorator
 
 SCHEMA_VERSION = 2
+SCHEMA_VERSION_POSTGRES = 3
 
 
 class UtcTime(TypeDecorator[datetime]):

@@ -300,6 +300,10 @@ class SqlLedger:
         """Who writes here, as the database knows him: the role on PostgreSQL, ``None`` on a file."""
         return self._store.identity()
 
+    def unguarded(self) -> str:
+        """What a database that knows who writes leaves to its clients all the same; empty where there is nothing."""
+        return self._store.unguarded()
+
     def close(self) -> None:
         """Release the database; may be called again."""
         self._store.close()
@@ -494,14 +498,13 @@ class SqlLedger:
             return tuple(rows.outbox_row_of(row) for row in connection.execute(query).mappings())
 
     def delivered(self, outbox_id: int, facts: Sequence[Fact] = ()) -> None:
-        self._do(Change(at=self._clock.now(), letter=LetterChange(outbox_id=outbox_id), facts=tuple(facts)))
+        self._do(letter=LetterChange(outbox_id=outbox_id), facts=tuple(facts))
 
     def failed(self, outbox_id: int, retry_at: datetime | None, error: str) -> None:
-        letter = LetterChange(outbox_id=outbox_id, retry_at=retry_at, error=error)
-        self._do(Change(at=self._clock.now(), letter=letter))
+        self._do(letter=LetterChange(outbox_id=outbox_id, retry_at=retry_at, error=error))
 
     def put(self, kind: str, dedup: str, payload: Mapping[str, object]) -> None:
-        self._do(Change(at=self._clock.now(), message=Message(kind=kind, dedup=dedup, payload=payload)))
+        self._do(message=Message(kind=kind, dedup=dedup, payload=payload))
 
     def count(self, kind: str) -> int:
         columns = schema.outbox.c
@@ -509,15 +512,22 @@ class SqlLedger:
         with self._reading() as connection:
             return int(connection.execute(query).scalar_one())
 
+    def now(self) -> datetime:
+        """By the database's clock, where it has one for all hosts."""
+        with self._reading() as connection:
+            return self._store.now(connection, self._clock)
+
     def claim(self, outbox_id: int, now: datetime, until: datetime) -> bool:
         columns = schema.outbox.c
         due = select(columns.outbox_id).where(
             columns.outbox_id == outbox_id, columns.state == LetterState.PENDING.value, columns.next_try <= now
         )
-        change = Change(at=self._clock.now(), letter=LetterChange(outbox_id=outbox_id, retry_at=until))
         with self._writing() as connection:  # one writer at a time: nobody comes between the look and the change
             if connection.execute(due).first() is None:
                 return False
+            change = Change(
+                at=self._store.now(connection, self._clock), letter=LetterChange(outbox_id=outbox_id, retry_at=until)
+            )
             apply(connection, change)
             self._record(connection, change)
         return True
@@ -529,11 +539,12 @@ class SqlLedger:
         )
         known = select(columns.outbox_id).where(columns.dedup.in_(list(messages)))
         promised = tuple(Message(kind=kind, dedup=dedup, payload=payload) for dedup, payload in messages.items())
-        change = Change(at=self._clock.now(), replaced=tuple(outbox_ids), messages=promised)
         with self._writing() as connection:
             is_whole = connection.execute(pending).scalar_one() == len(outbox_ids)
             if not is_whole or connection.execute(known).first() is not None:
                 return False
+            now = self._store.now(connection, self._clock)
+            change = Change(at=now, replaced=tuple(outbox_ids), messages=promised)
             apply(connection, change)
             self._record(connection, change)
         return True
@@ -547,8 +558,11 @@ class SqlLedger:
 
     # --- transactions ----------------------------------------------------------------------------
 
-    def _do(self, change: Change) -> None:
+    def _do(
+        self, *, letter: LetterChange | None = None, message: Message | None = None, facts: tuple[Fact, ...] = ()
+    ) -> None:
         with self._writing() as connection:
+            change = Change(at=self._store.now(connection, self._clock), letter=letter, message=message, facts=facts)
             apply(connection, change)
             self._record(connection, change)
 

@@ -23,6 +23,7 @@ class Store(ABC):
     when the database cannot be read or written.
     """
 
+    schema_version = schema.SCHEMA_VERSION
     excludes_other_hosts = False
     only_grows = ""  # why nothing may ever be taken out of it
 
@@ -42,7 +43,7 @@ class Store(ABC):
         if version is None:
             self._create()
             version = self.version()
-        if version is not None and version < schema.SCHEMA_VERSION:
+        if version is not None and version < self.schema_version:
             self._upgrade(version)
 
     def version(self) -> int | None:
@@ -56,10 +57,10 @@ class Store(ABC):
                 return None
             found = connection.execute(select(schema.meta)).mappings().one()
         version: int = found["schema_version"]
-        if version > schema.SCHEMA_VERSION:
+        if version > self.schema_version:
             raise LedgerUnavailable(
                 f"the ledger {self.place} was written by a newer mlflow-green (its schema is {version}, this one knows"
-                f" {schema.SCHEMA_VERSION}); run 'pip install --upgrade mlflow-green', or set MLFLOW_GREEN_LEDGER to"
+                f" {self.schema_version}); run 'pip install --upgrade mlflow-green', or set MLFLOW_GREEN_LEDGER to"
                 " another ledger"
             )
         self._check(found)
@@ -97,6 +98,10 @@ class Store(ABC):
         """Who the database says that writes here; ``None`` where it cannot tell."""
         return None
 
+    def unguarded(self) -> str:
+        """What a database that knows who writes leaves to its clients all the same; empty where there is nothing."""
+        return ""
+
     def close(self) -> None:
         """Release everything; may be called again."""
         self._connection.close()
@@ -125,7 +130,7 @@ class Store(ABC):
         return nullcontext()
 
     def _new_meta(self) -> dict[str, object]:
-        return {"meta_id": 1, "schema_version": schema.SCHEMA_VERSION, "generation": 0}
+        return {"meta_id": 1, "schema_version": self.schema_version, "generation": 0}
 
     def _begin(self, connection: Connection) -> RootTransaction:
         return connection.begin()
@@ -167,5 +172,5 @@ class Store(ABC):
     def _create_in(self, connection: Connection) -> None:
         schema.metadata.create_all(connection, checkfirst=False)
         schema.revision.create(connection)
-        connection.execute(schema.revision.insert(), {"version_num": schema.revision_of(schema.SCHEMA_VERSION)})
+        connection.execute(schema.revision.insert(), {"version_num": schema.revision_of(self.schema_version)})
         connection.execute(schema.meta.insert(), self._new_meta())

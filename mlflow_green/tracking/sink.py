@@ -51,6 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.setsid()  # the terminal's Ctrl-C is not for us: the main process closes the pipe
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    from mlflow_green.ledger.shared_clock import SharedClock
     from mlflow_green.ledger.sql import open_ledger
     from mlflow_green.tracking.run_writer import RunWriter
 
@@ -64,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not options.once:
         own = Workflow(workflow_run=options.workflow_run, project=options.project, name=options.name)
     writer = RunWriter(jobs=options.jobs)
-    delivery = Delivery(ledger, writer, clock, _warn, own)
+    delivery = Delivery(ledger, writer, SharedClock(ledger, clock), _warn, own)
     try:
         answer = _prepare(writer)
         with contextlib.suppress(OSError):

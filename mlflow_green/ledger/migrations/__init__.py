@@ -17,9 +17,13 @@ from mlflow_green.ledger.store import Store
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Migration:
-    """What was done: from which version of the schema, ``None`` if there were no tables, and what was kept of it."""
+    """What was done: from which version of the schema, ``None`` if there were no tables, and what was kept of it.
+
+    ``version`` is the one that this mlflow-green uses there.
+    """
 
     before: int | None
+    version: int
     copy: Path | None = None
 
 
@@ -32,21 +36,21 @@ def migrate(store: Store) -> Migration:
     before = store.version()
     if before is None:
         store.prepare()
-    return upgrade(store) if before else Migration(before=before)
+    return upgrade(store) if before else Migration(before=before, version=store.schema_version)
 
 
 def upgrade(store: Store) -> Migration:
     """Bring tables that are there to this version, unless another process was faster."""
     with store.writing() as connection:
         before: int = connection.execute(select(schema.meta.c.schema_version)).scalar_one()
-        if before >= schema.SCHEMA_VERSION:
-            return Migration(before=before)
+        if before >= store.schema_version:
+            return Migration(before=before, version=store.schema_version)
         copy = store.keep_copy(before)
-        run_scripts(connection, before)
-    return Migration(before=before, copy=copy)
+        run_scripts(connection, before, store.schema_version)
+    return Migration(before=before, version=store.schema_version, copy=copy)
 
 
-def run_scripts(connection: Connection, before: int, target: str = "head") -> None:
+def run_scripts(connection: Connection, before: int, target: int) -> None:
     """Run what leads from version ``before`` of the schema to ``target``; 0 for no tables at all."""
     from alembic import command
     from alembic.config import Config
@@ -57,4 +61,4 @@ def run_scripts(connection: Connection, before: int, target: str = "head") -> No
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent))
     config.attributes["connection"] = connection
-    command.upgrade(config, target)
+    command.upgrade(config, schema.revision_of(target))

@@ -159,7 +159,7 @@ def test_before_anything_was_metered_a_command_says_how_to_begin_and_makes_no_fi
     ("command", "answer"),
     [
         (["balance"], {"balances": []}),
-        (["ledger", "verify"], {"ok": True, "entries": 0, "findings": []}),
+        (["ledger", "verify"], {"ok": True, "entries": 0, "findings": [], "unguarded": ""}),
         (["report"], {"entries": [], "balances": [], "estimates": [], "html": None}),
         (["sync"], {"left": 0}),
     ],

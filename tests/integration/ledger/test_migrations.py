@@ -204,21 +204,21 @@ def test_the_migrated_tables_are_those_of_a_new_ledger(new_store):
     migrated, made = new_store(), new_store()
     made.prepare()
     with migrated.writing() as connection:
-        run_scripts(connection, 0)
-    assert migrated.version() == schema.SCHEMA_VERSION
+        run_scripts(connection, 0, migrated.schema_version)
+    assert migrated.version() == migrated.schema_version
     with migrated.reading() as one, made.reading() as other:
         assert differences(one) == []
         assert differences(other) == []
         assert triggers(one) == triggers(other)
         stamps = [connection.execute(schema.revision.select()).all() for connection in (one, other)]
-        assert stamps[0] == stamps[1] == [(schema.revision_of(schema.SCHEMA_VERSION),)]
+        assert stamps[0] == stamps[1] == [(schema.revision_of(migrated.schema_version),)]
 
 
 def test_an_old_ledger_in_postgresql_is_upgraded_by_the_owner_of_its_tables(postgres):
     url = postgres.new_database()
     store = open_store(url, mountinfo_path=NO_MOUNTS)
     with store.writing() as connection:
-        run_scripts(connection, 0, "0001")
+        run_scripts(connection, 0, 1)
     with pytest.raises(LedgerUnavailable, match=r"schema 1, this one needs \d\).*owner.*'mlflow-green ledger migrate'"):
         open_url(url)
     postgres.execute("CREATE ROLE borrower LOGIN PASSWORD 'b'")
@@ -230,7 +230,7 @@ def test_an_old_ledger_in_postgresql_is_upgraded_by_the_owner_of_its_tables(post
     with_rights_only.close()
     assert store.version() == 1
     assert migrate(store).before == 1
-    assert migrate(store).before == schema.SCHEMA_VERSION
+    assert migrate(store).before == store.schema_version
     store.close()
     ledger = open_url(url)
     batch = Batch(requests=(request("train", 5, term()),), owner=OWNER)

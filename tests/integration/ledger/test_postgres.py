@@ -7,17 +7,20 @@ import subprocess
 import sys
 import tempfile
 import threading
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import psycopg
 import pytest
 
+from mlflow_green.alerts.delivery import Fate, Sender
 from mlflow_green.clock import SystemClock
-from mlflow_green.errors import LedgerError, LedgerUnavailable
+from mlflow_green.errors import ChannelFailed, LedgerError, LedgerUnavailable
+from mlflow_green.ledger.shared_clock import SharedClock
 from mlflow_green.ledger.verify import verify
 from mlflow_green.recorder.recovery import recover
-from mlflow_green.records import Batch, Fact, Unit
+from mlflow_green.records import Batch, Fact, LetterState
+from tests.testkit.alert_samples import WH, ScriptedPost, Spender, notify, policy
 from tests.testkit.ledger_samples import NOON, OWNER, admit_what_fits, open_url, request, settle, term, window
 from tests.testkit.postgres import PASSWORD, CutAtCommit, postgres_server
 from tests.testkit.waiting import comes_true
@@ -295,13 +298,13 @@ def role(url, postgres):
 
 def test_a_role_that_may_only_read_reads_and_is_told_which_right_writing_needs(role, url, postgres):
     name, theirs = role
-    with pytest.raises(LedgerUnavailable, match=rf"cannot read .*permission denied.*GRANT SELECT .* TO {name}"):
+    with pytest.raises(LedgerUnavailable, match=rf"cannot read .*permission denied.*GRANT green_reader TO {name}"):
         open_url(theirs)
     postgres.execute(f"GRANT SELECT ON ALL TABLES IN SCHEMA public TO {name}", url=url)
     ledger = open_url(theirs)
     assert ledger.identity() == name
     assert ledger.balances() == ()
-    with pytest.raises(LedgerUnavailable, match=rf"nothing was written; .*GRANT SELECT, INSERT.* TO {name}"):
+    with pytest.raises(LedgerUnavailable, match=rf"nothing was written; .*GRANT green_spender TO {name}"):
         hold(ledger)
     ledger.close()
 
@@ -315,38 +318,6 @@ def test_a_role_that_may_not_make_tables_is_told_which_right_that_needs(postgres
         postgres.execute("DROP ROLE maker")
 
 
-def test_with_the_rights_of_the_how_to_spenders_spend_and_readers_read_and_nobody_edits_the_truth(url, postgres):
-    open_url(url).close()
-    how_to = (ROOT / "docs/howto/postgres.md").read_text()
-    rights = how_to.partition("```sql\n")[2].partition("```")[0]
-    database = url.partition("@/")[2].partition("?")[0]
-    postgres.execute("CREATE ROLE green_spender", "CREATE ROLE green_reader", rights, url=url)
-    postgres.execute("CREATE ROLE how_to_ana LOGIN PASSWORD 'a' IN ROLE green_spender")
-    postgres.execute("CREATE ROLE how_to_lead LOGIN PASSWORD 'l' IN ROLE green_reader")
-    try:
-        spender = open_url(postgres.url_of(database, "how_to_ana", "a"))
-        held = hold(spender)
-        fact = Fact(hold_id=held.hold_id, name="quality/mape", value=0.5)
-        spender.commit(Batch(closings=(settle(held, 3),), windows=(window(1, 3),), facts=(fact,)), admit_what_fits)
-        spender.commit(Batch(facts=(fact,)), admit_what_fits)
-        spender.adjust(held.hold_id, {Unit.ENERGY: 1}, "evidence")
-        spender.delivered(spender.pending("mlflow", spender._clock.now())[0].outbox_id)
-        assert closes(spender)
-        for table in ("journal", "entries", "decisions", "node_windows"):
-            with pytest.raises(psycopg.errors.InsufficientPrivilege):
-                postgres.execute(f"DELETE FROM {table}", url=postgres.url_of(database, "how_to_ana", "a"))
-        reader = open_url(postgres.url_of(database, "how_to_lead", "l"))
-        assert (reader.identity(), reader.balances()[0].spent) == ("how_to_lead", 4)
-        assert closes(reader)
-        with pytest.raises(LedgerUnavailable, match="permission denied"):
-            hold(reader, "another")
-        spender.close()
-        reader.close()
-    finally:
-        for role in ("how_to_ana", "how_to_lead", "green_spender", "green_reader"):
-            postgres.execute(f"DROP OWNED BY {role} CASCADE", f"DROP ROLE {role}", url=url)
-
-
 def test_rows_are_dated_by_the_clock_of_the_server(url):
     class WrongClock(SystemClock):
         def now(self):
@@ -358,6 +329,39 @@ def test_rows_are_dated_by_the_clock_of_the_server(url):
     (row,) = ledger.journal()
     assert before <= row.at <= datetime.now(UTC)
     ledger.close()
+
+
+@pytest.mark.parametrize("hours", [-1, 1])
+def test_a_sender_whose_clock_is_an_hour_off_sends_neither_early_nor_late_nor_twice(hours, url):
+    class WrongClock(SystemClock):
+        def now(self):
+            return super().now() + timedelta(hours=hours)
+
+    def sender(clock, channel):
+        books = open_url(url, clock=clock)
+        opened.append(books)
+        return Sender(books, policy(notify(50)), channel, SharedClock(books, clock))
+
+    class Refusing:
+        def carry(self, address, letter):
+            assert wrong.send() == ()  # this one is being sent
+            raise ChannelFailed("HTTP 500")
+
+    opened = []
+    carried = ScriptedPost(SystemClock())
+    wrong, right = sender(WrongClock(), carried), sender(SystemClock(), Refusing())
+    Spender(opened[1], policy(notify(50)), SystemClock()).spend(50 * WH)
+    assert [report.fate for report in right.send()] == [Fate.FAILED]
+    assert [report.fate for report in wrong.send()] == [Fate.WAITING]  # for the time to try it again
+    (letter,) = opened[0].rows("letter", LetterState.PENDING)
+    opened[1].failed(letter.outbox_id, opened[1].now(), "no need to wait")
+    assert [report.fate for report in wrong.send()] == [Fate.SENT]
+    assert right.send() == wrong.send() == ()
+    (letter,) = opened[0].rows("letter", LetterState.DELIVERED)
+    assert abs(letter.due_at - datetime.now(UTC)) < timedelta(minutes=1)
+    assert len(carried.carried) == 1
+    for books in opened:
+        books.close()
 
 
 def test_only_the_host_of_a_dead_owner_closes_its_holds(ledger, tmp_path):
