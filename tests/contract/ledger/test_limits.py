@@ -8,6 +8,7 @@ from decimal import Decimal
 import pytest
 
 from mlflow_green.errors import AllowanceRefused, LedgerError
+from mlflow_green.ledger.allowances import Reviewed
 from mlflow_green.ledger.verify import verify
 from mlflow_green.records import AlertRule, Batch, Mode, Rollover, TopUp, Unit
 from tests.testkit.ledger_samples import (
@@ -445,7 +446,14 @@ def test_what_counts_survives_closing_the_ledger(tmp_path, open_again):
 def test_what_was_applied_stays_with_who_and_why_and_a_dropped_limit_is_gone(ledger):
     ledger.record_policy(version("v1"), [MONTH])
     ledger.apply_policy(version("v2"), [limited(200)], approved_by="ana", requested_by="bob", reason="more nodes")
-    ledger.apply_policy(version("v3"), [], approved_by=None, requested_by="bob", approver="cleo", drops=[MONTH.key[:3]])
+    ledger.apply_policy(
+        version("v3"),
+        [],
+        approved_by=None,
+        requested_by="bob",
+        approver="cleo",
+        reviewed=Reviewed(drops=[MONTH.key[:3]]),
+    )
     raised, removed = ledger.applied_limits()
     assert (raised.before, raised.after, raised.approved_by, raised.reason) == (100, 200, "ana", "more nodes")
     assert (removed.before, removed.before_mode, removed.after) == (200, Mode.HARD, None)
