@@ -20,7 +20,7 @@ from mlflow_green.clock import SystemClock
 from mlflow_green.errors import DryRunFailed
 from mlflow_green.ledger.ledger import Ledger, LedgerReader
 from mlflow_green.metering.supervise import owner_alive
-from mlflow_green.records import Entry, StepSpec, Workload
+from mlflow_green.records import StepSpec, Workload
 from mlflow_green.session import inside_metered_step, step_spec
 from mlflow_green.settings import Settings, load_settings
 from mlflow_green.spool import from_json, to_json
@@ -64,19 +64,20 @@ def replay_policy(settings: Settings, file: Path, *, since: datetime, until: dat
     Raises:
         GreenError: the policy is wrong, or the ledger cannot be read.
     """
-    from mlflow_green.recorder.replay import replay
+    from mlflow_green.recorder.replay import raises_of, replay
 
     settings = replace(settings, policy_path=file)
     policy = bootstrap.load_policy_for(settings)
     book = bootstrap.book_without_meter(settings, policy, until)
-    entries: tuple[Entry, ...] = ()
-    if has_ledger(settings):
-        ledger = bootstrap.open_ledger(settings, SystemClock())
-        try:
-            entries = ledger.entries()
-        finally:
-            ledger.close()
-    return replay(entries, policy, book, since=since, until=until)
+    if not has_ledger(settings):
+        return replay((), policy, book, since=since, until=until)
+    ledger = bootstrap.open_ledger(settings, SystemClock())
+    try:
+        with ledger.snapshot():
+            entries, raises = ledger.entries(), raises_of(ledger.allowances(), ledger.journal())
+    finally:
+        ledger.close()
+    return replay(entries, policy, book, since=since, until=until, raises=raises)
 
 
 class Books(Ledger, LedgerReader, Protocol):
