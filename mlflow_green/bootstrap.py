@@ -490,7 +490,7 @@ def open_session(
             clock = SystemClock()
             ledger = _open_recovered(settings, clock, say)
             opened.callback(ledger.close)
-            counts = agreed_policy(ledger, counts, counts.project, clock, say)
+            counts = agreed_policy(ledger, counts, counts.project, clock, say, is_own=settings.has_own_ledger)
             if host_problem:
                 raise UnsupportedHost(host_problem)  # noqa: TRY301
             session = _open(settings, counts, ledger, name=name, wake=wake, say=say)
@@ -530,7 +530,7 @@ def open_counting(
     if not edited_is_hard and not _may_know_hard(settings):
         return policy, None
     asked = policy or load_policy_for(settings)
-    payer = project or asked.project
+    payer, is_own = project or asked.project, settings.has_own_ledger
     with ExitStack() as opened:
         try:
             ledger = open_ledger(settings, clock)
@@ -541,11 +541,11 @@ def open_counting(
             say(f"{error}. Whether a hard budget was applied there is not known, and green.yaml has none")
             return policy, None
         opened.callback(ledger.close)
-        if not edited_is_hard and not _knows_hard(ledger, asked, payer, clock):
+        if not edited_is_hard and not _knows_hard(_counting(ledger, asked, payer, clock, is_own=is_own)):
             return policy, None
         with _kept(is_known=not edited_is_hard):
             recover_into(ledger, settings, clock, say)
-            counts = agreed_policy(ledger, asked, payer, clock, say)
+            counts = agreed_policy(ledger, asked, payer, clock, say, is_own=is_own)
         opened.pop_all()
         return counts, ledger
 
@@ -557,9 +557,8 @@ def _may_know_hard(settings: Settings) -> bool:
     return may_know_hard(settings.ledger_url)
 
 
-def _knows_hard(ledger: SqlLedger, policy: Policy, project: str, clock: Clock) -> bool:
-    """Whether a hard budget counts for this project, also one that the policy dropped; nothing is recorded or said."""
-    found = _counting(ledger, policy, project, clock)
+def _knows_hard(found: Counting) -> bool:
+    """Whether a hard budget counts, also one that the policy dropped."""
     return is_hard(found.policy) or any(limit.mode is Mode.HARD for limit in found.dropped)
 
 
@@ -583,20 +582,30 @@ def _kept(*, is_known: bool) -> Iterator[None]:
         raise BudgetUnkept(f"nothing was started, for a hard budget cannot be kept: {error}") from error
 
 
-def agreed_policy(ledger: SqlLedger, policy: Policy, project: str, clock: Clock, say: Callable[[str], None]) -> Policy:
+def agreed_policy(
+    ledger: SqlLedger,
+    policy: Policy,
+    project: str,
+    clock: Clock,
+    say: Callable[[str], None],
+    *,
+    is_own: bool = False,
+) -> Policy:
     """Keep the policy in the ledger, and say what of it does not count yet; with the budgets that count.
+
+    In a ledger that ``is_own`` there is no other policy, so that every budget in it is one of this.
 
     Raises:
         AllowanceRefused: it dropped a hard budget, and nobody applied that.
     """
     from mlflow_green.records import PolicyVersion
 
-    found = _counting(ledger, policy, project, clock)
+    found = _counting(ledger, policy, project, clock, is_own=is_own)
     if policy.text:
         author = ledger.identity() or user_name()
         version = PolicyVersion(sha256=policy.sha256, text=policy.text, author=author, at=clock.now())
         ledger.record_policy(version, found.terms)
-        found = _counting(ledger, policy, project, clock)
+        found = _counting(ledger, policy, project, clock, is_own=is_own)
     for line in (*dropped_lines(found), *found.lines):
         say(line)
     return found.policy
@@ -624,19 +633,19 @@ def policy_as_agreed(books: PolicyBook, policy: Policy, clock: Clock) -> Policy:
     return _counting(books, policy, policy.project, clock).policy
 
 
-def policy_for_a_plan(books: PolicyBook, policy: Policy, clock: Clock) -> Policy:
+def policy_for_a_plan(books: PolicyBook, policy: Policy, clock: Clock, *, is_own: bool) -> Policy:
     """As ``policy_as_agreed``. Raises ``AllowanceRefused`` where a run would not start."""
-    found = _counting(books, policy, policy.project, clock)
+    found = _counting(books, policy, policy.project, clock, is_own=is_own)
     dropped_lines(found)
     return found.policy
 
 
-def _counting(books: PolicyBook, policy: Policy, project: str, clock: Clock) -> Counting:
+def _counting(books: PolicyBook, policy: Policy, project: str, clock: Clock, *, is_own: bool = False) -> Counting:
     """What of the policy counts for this user, by what the ledger knows as applied."""
     from mlflow_green.policy.loosening import counting
 
     approved = books.approved_limits()
-    return counting(policy, approved, books.policies, project=project, user=user_name(), now=clock.now())
+    return counting(policy, approved, books.policies, project=project, user=user_name(), now=clock.now(), is_own=is_own)
 
 
 def is_hard(policy: Policy | None) -> bool:

@@ -50,7 +50,7 @@ def plan_workload(settings: Settings, workload: Workload) -> Plan:
         return plan(workload, policy, bootstrap.book_without_meter(settings, policy, now), None, now=now)
     ledger = bootstrap.open_ledger(settings, clock)
     try:
-        policy = bootstrap.policy_for_a_plan(ledger, policy, clock)
+        policy = bootstrap.policy_for_a_plan(ledger, policy, clock, is_own=settings.has_own_ledger)
         book = bootstrap.book_without_meter(settings, policy, now)
         with ledger.snapshot():
             return plan(workload, policy, book, ledger, now=now, entries=ledger.entries())

@@ -54,7 +54,7 @@ def applied(place: Place, *, approver: str | None, reason: str, dry_run: bool) -
         approved = {limit.key: limit for limit in books.approved_limits()}
         user = place.doors.user_name()
         found = terms_of_accounts(policy, approved.values(), project=policy.project, user=user, now=now)
-        gone = dropped(policy, approved.values(), found, books.policies)
+        gone = dropped(policy, approved.values(), found, books.policies, is_own=settings.has_own_ledger)
         shaped = reshaped(policy, applied_budgets(policy, approved.values(), books.policies))
         changed = (
             *changes(found, approved, sha256=policy.sha256, now=now, reshaped=shaped),

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from mlflow_green.errors import PolicyError
 from mlflow_green.policy.document import Budget, Policy, Rule, Scope, Verb, parse_policy
-from mlflow_green.policy.raising import dropped, line, not_applied, with_stricter_modes
+from mlflow_green.policy.raising import dropped, line, not_applied, terms_of_accounts, with_stricter_modes
 from mlflow_green.policy.terms import terms
 from mlflow_green.policy.values import Limit
 from mlflow_green.records import ApprovedLimit, Mode, PolicyVersion, Term
@@ -173,8 +173,9 @@ def counting(
     project: str,
     user: str,
     now: datetime,
+    is_own: bool = False,
 ) -> Counting:
-    """What counts of a policy for who pays, by what the ledger knows as applied."""
+    """What counts of a policy for who pays, by what the ledger knows as applied; ``is_own`` as for ``dropped``."""
     approved = tuple(approved)
     applied = applied_budgets(policy, approved, versions)
     counts = with_what_was_applied(policy, applied)
@@ -187,12 +188,15 @@ def counting(
     said = counts.model_copy(update={"budgets": tuple(each.budget for each in applied.values())})
     limits = {**{limit.key: limit for limit in _unseen(terms_of(said), applied, now)}, **known}
     found = terms_of(counts)
-    payer = {"project": project, "user": user}
+    kept, payer = found, {"project": project, "user": user}
+    if is_own:
+        kept = terms_of_accounts(counts, limits.values(), project=policy.project, user=user, now=now)
+        payer = {"user": user}
     return Counting(
         policy=with_stricter_modes(counts, limits, found),
         terms=found,
         lines=(*not_applied(policy, limits, found), *_lines(policy, counts, applied)),
-        dropped=dropped(policy, limits.values(), found, versions, payer=payer),
+        dropped=dropped(policy, limits.values(), kept, versions, payer=payer, is_own=is_own),
     )
 
 

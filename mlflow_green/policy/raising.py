@@ -221,15 +221,19 @@ def dropped(
     versions: Callable[[], Iterable[PolicyVersion]],
     *,
     payer: Mapping[str, str] | None = None,
+    is_own: bool = False,
 ) -> tuple[ApprovedLimit, ...]:
     """The approved limits that this policy had in an earlier version, and has no more: removed, renamed, of others.
 
     A ledger may serve several policies: an earlier version is one that names the same project. Where the version is
-    not known, the account has to. ``found`` are the policy's own terms. With a ``payer``, ``{"project": ..., "user":
-    ...}``, only what would count for him.
+    not known, the account has to. In a ledger that ``is_own`` there is no other policy, and every limit is one of this,
+    whatever its project is called now. ``found`` are the policy's own terms. With a ``payer``, ``{"project": ...,
+    "user": ...}``, only what would count for him.
     """
     known = {limit_key(term) for term in found}
     gone = [limit for limit in approved if limit.key not in known and _is_for(limit.account, payer or {})]
+    if is_own:
+        return tuple(gone)
     projects = {version.sha256: _project_in(version.text) for version in versions()} if gone else {}
     return tuple(
         limit

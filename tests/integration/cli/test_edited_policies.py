@@ -23,6 +23,7 @@ budgets:
   - {name: total, limit: [1 J], period: total, mode: hard}
 """
 OBSERVES, RENAMED = HARD.replace("hard", "observe"), HARD.replace("name: total", "name: all")
+OTHER_PROJECT = HARD.replace("project: demo", "project: other")
 DROPPED = HARD[: HARD.index("budgets:")]
 
 
@@ -66,7 +67,11 @@ def left_a_mark(tmp_path):
 # --- every way in -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("edited", [OBSERVES, RENAMED, DROPPED], ids=["loosened", "renamed", "dropped"])
+@pytest.mark.parametrize(
+    "edited",
+    [OBSERVES, RENAMED, DROPPED, OTHER_PROJECT.replace("1 J", "9 kWh")],
+    ids=["loosened", "renamed", "dropped", "other-project"],
+)
 def test_a_command_does_not_run_past_a_hard_budget_that_was_edited_away(edited, start, green, tmp_path):
     start(HARD)
     (tmp_path / "green.yaml").write_text(edited)
@@ -83,6 +88,28 @@ def test_a_block_does_not_start_past_a_hard_budget_that_was_edited_away(edited, 
     with pytest.raises(error), mlflow_green.meter("train", energy="5 Wh"):
         (tmp_path / "ran").touch()
     assert not left_a_mark(tmp_path)
+
+
+def test_a_hard_budget_outlives_the_green_yaml_that_set_it(start, green, tmp_path):
+    start(HARD)
+    (tmp_path / "green.yaml").unlink()
+    result = green("run", "--", "touch", "ran")
+    assert (result.exit_code, left_a_mark(tmp_path)) == (77, False), result.output
+    assert "has no total (project:demo" in result.output
+
+
+def test_a_command_of_another_project_is_none_of_this_projects_budgets(start, green, tmp_path):
+    start(HARD)
+    assert green("run", "--project", "other", "--", "touch", "ran").exit_code == 0
+    assert left_a_mark(tmp_path)
+
+
+def test_the_hard_budget_of_another_project_in_a_shared_ledger_stops_nobody(start, green, tmp_path):
+    start(HARD)
+    (tmp_path / "green.yaml").write_text(OTHER_PROJECT.replace("hard", "observe"))
+    shared = f"sqlite:///{tmp_path}/./.green/ledger.db"
+    result = green("--ledger", shared, "run", "--energy", "5 Wh", "--", "touch", "ran")
+    assert (result.exit_code, left_a_mark(tmp_path)) == (0, True), result.output
 
 
 def test_a_block_whose_hard_budget_cannot_be_kept_does_not_start(start, tmp_path):
