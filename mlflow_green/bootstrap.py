@@ -482,7 +482,7 @@ def open_session(
     if inside_metered_step(environ):
         say("this Snakemake runs inside a metered step, which pays for all of it")
         return None
-    counts = load_policy_for(settings)
+    edited = counts = load_policy_for(settings)
     with ExitStack() as opened:
         try:
             if host_problem and (is_hard(counts) or not _may_know_hard(settings)):
@@ -505,7 +505,8 @@ def open_session(
                 _without_ledger(counts, error)
             if not isinstance(error, GreenError | OSError):
                 _log.exception("mlflow-green met an unexpected error")
-            say(f"{error}. Jobs run as usual, but nothing is metered in this run")
+            not_known = f". {_NOT_KNOWN}" if isinstance(error, LedgerUnavailable) and counts is edited else ""
+            say(f"{error}{not_known}. Jobs run as usual, but nothing is metered in this run")
             return None
         return session
 
@@ -534,20 +535,23 @@ def open_counting(
     with ExitStack() as opened:
         try:
             ledger = open_ledger(settings, clock)
+            opened.callback(ledger.close)
+            if not edited_is_hard and not _knows_hard(_counting(ledger, asked, payer, clock, is_own=is_own)):
+                return policy, None
         except LedgerUnavailable as error:
             if edited_is_hard:
                 raise
             _without_ledger(asked, error)
-            say(f"{error}. Whether a hard budget was applied there is not known, and green.yaml has none")
-            return policy, None
-        opened.callback(ledger.close)
-        if not edited_is_hard and not _knows_hard(_counting(ledger, asked, payer, clock, is_own=is_own)):
+            say(f"{error}. {_NOT_KNOWN}")
             return policy, None
         with _kept(is_known=not edited_is_hard):
             recover_into(ledger, settings, clock, say)
             counts = agreed_policy(ledger, asked, payer, clock, say, is_own=is_own)
         opened.pop_all()
         return counts, ledger
+
+
+_NOT_KNOWN = "Whether a hard budget was applied there is not known, and green.yaml has none"
 
 
 def _may_know_hard(settings: Settings) -> bool:

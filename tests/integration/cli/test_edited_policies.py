@@ -151,6 +151,16 @@ def test_a_ledger_that_cannot_be_read_is_told_and_green_yaml_says_what_happens(a
     assert ("lets no step start without it" in result.output) == (code != 0)
 
 
+def test_a_workflow_whose_ledger_cannot_be_read_says_that_it_does_not_know_what_was_applied(settings, tmp_path):
+    (tmp_path / "green.yaml").write_text(OBSERVES)
+    (tmp_path / ".green").mkdir()
+    (tmp_path / ".green" / "ledger.db").write_bytes(b"no ledger at all" * 100)
+    said = []
+    opened = open_session(name="w", policy=None, host_problem=None, wake=print, say=said.append, environ={})
+    assert opened is None
+    assert "Whether a hard budget was applied there is not known" in said[0]
+
+
 # --- what of an edit counts ---------------------------------------------------------------------------
 
 
