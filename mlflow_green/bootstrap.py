@@ -253,11 +253,13 @@ def _open_recovered(settings: Settings, clock: Clock, say: Callable[[str], None]
     return ledger
 
 
-def unused_balances(settings: Settings, used: Sequence[Balance]) -> tuple[Balance, ...]:
-    """What the policy limits now and nothing was spent of yet; a budget of each workflow starts with the workflow."""
+def unused_balances(settings: Settings, used: Sequence[Balance], books: PolicyBook | None) -> tuple[Balance, ...]:
+    """What counts now and nothing was spent of yet; a budget of each workflow starts with the workflow."""
     from mlflow_green.policy.terms import terms
 
     policy = load_policy_for(settings)
+    if books is not None:
+        policy = policy_as_agreed(books, policy, SystemClock())
     known = {balance.term.key for balance in used}
     now = terms(
         policy, project=policy.project, user=user_name(), org=None, now=SystemClock().now(), workflow_run="next"

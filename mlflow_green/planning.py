@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 from mlflow_green import bootstrap
 from mlflow_green.clock import SystemClock
 from mlflow_green.errors import DryRunFailed
-from mlflow_green.ledger.ledger import Ledger, LedgerReader
+from mlflow_green.ledger.ledger import Ledger, LedgerReader, PolicyBook
 from mlflow_green.metering.supervise import owner_alive
 from mlflow_green.records import StepSpec, Workload
 from mlflow_green.session import inside_metered_step, step_spec
@@ -80,7 +80,7 @@ def replay_policy(settings: Settings, file: Path, *, since: datetime, until: dat
     return replay(entries, policy, book, since=since, until=until, raises=raises)
 
 
-class Books(Ledger, LedgerReader, Protocol):
+class Books(Ledger, LedgerReader, PolicyBook, Protocol):
     """A ledger that can be asked for all that is in it."""
 
 
@@ -101,7 +101,7 @@ def waits_now(settings: Settings, books: Books, now: datetime) -> tuple[Waiting,
         books.entries(),
         holds,
         books.balances(),
-        bootstrap.load_policy_for(settings),
+        bootstrap.policy_as_agreed(books, bootstrap.load_policy_for(settings), SystemClock()),
         now=now,
         is_live=lambda run: run in runs or has_silent_meter,
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from click.testing import CliRunner
 
@@ -203,6 +205,13 @@ def buckets(policy):
         (each.key, each.mode)
         for each in terms(policy, project="demo", user="bob", org=None, now=now, workflow_run="next")
     ]
+
+
+def test_the_balance_shows_the_bucket_that_counts(start, green):
+    start(HARD)
+    start(HARD.replace("period: total", "period: day"))
+    shown = json.loads(green("balance", "--json").output)["balances"]
+    assert [(each["budget"], each["period"]) for each in shown] == [("total", "total")]
 
 
 def test_a_reshaped_budget_is_applied_by_an_approver_and_stays_in_the_list(start, green):
