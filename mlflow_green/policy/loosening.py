@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import NamedTuple
 
 from mlflow_green.errors import PolicyError
-from mlflow_green.policy.document import Budget, Policy, Rule, Scope, Verb, parse_policy
+from mlflow_green.policy.document import Budget, Policy, RolloverDocument, Rule, Scope, Verb, parse_policy
 from mlflow_green.policy.raising import dropped, line, not_applied, terms_of_accounts, with_stricter_modes
 from mlflow_green.policy.terms import terms
 from mlflow_green.policy.values import Limit
@@ -99,15 +99,15 @@ def loosened(applied: Budget, edited: Budget) -> Iterator[tuple[str, str]]:
 
 
 def _words(name: str, value: object) -> str:
-    if isinstance(value, Scope):
+    if isinstance(value, Scope | RolloverDocument):
         said = value.model_dump(exclude_none=True)
-        return f"{name} {{{', '.join(f'{level}: {whom}' for level, whom in said.items())}}}"
+        return f"{name} {{{', '.join(f'{key}: {each}' for key, each in said.items())}}}"
     if isinstance(value, tuple):
         acting = [f"{each.do} at {each.at:.0%}" for each in value if isinstance(each, Rule) and each.do != Verb.NOTIFY]
         return f"{name} {' and '.join(acting)}" if acting else f"no {name}"
     if value is None:
         return f"no {name}"
-    return f"{name} {value} s" if name == "max_wait" else f"another {name}" if name == "rollover" else f"{name} {value}"
+    return f"{name} {value} s" if name == "max_wait" else f"{name} {value}"
 
 
 # --- a policy -------------------------------------------------------------------------------------

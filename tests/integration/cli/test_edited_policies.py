@@ -178,9 +178,13 @@ def test_a_workflow_whose_ledger_cannot_be_read_says_that_it_does_not_know_what_
             ("mode: hard", "mode: hard, ledger_down: admit"),
             "green.yaml says ledger_down admit for total, ledger_down refuse counts until",
         ),
+        (
+            ("mode: hard", "mode: hard, max_wait: 48h, rules: [{at: 80%, do: refuse}]"),
+            "green.yaml says max_wait 172800 s for total, max_wait 86400 s counts until",
+        ),
         (("[1 J]", "[2 J]"), "green.yaml says 0.556 mWh for total, 0.278 mWh counts until"),
     ],
-    ids=["period", "scope", "ledger_down", "limit"],
+    ids=["period", "scope", "ledger_down", "max_wait", "limit"],
 )
 def test_what_loosens_a_hard_budget_counts_once_it_was_applied(edit, line, start, green, settings):
     applied, _ = start(HARD)
