@@ -24,7 +24,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar, cast, overload
 
-from mlflow_green.errors import BudgetExceeded, GreenError, StepHalted, UnsupportedHost
+from mlflow_green.errors import (
+    AllowanceRefused,
+    BudgetExceeded,
+    BudgetUnkept,
+    GreenError,
+    StepHalted,
+    UnsupportedHost,
+)
 from mlflow_green.records import CpuClockName, Domain, Energy, Entry, Method, Outcome, Step, StepSpec
 from mlflow_green.settings import Settings, load_settings
 from mlflow_green.units import format_energy_interval, grams, joules, microjoules, parse_energy_microjoules
@@ -340,7 +347,7 @@ class _Process:
         except BaseException as error:
             if process_meter is not None:
                 self._release()
-            if not isinstance(error, Exception) or isinstance(error, BudgetExceeded):
+            if not isinstance(error, Exception) or isinstance(error, BudgetExceeded | AllowanceRefused | BudgetUnkept):
                 raise
             self._fail(error, settings)
             return None

@@ -18,14 +18,21 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping, MutableMapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from mlflow_green.clock import Clock, SystemClock, boot_id
-from mlflow_green.errors import AllowanceRefused, GreenError, LedgerUnavailable, SettingsError, UnsupportedHost
+from mlflow_green.errors import (
+    AllowanceRefused,
+    BudgetUnkept,
+    GreenError,
+    LedgerUnavailable,
+    SettingsError,
+    UnsupportedHost,
+)
 from mlflow_green.metering.supervise import owner_alive, this_process
 from mlflow_green.recorder.bookkeeper import Bookkeeper
 from mlflow_green.recorder.recorder import Recorder
@@ -49,7 +56,6 @@ from mlflow_green.records import (
     Site,
     Step,
     StepSpec,
-    Term,
 )
 from mlflow_green.session import NodeSession, Session, inside_metered_step, job_environment, meter_environment
 from mlflow_green.settings import Settings, is_disabled, load_settings, secret
@@ -68,6 +74,7 @@ if TYPE_CHECKING:
     from mlflow_green.metering.sampler import Sampler
     from mlflow_green.metering.slurm import JobReport
     from mlflow_green.policy.document import Policy
+    from mlflow_green.policy.loosening import Counting
     from mlflow_green.recorder.placed import JobEnd
     from mlflow_green.recorder.placement import Placement
     from mlflow_green.recorder.planner import Planner
@@ -246,11 +253,13 @@ def _open_recovered(settings: Settings, clock: Clock, say: Callable[[str], None]
     return ledger
 
 
-def unused_balances(settings: Settings, used: Sequence[Balance]) -> tuple[Balance, ...]:
-    """What the policy limits now and nothing was spent of yet; a budget of each workflow starts with the workflow."""
+def unused_balances(settings: Settings, used: Sequence[Balance], books: PolicyBook | None) -> tuple[Balance, ...]:
+    """What counts now and nothing was spent of yet; a budget of each workflow starts with the workflow."""
     from mlflow_green.policy.terms import terms
 
     policy = load_policy_for(settings)
+    if books is not None:
+        policy = policy_as_agreed(books, policy, SystemClock())
     known = {balance.term.key for balance in used}
     now = terms(
         policy, project=policy.project, user=user_name(), org=None, now=SystemClock().now(), workflow_run="next"
@@ -477,78 +486,174 @@ def open_session(
     if inside_metered_step(environ):
         say("this Snakemake runs inside a metered step, which pays for all of it")
         return None
-    rules = load_policy_for(settings)
+    edited = counts = load_policy_for(settings)
+    with ExitStack() as opened:
+        try:
+            if host_problem and (is_hard(counts) or not _may_know_hard(settings)):
+                raise UnsupportedHost(host_problem)  # noqa: TRY301 - one place decides what a missing part means
+            clock = SystemClock()
+            ledger = _open_recovered(settings, clock, say)
+            opened.callback(ledger.close)
+            counts = agreed_policy(ledger, counts, counts.project, clock, say, is_own=settings.has_own_ledger)
+            if host_problem:
+                raise UnsupportedHost(host_problem)  # noqa: TRY301
+            session = _open(settings, counts, ledger, name=name, wake=wake, say=say)
+            opened.pop_all()  # from here on it is the session's to close
+        except AllowanceRefused:
+            raise
+        except Exception as error:
+            if is_hard(counts):
+                text = f"{error}. A hard budget cannot be kept without it, so nothing was started"
+                raise type(error)(text) if isinstance(error, GreenError) else LedgerUnavailable(text) from error
+            if isinstance(error, LedgerUnavailable):
+                _without_ledger(counts, error)
+            if not isinstance(error, GreenError | OSError):
+                _log.exception("mlflow-green met an unexpected error")
+            not_known = f". {_NOT_KNOWN}" if isinstance(error, LedgerUnavailable) and counts is edited else ""
+            say(f"{error}{not_known}. Jobs run as usual, but nothing is metered in this run")
+            return None
+        return session
+
+
+# --- the policy that counts -------------------------------------------------------------------------
+
+
+def open_counting(
+    settings: Settings, policy: Policy | None, project: str | None, clock: Clock, say: Callable[[str], None]
+) -> tuple[Policy | None, SqlLedger | None]:
+    """The policy that counts for what runs alone, and the ledger if a budget of it is hard; else it stays closed.
+
+    What the ledger knows as applied counts, whatever green.yaml says meanwhile. Where there is no ledger yet, none is
+    made for that.
+
+    Raises:
+        AllowanceRefused: green.yaml dropped a hard budget, and nobody applied that.
+        LedgerUnavailable: there is a hard budget, or one with 'ledger_down', and no ledger.
+        BudgetUnkept: there is a hard budget that only the ledger knows of, and it cannot be kept.
+    """
+    edited_is_hard = is_hard(policy)
+    if not edited_is_hard and not _may_know_hard(settings):
+        return policy, None
+    asked = policy or load_policy_for(settings)
+    payer, is_own = project or asked.project, settings.has_own_ledger
+    with ExitStack() as opened:
+        try:
+            ledger = open_ledger(settings, clock)
+            opened.callback(ledger.close)
+            if not edited_is_hard and not _knows_hard(_counting(ledger, asked, payer, clock, is_own=is_own)):
+                return policy, None
+        except LedgerUnavailable as error:
+            if edited_is_hard:
+                raise
+            _without_ledger(asked, error)
+            say(f"{error}. {_NOT_KNOWN}")
+            return policy, None
+        with _kept(is_known=not edited_is_hard):
+            recover_into(ledger, settings, clock, say)
+            counts = agreed_policy(ledger, asked, payer, clock, say, is_own=is_own)
+        opened.pop_all()
+        return counts, ledger
+
+
+_NOT_KNOWN = "Whether a hard budget was applied there is not known, and green.yaml has none"
+
+
+def _may_know_hard(settings: Settings) -> bool:
+    """Whether the ledger may know a hard budget; opens and makes nothing."""
+    from mlflow_green.ledger.glance import may_know_hard
+
+    return may_know_hard(settings.ledger_url)
+
+
+def _knows_hard(found: Counting) -> bool:
+    """Whether a hard budget counts, also one that the policy dropped."""
+    return is_hard(found.policy) or any(limit.mode is Mode.HARD for limit in found.dropped)
+
+
+def _without_ledger(policy: Policy, error: LedgerUnavailable) -> None:
+    """Raise ``LedgerUnavailable`` if a budget lets nothing start without the ledger."""
+    if any(each.without_ledger != "admit" for each in policy.budgets):
+        text = f"{error}. 'ledger_down' in green.yaml lets no step start without it, so nothing was started"
+        raise LedgerUnavailable(text) from error
+
+
+@contextmanager
+def _kept(*, is_known: bool) -> Iterator[None]:
+    """Where it ``is_known`` that a hard budget counts, nothing goes on without what fails. Raises ``BudgetUnkept``."""
     try:
-        if host_problem:
-            raise UnsupportedHost(host_problem)  # noqa: TRY301 - one place decides what a missing part means
-        return _open(settings, rules, name=name, wake=wake, say=say)
-    except AllowanceRefused:
+        yield
+    except (AllowanceRefused, BudgetUnkept):
         raise
     except Exception as error:
-        if is_hard(rules):
-            text = f"{error}. A hard budget cannot be kept without it, so nothing was started"
-            raise type(error)(text) if isinstance(error, GreenError) else LedgerUnavailable(text) from error
-        if isinstance(error, LedgerUnavailable) and any(each.without_ledger != "admit" for each in rules.budgets):
-            text = f"{error}. 'ledger_down' in green.yaml lets no step start without it, so nothing was started"
-            raise LedgerUnavailable(text) from error
-        if not isinstance(error, GreenError | OSError):
-            _log.exception("mlflow-green met an unexpected error")
-        say(f"{error}. Jobs run as usual, but nothing is metered in this run")
-        return None
+        if not is_known:
+            raise
+        raise BudgetUnkept(f"nothing was started, for a hard budget cannot be kept: {error}") from error
 
 
-def agreed_policy(ledger: SqlLedger, policy: Policy, project: str, clock: Clock, say: Callable[[str], None]) -> Policy:
-    """Keep the policy in the ledger, and say what of it does not count yet; with the modes that count.
+def agreed_policy(
+    ledger: SqlLedger,
+    policy: Policy,
+    project: str,
+    clock: Clock,
+    say: Callable[[str], None],
+    *,
+    is_own: bool = False,
+) -> Policy:
+    """Keep the policy in the ledger, and say what of it does not count yet; with the budgets that count.
+
+    In a ledger that ``is_own`` there is no other policy, so that every budget in it is one of this.
 
     Raises:
         AllowanceRefused: it dropped a hard budget, and nobody applied that.
     """
-    from mlflow_green.policy.raising import not_applied, with_stricter_modes
     from mlflow_green.records import PolicyVersion
 
-    if not policy.text:
-        return policy
-    found = _own_terms(policy, project, clock)
-    author = ledger.identity() or user_name()
-    version = PolicyVersion(sha256=policy.sha256, text=policy.text, author=author, at=clock.now())
-    approved = {limit.key: limit for limit in ledger.record_policy(version, found)}
-    for line in (*dropped_lines(ledger, policy, project, clock), *not_applied(policy, approved, found)):
+    found = _counting(ledger, policy, project, clock, is_own=is_own)
+    if policy.text:
+        author = ledger.identity() or user_name()
+        version = PolicyVersion(sha256=policy.sha256, text=policy.text, author=author, at=clock.now())
+        ledger.record_policy(version, found.terms)
+        found = _counting(ledger, policy, project, clock, is_own=is_own)
+    for line in (*dropped_lines(found), *found.lines):
         say(line)
-    return with_stricter_modes(policy, approved, found)
+    return found.policy
 
 
-def dropped_lines(books: PolicyBook, policy: Policy, project: str, clock: Clock) -> tuple[str, ...]:
+def dropped_lines(found: Counting) -> tuple[str, ...]:
     """What to say of the limits that the policy dropped and nobody applied.
 
     Raises:
         AllowanceRefused: one of them is hard.
     """
-    from mlflow_green.policy.raising import dropped, dropped_line
+    from mlflow_green.policy.raising import dropped_line
 
-    payer, found = {"project": project, "user": user_name()}, _own_terms(policy, project, clock)
-    gone = dropped(policy, books.approved_limits(), found, books.policies, payer=payer)
-    for limit in gone:
+    for limit in found.dropped:
         if limit.mode is Mode.HARD:
             raise AllowanceRefused(
                 f"{dropped_line(limit)}. A hard budget is not lifted so, and nothing was started: apply it, or put the"
                 " budget back"
             )
-    return tuple(map(dropped_line, gone))
+    return tuple(map(dropped_line, found.dropped))
 
 
 def policy_as_agreed(books: PolicyBook, policy: Policy, clock: Clock) -> Policy:
-    """The policy with the modes that a run would keep to, for what only looks: nothing is recorded or said."""
-    from mlflow_green.policy.raising import with_stricter_modes
-
-    approved = {limit.key: limit for limit in books.approved_limits()}
-    return with_stricter_modes(policy, approved, _own_terms(policy, policy.project, clock))
+    """The policy with the budgets that a run would keep to, for what only looks: nothing is recorded or said."""
+    return _counting(books, policy, policy.project, clock).policy
 
 
-def _own_terms(policy: Policy, project: str, clock: Clock) -> tuple[Term, ...]:
-    """The buckets that the next workflow run of this user falls under."""
-    from mlflow_green.policy.terms import terms
+def policy_for_a_plan(books: PolicyBook, policy: Policy, clock: Clock, *, is_own: bool) -> Policy:
+    """As ``policy_as_agreed``. Raises ``AllowanceRefused`` where a run would not start."""
+    found = _counting(books, policy, policy.project, clock, is_own=is_own)
+    dropped_lines(found)
+    return found.policy
 
-    return terms(policy, project=project, user=user_name(), org=None, now=clock.now(), workflow_run="next")
+
+def _counting(books: PolicyBook, policy: Policy, project: str, clock: Clock, *, is_own: bool = False) -> Counting:
+    """What of the policy counts for this user, by what the ledger knows as applied."""
+    from mlflow_green.policy.loosening import counting
+
+    approved = books.approved_limits()
+    return counting(policy, approved, books.policies, project=project, user=user_name(), now=clock.now(), is_own=is_own)
 
 
 def is_hard(policy: Policy | None) -> bool:
@@ -641,15 +746,18 @@ def open_spool(
 
 
 def _open(
-    settings: Settings, policy: Policy, *, name: str, wake: Callable[[], None], say: Callable[[str], None]
+    settings: Settings,
+    policy: Policy,
+    ledger: SqlLedger,
+    *,
+    name: str,
+    wake: Callable[[], None],
+    say: Callable[[str], None],
 ) -> Session:
     from mlflow_green.recorder.planner import Planner
 
     clock, workflow_run = SystemClock(), uuid.uuid4().hex
     with ExitStack() as opened:
-        ledger = _open_recovered(settings, clock, say)
-        opened.callback(ledger.close)
-        policy = agreed_policy(ledger, policy, policy.project, clock, say)
         meter = open_meter(settings, policy, clock)
         opened.callback(meter.sampler.close)
         spool = open_spool(settings.spool_dir, meter)
@@ -841,8 +949,6 @@ def _open_books(
         return _Books(None, bookkeeper, lambda ticket, now: bare_request(ticket, meter.book, (), now), answered)
     from mlflow_green.recorder.planner import Planner
 
-    if ledger is not None:
-        policy = agreed_policy(ledger, policy, meter.book.project, clock, say)
     planner = Planner(policy, meter.book, workflow_run)
     if ledger is None:
         return _Books(planner, bookkeeper, planner.bare_request, answered)
@@ -894,11 +1000,11 @@ def open_process_meter(
     """
     policy = load_policy_for(settings) if settings.policy_path else None
     clock, is_view = SystemClock(), inside_metered_step(os.environ)
-    enforces = policy is not None and is_hard(policy) and not is_view
     ledger: SqlLedger | None = None
-    with ExitStack() as opened:
-        if enforces:
-            ledger = _open_recovered(settings, clock, say)
+    if not is_view:
+        policy, ledger = open_counting(settings, policy, project, clock, say)
+    with _kept(is_known=ledger is not None), ExitStack() as opened:
+        if ledger is not None:
             opened.callback(ledger.close)
         spool: SpoolWriter | None = None
         if is_view:
@@ -982,16 +1088,15 @@ def run_command(
     if settings.disabled or inside_metered_step(os.environ):
         return Ran(command.replace_process(argv, say), None)
     policy = load_policy_for(settings) if settings.policy_path else None
-    clock, workflow_run, enforces = SystemClock(), uuid.uuid4().hex, is_hard(policy)
+    clock, workflow_run = SystemClock(), uuid.uuid4().hex
     name = step or Path(argv[0]).name
     spec = policy.steps.get(name, StepSpec()) if policy else StepSpec()
     if energy is not None:
         spec = dataclasses.replace(spec, energy_microjoules=parse_energy_microjoules(energy))
     ticket = Ticket(step=Step(workflow_run=workflow_run, name=name), spec=spec)
-    ledger: SqlLedger | None = None
     with ExitStack() as opened:
-        if enforces:
-            ledger = _open_recovered(settings, clock, say)
+        policy, ledger = open_counting(settings, policy, project, clock, say)
+        if ledger is not None:
             opened.callback(ledger.close)
         meter, spool = _open_alone(settings, policy, clock, project, say)
         opened.callback(meter.sampler.close)
@@ -1008,9 +1113,9 @@ def run_command(
         book=meter.book,
         clock=clock,
         say=say,
-        keeps_spool=not enforces,
+        keeps_spool=ledger is None,
         handover=handover,
-        grace_seconds=books.planner.grace_seconds if books.planner and enforces else None,
+        grace_seconds=books.planner.grace_seconds if books.planner and ledger else None,
     )
     acts = books.planner is not None and books.planner.acts
     tiers = policy.tier_environments if policy else {}

@@ -17,6 +17,7 @@
     * ChannelFailed             a message could not be delivered
     * SignatureWrong            a webhook was not sent by who knows the secret, or not just now
     * UnsupportedHost           this Snakemake, executor or platform is outside the known range
+        * BudgetUnkept          what a hard budget needs is missing, so nothing is started
     * DryRunFailed              Snakemake could not list the jobs of a workflow
 """
 
@@ -110,6 +111,10 @@ class SignatureWrong(GreenError):
 
 class UnsupportedHost(GreenError):
     """The host program is outside the range that was tested; the message names the range."""
+
+
+class BudgetUnkept(UnsupportedHost):
+    """A hard budget counts here and cannot be kept; the message says what is missing."""
 
 
 class DryRunFailed(GreenError):

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Protocol, cast
 from mlflow_green import bootstrap
 from mlflow_green.clock import SystemClock
 from mlflow_green.errors import DryRunFailed
-from mlflow_green.ledger.ledger import Ledger, LedgerReader
+from mlflow_green.ledger.ledger import Ledger, LedgerReader, PolicyBook
 from mlflow_green.metering.supervise import owner_alive
-from mlflow_green.records import Entry, StepSpec, Workload
+from mlflow_green.records import StepSpec, Workload
 from mlflow_green.session import inside_metered_step, step_spec
 from mlflow_green.settings import Settings, load_settings
 from mlflow_green.spool import from_json, to_json
@@ -50,8 +50,7 @@ def plan_workload(settings: Settings, workload: Workload) -> Plan:
         return plan(workload, policy, bootstrap.book_without_meter(settings, policy, now), None, now=now)
     ledger = bootstrap.open_ledger(settings, clock)
     try:
-        policy = bootstrap.policy_as_agreed(ledger, policy, clock)
-        bootstrap.dropped_lines(ledger, policy, policy.project, clock)  # a run would not start either
+        policy = bootstrap.policy_for_a_plan(ledger, policy, clock, is_own=settings.has_own_ledger)
         book = bootstrap.book_without_meter(settings, policy, now)
         with ledger.snapshot():
             return plan(workload, policy, book, ledger, now=now, entries=ledger.entries())
@@ -65,22 +64,23 @@ def replay_policy(settings: Settings, file: Path, *, since: datetime, until: dat
     Raises:
         GreenError: the policy is wrong, or the ledger cannot be read.
     """
-    from mlflow_green.recorder.replay import replay
+    from mlflow_green.recorder.replay import raises_of, replay
 
     settings = replace(settings, policy_path=file)
     policy = bootstrap.load_policy_for(settings)
     book = bootstrap.book_without_meter(settings, policy, until)
-    entries: tuple[Entry, ...] = ()
-    if has_ledger(settings):
-        ledger = bootstrap.open_ledger(settings, SystemClock())
-        try:
-            entries = ledger.entries()
-        finally:
-            ledger.close()
-    return replay(entries, policy, book, since=since, until=until)
+    if not has_ledger(settings):
+        return replay((), policy, book, since=since, until=until)
+    ledger = bootstrap.open_ledger(settings, SystemClock())
+    try:
+        with ledger.snapshot():
+            entries, raises = ledger.entries(), raises_of(ledger.allowances(), ledger.journal())
+    finally:
+        ledger.close()
+    return replay(entries, policy, book, since=since, until=until, raises=raises)
 
 
-class Books(Ledger, LedgerReader, Protocol):
+class Books(Ledger, LedgerReader, PolicyBook, Protocol):
     """A ledger that can be asked for all that is in it."""
 
 
@@ -101,7 +101,7 @@ def waits_now(settings: Settings, books: Books, now: datetime) -> tuple[Waiting,
         books.entries(),
         holds,
         books.balances(),
-        bootstrap.load_policy_for(settings),
+        bootstrap.policy_as_agreed(books, bootstrap.load_policy_for(settings), SystemClock()),
         now=now,
         is_live=lambda run: run in runs or has_silent_meter,
     )

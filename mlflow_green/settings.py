@@ -71,6 +71,11 @@ class Settings:
     def spool_dir(self) -> Path:
         return self.state_dir / "spool"
 
+    @property
+    def has_own_ledger(self) -> bool:
+        """Whether the ledger is where nobody said otherwise: beside the policy file, whose own it is."""
+        return self.ledger_url == _own_ledger(self.state_dir)
+
 
 def load_settings(
     cwd: Path,
@@ -91,7 +96,7 @@ def load_settings(
         )
     policy = named.resolve() if named else find_upward(cwd, POLICY_NAME)
     state_dir = (policy.parent if policy else cwd) / STATE_NAME
-    url = ledger_url or environ.get("MLFLOW_GREEN_LEDGER") or f"sqlite:///{state_dir / 'ledger.db'}"
+    url = ledger_url or environ.get("MLFLOW_GREEN_LEDGER") or _own_ledger(state_dir)
     return Settings(
         disabled=is_disabled(environ),
         policy_path=policy,
@@ -110,6 +115,10 @@ def load_settings(
         memory_watts_per_gib=_memory_watts_per_gib(environ),
         sampler_process=environ.get("MLFLOW_GREEN_SAMPLER_PROCESS", "").lower() not in {"0", "false", "no"},
     )
+
+
+def _own_ledger(state_dir: Path) -> str:
+    return f"sqlite:///{state_dir / 'ledger.db'}"
 
 
 def secret(setting: str, kept_in: str, environ: Mapping[str, str]) -> str:

@@ -39,7 +39,8 @@ def applied(place: Place, *, approver: str | None, reason: str, dry_run: bool) -
     Raises:
         AllowanceRefused: somebody else has to agree; the message says who.
     """
-    from mlflow_green.ledger.allowances import LimitChange, change_text, changes
+    from mlflow_green.ledger.allowances import LimitChange, Reviewed, change_text, changes
+    from mlflow_green.policy.loosening import applied_budgets, reshaped
     from mlflow_green.policy.raising import channels_of, dropped, terms_of_accounts
     from mlflow_green.records import PolicyVersion
 
@@ -53,9 +54,10 @@ def applied(place: Place, *, approver: str | None, reason: str, dry_run: bool) -
         approved = {limit.key: limit for limit in books.approved_limits()}
         user = place.doors.user_name()
         found = terms_of_accounts(policy, approved.values(), project=policy.project, user=user, now=now)
-        gone = dropped(policy, approved.values(), found, books.policies)
+        gone = dropped(policy, approved.values(), found, books.policies, is_own=settings.has_own_ledger)
+        shaped = reshaped(policy, applied_budgets(policy, approved.values(), books.policies))
         changed = (
-            *changes(found, approved, sha256=policy.sha256, now=now),
+            *changes(found, approved, sha256=policy.sha256, now=now, reshaped=shaped),
             *(LimitChange(before=limit, after=None) for limit in gone),
         )
         texts = tuple(change_text(change) for change in changed if change.moves)
@@ -64,8 +66,9 @@ def applied(place: Place, *, approver: str | None, reason: str, dry_run: bool) -
         version = PolicyVersion(sha256=policy.sha256, text=policy.text, author=who(place, books), at=now)
         agreed = _agreed(place, books, policy, changed, approver, reason)
         told = dict.fromkeys(name for budget in policy.budgets for name in channels_of(budget))
-        drops = [limit.key for limit in gone]
-        books.apply_policy(version, found, **agreed._asdict(), reason=reason, to=tuple(told), drops=drops)
+        # What was looked at here is looked at again where it is written: nobody came between.
+        reviewed = Reviewed(drops=[limit.key for limit in gone], reshaped=shaped, seen=tuple(approved.values()))
+        books.apply_policy(version, found, **agreed._asdict(), reason=reason, to=tuple(told), reviewed=reviewed)
     return Applied(texts, agreed=_agreed_text(agreed))
 
 

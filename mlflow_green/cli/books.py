@@ -48,7 +48,7 @@ def balance(place: Place, as_json: bool) -> None:
         undeliverable = dead_count(books) if books else 0
         if settings.policy_path is not None:
             unknown = place.doors.unknown_to_policy(settings, balances)
-            unused = place.doors.unused_balances(settings, balances)
+            unused = place.doors.unused_balances(settings, balances, books)
             balances += books.balances([each.term for each in unused]) if books and unused else unused
     if as_json:
         print_json({"balances": [{**balance_to_json(each), "in_policy": each not in unknown} for each in balances]})

@@ -89,12 +89,14 @@ def _raise(place: Place, asked: _Asked, *, as_json: bool) -> None:
         assert books is not None
         amounts = amounts_of(asked.amount, own, [balance.term for balance in books.balances(terms)])
         rules = governing(own.name, policy, books.approved_limits(), books.policies())
-        with _told(as_json=as_json) as raised:
-            for term in terms:
-                if term.unit in amounts:
-                    allowance = _allowance(place, books, asked, term, amounts[term.unit], rules, policy)
-                    books.allow(allowance, term, max_extra=rules.max_extra if rules else None, to=channels_of(own))
-                    raised.append(allowance)
+        together = [
+            (_allowance(place, books, asked, term, amounts[term.unit], rules, policy), term)
+            for term in terms
+            if term.unit in amounts
+        ]
+        books.allow_all(together, max_extra=rules.max_extra if rules else None, to=channels_of(own))
+        raised = [allowance for allowance, _ in together]
+        _tell(raised, as_json=as_json)
     ends = period_end(own.period, SystemClock().now(), policy.zone)
     if not as_json and ends and any(each.expires_at and each.expires_at > ends for each in raised):
         click.echo(f"It counts only in {terms[0].period}, which ends {ends:%Y-%m-%d %H:%M} UTC; then it is over.")

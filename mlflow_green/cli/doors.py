@@ -50,11 +50,11 @@ class Doors:
 
         return open_reader(settings, say=lambda text: click.echo(f"mlflow-green: {text}", err=True))
 
-    def unused_balances(self, settings: Settings, used: Sequence[Balance]) -> tuple[Balance, ...]:
-        """What green.yaml limits and nothing was spent of yet."""
+    def unused_balances(self, settings: Settings, used: Sequence[Balance], books: Books | None) -> tuple[Balance, ...]:
+        """What counts of green.yaml and nothing was spent of yet."""
         from mlflow_green.bootstrap import unused_balances
 
-        return unused_balances(settings, used)
+        return unused_balances(settings, used, books)
 
     def unknown_to_policy(self, settings: Settings, balances: Sequence[Balance]) -> tuple[Balance, ...]:
         """Those whose budget green.yaml does not have."""

@@ -7,11 +7,12 @@ inherits from the one before. What was added to a limit never changes what was s
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from decimal import Decimal
 from fractions import Fraction
+from types import MappingProxyType
 from typing import NamedTuple
 from uuid import NAMESPACE_OID, uuid5
 
@@ -125,10 +126,12 @@ class LimitChange:
     """What applying a policy does to one limit.
 
     ``before`` is ``None`` for one that was never seen, ``after`` for one that the policy does not have; never both.
+    ``reshaped`` says what else of its budget becomes looser, e.g. ``"period week instead of period month"``.
     """
 
     before: ApprovedLimit | None
     after: ApprovedLimit | None
+    reshaped: str = ""
 
     @property
     def limit(self) -> ApprovedLimit:
@@ -139,9 +142,11 @@ class LimitChange:
 
     @property
     def moves(self) -> bool:
-        """Whether the limit or the mode becomes another one, and not only the version that says so."""
+        """Whether anything of it becomes another, and not only the version that says so."""
         before, after = self.before, self.after
-        return before is None or after is None or (before.limit, before.mode) != (after.limit, after.mode)
+        if before is None or after is None or self.reshaped:
+            return True
+        return (before.limit, before.mode) != (after.limit, after.mode)
 
     @property
     def loosens(self) -> bool:
@@ -149,13 +154,18 @@ class LimitChange:
         before, after = self.before, self.after
         if before is None or after is None:
             return after is None
+        if self.reshaped:
+            return True
         return after.limit > before.limit or stricter(before.mode, after.mode) != after.mode
 
 
 def told(
     terms: Iterable[Term], approved: Mapping[LimitKey, ApprovedLimit], *, sha256: str, now: datetime
 ) -> tuple[ApprovedLimit, ...]:
-    """What counts at once of a policy that comes into use: limits that were never seen, and stricter ones."""
+    """What counts at once of a policy that comes into use: limits that were never seen, and stricter ones.
+
+    Where a budget only observed until now, it is this version that says first how it acts.
+    """
     written = []
     for term in terms:
         known = approved.get(limit_key(term))
@@ -164,7 +174,9 @@ def told(
             limit, mode = min(known.limit, term.limit), stricter(known.mode, term.mode)
             if (limit, mode) == (known.limit, known.mode) and known.policy_sha256:
                 continue
-            after = replace(known, limit=limit, mode=mode, at=now, policy_sha256=known.policy_sha256 or sha256)
+            says_first = not known.policy_sha256 or (known.mode is Mode.OBSERVE and mode is not known.mode)
+            version = sha256 if says_first else known.policy_sha256
+            after = replace(known, limit=limit, mode=mode, at=now, policy_sha256=version)
         written.append(after)
     return tuple(written)
 
@@ -177,11 +189,19 @@ def changes(
     now: datetime,
     approved_by: str = "",
     reason: str = "",
+    reshaped: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[LimitChange, ...]:
-    """What applying a policy does, for every account of a budget: with ``user: "*"`` each user has one."""
+    """What applying a policy does, for every account of a budget: with ``user: "*"`` each user has one.
+
+    ``reshaped`` says of a budget what else becomes looser than it was.
+    """
     found: dict[LimitKey, LimitChange] = {}
     for term in terms:
-        known = {key: each for key, each in approved.items() if (each.budget, each.unit) == (term.budget, term.unit)}
+        known = {
+            key: each
+            for key, each in approved.items()
+            if (each.budget, each.unit) == (term.budget, term.unit) and are_of_one_budget(each.account, term.account)
+        }
         for key, before in known.items():
             if (before.limit, before.mode, before.policy_sha256) != (term.limit, term.mode, sha256):
                 after = replace(
@@ -193,10 +213,20 @@ def changes(
                     approved_by=approved_by,
                     reason=reason,
                 )
-                found[key] = LimitChange(before=before, after=after)
+                found[key] = LimitChange(before=before, after=after, reshaped=reshaped.get(term.budget, ""))
         if limit_key(term) not in known:
             found[limit_key(term)] = LimitChange(before=None, after=_first(term, sha256, now))
     return tuple(found.values())
+
+
+def are_of_one_budget(account: str, other: str) -> bool:
+    """Whether two accounts differ in their user alone: another project may call a budget by the same name."""
+    levels, others = (_without_user(each) for each in (account, other))
+    return levels == others
+
+
+def _without_user(account: str) -> list[str]:
+    return ["user" if part.startswith("user:") else part for part in account.split("/")]
 
 
 class Agreed(NamedTuple):
@@ -212,6 +242,21 @@ class Agreed(NamedTuple):
         return self.approved_by or f"{self.approver} (named by {self.requested_by}, not verified)"
 
 
+class Reviewed(NamedTuple):
+    """What whoever applies a policy has looked at, beside its limits and modes.
+
+    ``drops`` are the keys of approved limits that it does not have. ``reshaped`` says, by budget, what else becomes
+    looser. ``seen`` are all approved limits as they were then; ``None`` for whatever they are.
+    """
+
+    drops: Collection[LimitKey] = ()
+    reshaped: Mapping[str, str] = MappingProxyType({})
+    seen: Collection[ApprovedLimit] | None = None
+
+
+UNREVIEWED = Reviewed()
+
+
 def applied_limit(change: LimitChange, agreed: Agreed, *, at: datetime, sha256: str) -> AppliedLimit:
     """What is kept of a change for good."""
     before, after, limit = change.before, change.after, change.limit
@@ -225,7 +270,7 @@ def applied_limit(change: LimitChange, agreed: Agreed, *, at: datetime, sha256: 
         after=after.limit if after else None,
         after_mode=after.mode if after else None,
         policy_sha256=sha256,
-        **agreed._asdict(),
+        **agreed._replace(reason="; ".join(filter(None, (change.reshaped, agreed.reason))))._asdict(),
     )
 
 
@@ -384,7 +429,8 @@ def change_text(change: LimitChange) -> str:
     """What happens to one limit, and to its mode."""
     name = f"{change.limit.budget} ({change.limit.account})"
     old, new = (_limit_text(each.unit, each.limit, each.mode) if each else "" for each in (change.before, change.after))
-    return f"{name}: {_moved(old, new)}"
+    text = _moved(old, new) if old != new else new
+    return f"{name}: {text}, {change.reshaped}" if change.reshaped else f"{name}: {text}"
 
 
 def applied_text(applied: AppliedLimit) -> str:

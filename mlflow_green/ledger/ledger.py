@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Protocol
 
+from mlflow_green.ledger.allowances import UNREVIEWED, Reviewed
 from mlflow_green.ledger.compaction import Compaction
 from mlflow_green.records import (
     Allowance,
@@ -124,6 +125,16 @@ class AllowanceBook(Protocol):
         """
         ...
 
+    def allow_all(
+        self,
+        asked: Sequence[tuple[Allowance, Term | None]],
+        *,
+        max_extra: Decimal | None = None,
+        to: Sequence[str] = (),
+    ) -> None:
+        """As ``allow``, several in one transaction: all of them, or none."""
+        ...
+
     def approve(
         self, allowance_id: str, approved_by: str, *, max_extra: Decimal | None = None, to: Sequence[str] = ()
     ) -> Allowance:
@@ -160,12 +171,14 @@ class PolicyBook(Protocol):
         to: Sequence[str] = (),
         requested_by: str = "",
         approver: str | None = None,
-        drops: Collection[tuple[str, str, str]] = (),
+        reviewed: Reviewed = UNREVIEWED,
     ) -> None:
         """Count what the policy says from now on, for every account of the budgets of these terms.
 
-        ``drops`` are the keys of approved limits that it does not have. ``approver`` is only named, ``approved_by`` has
-        an identity of his own; one of them is given.
+        ``approver`` is only named, ``approved_by`` has an identity of his own; one of them is given.
+
+        Raises:
+            AllowanceRefused: the approved limits are not those that were ``reviewed``.
         """
         ...
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -14,7 +14,17 @@ from uuid import uuid4
 from mlflow_green.clock import Clock
 from mlflow_green.errors import AllowanceRefused
 from mlflow_green.ledger.accounts import ancestry
-from mlflow_green.ledger.allowances import NOTHING, Agreed, Extras, LimitKey, counted, extras_of, limit_key
+from mlflow_green.ledger.allowances import (
+    NOTHING,
+    UNREVIEWED,
+    Agreed,
+    Extras,
+    LimitKey,
+    Reviewed,
+    counted,
+    extras_of,
+    limit_key,
+)
 from mlflow_green.ledger.compaction import (
     ONCE_ONLY,
     Compaction,
@@ -43,7 +53,7 @@ from mlflow_green.ledger.posting import (
     past_use,
     post,
     post_adjustment,
-    post_allowance,
+    post_allowances,
     post_applied,
     post_approval,
     post_policy,
@@ -257,10 +267,18 @@ class MemoryLedger:
         max_extra: Decimal | None = None,
         to: Sequence[str] = (),
     ) -> None:
-        if allowance.allowance_id not in self._allowances:
-            now = self._clock.now()
-            standing = self._standing(now)
-            self._apply(post_allowance(allowance, standing, now, term=term, max_extra=max_extra, to=to))
+        self.allow_all([(allowance, term)], max_extra=max_extra, to=to)
+
+    def allow_all(
+        self,
+        asked: Sequence[tuple[Allowance, Term | None]],
+        *,
+        max_extra: Decimal | None = None,
+        to: Sequence[str] = (),
+    ) -> None:
+        asked = [each for each in asked if each[0].allowance_id not in self._allowances]
+        now = self._clock.now()
+        self._apply(post_allowances(asked, self._standing(now), now, max_extra=max_extra, to=to))
 
     def approve(
         self, allowance_id: str, approved_by: str, *, max_extra: Decimal | None = None, to: Sequence[str] = ()
@@ -296,12 +314,12 @@ class MemoryLedger:
         to: Sequence[str] = (),
         requested_by: str = "",
         approver: str | None = None,
-        drops: Collection[LimitKey] = (),
+        reviewed: Reviewed = UNREVIEWED,
     ) -> None:
         now = self._clock.now()
         standing = self._standing(now)
         agreed = Agreed(requested_by, approver, approved_by, reason)
-        self._apply(post_applied(version, terms, standing, now, agreed=agreed, to=to, drops=drops))
+        self._apply(post_applied(version, terms, standing, now, agreed=agreed, to=to, reviewed=reviewed))
 
     def approved_limits(self) -> tuple[ApprovedLimit, ...]:
         return tuple(self._approved.values())

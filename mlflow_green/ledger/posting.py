@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from decimal import Decimal
@@ -16,14 +16,17 @@ from fractions import Fraction
 
 from mlflow_green.errors import AllowanceRefused, HoldClosed, LedgerError
 from mlflow_green.ledger.allowances import (
+    UNREVIEWED,
     Agreed,
     Extras,
     LimitChange,
     LimitKey,
     Limits,
+    Reviewed,
     agreement_text,
     allowance_text,
     applied_limit,
+    are_of_one_budget,
     changes,
     check,
     previous_key,
@@ -219,32 +222,31 @@ def post_adjustment(
     return posting.effects(standing)
 
 
-def post_allowance(
-    allowance: Allowance,
+def post_allowances(
+    asked: Sequence[tuple[Allowance, Term | None]],
     standing: Standing,
     now: datetime,
     *,
-    term: Term | None = None,
     max_extra: Decimal | None = None,
     to: Sequence[str] = (),
 ) -> Effects:
-    """Add an allowance to its bucket, which ``term`` opens if there is none; one that nobody approved waits for that.
+    """Add each allowance to its bucket, which its term opens if there is none; unapproved ones wait for that.
 
     ``max_extra`` bounds all overrides together, as a part of the limit; ``to`` are the channels that are told.
 
     Raises:
-        AllowanceRefused: it has expired, or goes too far.
+        AllowanceRefused: one of them has expired, or goes too far.
         LedgerError: there is no such bucket.
     """
     posting = _Posting.of(standing, now)
-    if term is not None:
-        posting.learn([term])
-    posting.check(allowance, max_extra)
-    if allowance.is_approved:
-        posting.allow(allowance)
-    else:
-        posting.limits.made.append(allowance)
-    return posting.effects(standing, messages=(posting.limit_message(allowance, to),))
+    posting.learn(term for _, term in asked if term is not None)
+    for allowance, _ in asked:
+        posting.check(allowance, max_extra)
+        if allowance.is_approved:
+            posting.allow(allowance)
+        else:
+            posting.limits.made.append(allowance)
+    return posting.effects(standing, messages=tuple(posting.limit_message(each, to) for each, _ in asked))
 
 
 def post_approval(
@@ -288,25 +290,40 @@ def post_applied(
     *,
     agreed: Agreed,
     to: Sequence[str] = (),
-    drops: Collection[LimitKey] = (),
+    reviewed: Reviewed = UNREVIEWED,
 ) -> Effects:
     """What a policy says counts from now on; the buckets of these periods have its limits at once.
 
-    ``drops`` are the limits that it does not have any more.
+    Raises:
+        AllowanceRefused: the approved limits are not those that were ``reviewed``.
     """
+    if reviewed.seen is not None and set(reviewed.seen) != set(standing.approved.values()):
+        raise AllowanceRefused(
+            "somebody else changed what counts at this moment; look at 'mlflow-green policy apply --dry-run' again,"
+            " nothing was applied"
+        )
     posting = _Posting.of(standing, now)
     by, sha256 = agreed.name, version.sha256
-    changed = changes(terms, standing.approved, sha256=sha256, now=now, approved_by=by, reason=agreed.reason)
+    changed = changes(
+        terms,
+        standing.approved,
+        sha256=sha256,
+        now=now,
+        approved_by=by,
+        reason=agreed.reason,
+        reshaped=reviewed.reshaped,
+    )
     for change in changed:
         if change.after is not None:
             posting.limits.write(change.after)
-    gone = [standing.approved[key] for key in drops if key in standing.approved]
+    gone = [standing.approved[key] for key in reviewed.drops if key in standing.approved]
     changed = (*changed, *(LimitChange(before=limit, after=None) for limit in gone))
     for key, balance in standing.balances.items():
         posting.learn(
             replace(term, account=balance.term.account)
             for term in terms
             if (term.budget, term.unit.value, term.period) == (key[0], key[2], key[3])
+            and are_of_one_budget(term.account, balance.term.account)
         )
     moved = {(change.limit.budget, change.limit.unit): change for change in changed if change.moves and change.before}
     messages = tuple(applied_message(change, version, by, to, now) for change in moved.values())

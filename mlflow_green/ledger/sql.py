@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import socket
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -22,7 +22,7 @@ from mlflow_green.clock import Clock, boot_id
 from mlflow_green.errors import AllowanceRefused, LedgerUnavailable
 from mlflow_green.ledger import rows, schema
 from mlflow_green.ledger.address import is_postgres, ledger_path, parsed_url
-from mlflow_green.ledger.allowances import NOTHING, Agreed, LimitKey, counted, limit_key
+from mlflow_green.ledger.allowances import NOTHING, UNREVIEWED, Agreed, Reviewed, counted, limit_key
 from mlflow_green.ledger.cache import cache_folder
 from mlflow_green.ledger.change import Change, LetterChange, apply
 from mlflow_green.ledger.compaction import Compaction
@@ -49,7 +49,7 @@ from mlflow_green.ledger.posting import (
     joined_ranges,
     post,
     post_adjustment,
-    post_allowance,
+    post_allowances,
     post_applied,
     post_approval,
     post_policy,
@@ -390,21 +390,25 @@ class SqlLedger:
         max_extra: Decimal | None = None,
         to: Sequence[str] = (),
     ) -> None:
+        self.allow_all([(allowance, term)], max_extra=max_extra, to=to)
+
+    def allow_all(
+        self,
+        asked: Sequence[tuple[Allowance, Term | None]],
+        *,
+        max_extra: Decimal | None = None,
+        to: Sequence[str] = (),
+    ) -> None:
         role = self.identity()
         if role is not None:
-            if allowance.is_approved:
-                raise AllowanceRefused(
-                    f"this ledger knows who agrees, so {role} cannot say so for another: ask without an approver, and"
-                    f" have another role run 'mlflow-green budget approve {allowance.allowance_id}'"
-                )
-            allowance = replace(allowance, requested_by=role)
+            asked = [(_asked_by(role, allowance), term) for allowance, term in asked]
         with self._writing() as connection:
-            if load_allowances(connection, allowance.allowance_id):
+            asked = [each for each in asked if not load_allowances(connection, each[0].allowance_id)]
+            if not asked:
                 return
             now = self._store.now(connection, self._clock)
-            standing = self._limits_around(connection, allowance, now, term)
-            effects = post_allowance(allowance, standing, now, term=term, max_extra=max_extra, to=to)
-            self._write(connection, effects, now)
+            standing = self._limits_around(connection, asked, now)
+            self._write(connection, post_allowances(asked, standing, now, max_extra=max_extra, to=to), now)
 
     def approve(
         self, allowance_id: str, approved_by: str, *, max_extra: Decimal | None = None, to: Sequence[str] = ()
@@ -415,7 +419,7 @@ class SqlLedger:
             if not asked:
                 raise AllowanceRefused(f"nobody asked for {allowance_id}; 'mlflow-green budget list' shows what was")
             now = self._store.now(connection, self._clock)
-            standing = self._limits_around(connection, asked[0], now)
+            standing = self._limits_around(connection, [(asked[0], None)], now)
             self._write(
                 connection, post_approval(asked[0], approved_by, standing, now, max_extra=max_extra, to=to), now
             )
@@ -426,11 +430,12 @@ class SqlLedger:
             return load_allowances(connection)
 
     def _limits_around(
-        self, connection: Connection, allowance: Allowance, now: datetime, term: Term | None = None
+        self, connection: Connection, asked: Sequence[tuple[Allowance, Term | None]], now: datetime
     ) -> Standing:
-        """The bucket that an allowance raises, those that inherit from it or it from, with their approved limits."""
-        found = load_limits(connection, {allowance.key} | keys_of([term] if term else []), now)
-        approved = load_approved(connection, {allowance.key[:3]})
+        """The buckets that these raise, those that inherit from them or they from, with their approved limits."""
+        keys = {allowance.key for allowance, _ in asked}
+        found = load_limits(connection, keys | keys_of([term for _, term in asked if term]), now)
+        approved = load_approved(connection, {key[:3] for key in keys})
         return Standing(
             generation=load_generation(connection), balances=found.balances, extras=found.extras, approved=approved
         )
@@ -456,7 +461,7 @@ class SqlLedger:
         to: Sequence[str] = (),
         requested_by: str = "",
         approver: str | None = None,
-        drops: Collection[LimitKey] = (),
+        reviewed: Reviewed = UNREVIEWED,
     ) -> None:
         with self._writing() as connection:
             now = self._store.now(connection, self._clock)
@@ -468,7 +473,7 @@ class SqlLedger:
                 approved=load_approved(connection),
             )
             agreed = Agreed(requested_by, approver, approved_by, reason)
-            effects = post_applied(version, terms, standing, now, agreed=agreed, to=to, drops=drops)
+            effects = post_applied(version, terms, standing, now, agreed=agreed, to=to, reviewed=reviewed)
             self._write(connection, effects, now)
 
     def approved_limits(self) -> tuple[ApprovedLimit, ...]:
@@ -580,3 +585,13 @@ class SqlLedger:
 
     def _reading(self) -> AbstractContextManager[Connection]:
         return self._store.reading()
+
+
+def _asked_by(role: str, allowance: Allowance) -> Allowance:
+    """The request as the database knows who makes it. Raises ``AllowanceRefused`` if it says who agrees."""
+    if allowance.is_approved:
+        raise AllowanceRefused(
+            f"this ledger knows who agrees, so {role} cannot say so for another: ask without an approver, and"
+            f" have another role run 'mlflow-green budget approve {allowance.allowance_id}'"
+        )
+    return replace(allowance, requested_by=role)

@@ -196,18 +196,21 @@ def with_stricter_modes(policy: Policy, approved: Mapping[LimitKey, ApprovedLimi
 
 
 def not_applied(policy: Policy, approved: Mapping[LimitKey, ApprovedLimit], found: Iterable[Term]) -> tuple[str, ...]:
-    """One line for each thing that green.yaml says and that does not count yet."""
+    """One line for each limit and mode that the policy says and that does not count yet; ``found`` are what counts."""
     lines = []
     for term in found:
         limit = approved.get(limit_key(term))
         if limit is None:
             continue
-        currency = policy.budget(term.budget).currency
-        if limit.limit < term.limit:
-            says, counts = (format_amount(term.unit, amount, currency) for amount in (term.limit, limit.limit))
-            lines.append(_line(term.budget, says, counts))
-        if stricter(limit.mode, term.mode) is not term.mode:
-            lines.append(_line(term.budget, f"mode {term.mode}", f"mode {limit.mode}"))
+        budget = policy.budget(term.budget)
+        said = next(each.amount for each in budget.limit if each.unit is term.unit)
+        most = min(term.limit, limit.limit)
+        if most < said:
+            says, counts = (format_amount(term.unit, amount, budget.currency) for amount in (said, most))
+            lines.append(line(term.budget, says, counts))
+        mode = stricter(term.mode, limit.mode)
+        if mode is not budget.mode:
+            lines.append(line(term.budget, f"mode {budget.mode}", f"mode {mode}"))
     return tuple(dict.fromkeys(lines))
 
 
@@ -218,15 +221,19 @@ def dropped(
     versions: Callable[[], Iterable[PolicyVersion]],
     *,
     payer: Mapping[str, str] | None = None,
+    is_own: bool = False,
 ) -> tuple[ApprovedLimit, ...]:
     """The approved limits that this policy had in an earlier version, and has no more: removed, renamed, of others.
 
     A ledger may serve several policies: an earlier version is one that names the same project. Where the version is
-    not known, the account has to. ``found`` are the policy's own terms. With a ``payer``, ``{"project": ..., "user":
-    ...}``, only what would count for him.
+    not known, the account has to. In a ledger that ``is_own`` there is no other policy, and every limit is one of this,
+    whatever its project is called now. ``found`` are the policy's own terms. With a ``payer``, ``{"project": ...,
+    "user": ...}``, only what would count for him.
     """
     known = {limit_key(term) for term in found}
     gone = [limit for limit in approved if limit.key not in known and _is_for(limit.account, payer or {})]
+    if is_own:
+        return tuple(gone)
     projects = {version.sha256: _project_in(version.text) for version in versions()} if gone else {}
     return tuple(
         limit
@@ -262,5 +269,6 @@ def _project_in(text: str) -> str | None:
         return None
 
 
-def _line(budget: str, says: str, counts: str) -> str:
+def line(budget: str, says: str, counts: str) -> str:
+    """What is said of something in green.yaml that does not count yet."""
     return f"green.yaml says {says} for {budget}, {counts} counts until 'mlflow-green policy apply'"

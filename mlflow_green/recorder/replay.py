@@ -7,8 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from math import ceil
+from typing import NamedTuple
 
 from mlflow_green.emissions.operational import charged_amounts
+from mlflow_green.ledger.ledger import Choose
 from mlflow_green.policy.document import Policy
 from mlflow_green.recorder.planner import Planner
 from mlflow_green.recorder.rehearsal import (
@@ -24,11 +26,16 @@ from mlflow_green.recorder.rehearsal import (
 from mlflow_green.recorder.ticket import Book, Ticket
 from mlflow_green.records import (
     Action,
+    Allowance,
+    AllowanceKind,
     Balance,
+    Batch,
+    Committed,
     Decision,
     Entry,
     Estimate,
     HoldRequest,
+    JournalRow,
     Outcome,
     Step,
     StepSpec,
@@ -38,6 +45,8 @@ from mlflow_green.records import (
     Usage,
 )
 from mlflow_green.units import exact
+
+_RAISING = frozenset({AllowanceKind.GRANT, AllowanceKind.OVERRIDE})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +74,8 @@ class ReplayedAnswer:
 class Replay:
     """The answers in the order in which the steps started, and the balances at the end.
 
-    ``unmetered`` steps ran, or were refused, and nobody knows what they use.
+    ``unmetered`` steps ran, or were refused, and nobody knows what they use. ``raised`` grants and overrides of then
+    count in these budgets too.
     """
 
     answers: tuple[ReplayedAnswer, ...]
@@ -74,6 +84,7 @@ class Replay:
     since: datetime
     until: datetime
     unmetered: int
+    raised: int = 0
 
     def count(self, action: Action) -> int:
         """How many steps end so."""
@@ -84,9 +95,39 @@ class Replay:
         return sum(answer.saved_microjoules for answer in self.answers if answer.action is action)
 
 
-def replay(entries: Iterable[Entry], policy: Policy, book: Book, *, since: datetime, until: datetime) -> Replay:
+class Raise(NamedTuple):
+    """A grant or an override, and when it began to count."""
+
+    at: datetime
+    allowance: Allowance
+
+
+def raises_of(allowances: Iterable[Allowance], journal: Iterable[JournalRow]) -> tuple[Raise, ...]:
+    """What raised a limit, oldest first: from its line in the journal on, or from when it was asked for without one."""
+    rows = [row for row in journal if row.kind in _RAISING]
+    found = []
+    for each in allowances:
+        if each.is_approved and each.kind in _RAISING:
+            told = (each.key, each.kind.value, each.amount)
+            row = next((r for r in rows if (r.key, r.kind, r.delta_limit) == told and r.at >= each.made_at), None)
+            if row is not None:
+                rows.remove(row)
+            found.append(Raise(row.at if row else each.made_at, each))
+    return tuple(sorted(found, key=lambda each: each.at))
+
+
+def replay(
+    entries: Iterable[Entry],
+    policy: Policy,
+    book: Book,
+    *,
+    since: datetime,
+    until: datetime,
+    raises: Iterable[Raise] = (),
+) -> Replay:
     """Let the steps that started in ``since`` <= start < ``until`` ask this policy when they started.
 
+    Its limits are its own, whatever was applied then; what raised a budget of its name counts from when it did.
     What a step used is both its estimate and its use; what ran before in the same periods is spent. A step that has to
     wait starts later; the steps that came after it are taken to start when they did.
     """
@@ -95,7 +136,7 @@ def replay(entries: Iterable[Entry], policy: Policy, book: Book, *, since: datet
     metered = [entry for entry in asking if entry.energy_charged_microjoules > 0]
     clock = VirtualClock(since)
     script = _Journal(policy, book)
-    ledger = PassingLedger(clock, _spent(script, (entry for entry in ran if entry.started_at < since)))
+    ledger = _RaisedLedger(clock, _spent(script, (entry for entry in ran if entry.started_at < since)), raises)
     jobs = [script.job(index, entry) for index, entry in enumerate(metered)]
     Rehearsal(jobs, script, script.planner(None), ledger, clock, resources={}).run()
     return Replay(
@@ -105,7 +146,28 @@ def replay(entries: Iterable[Entry], policy: Policy, book: Book, *, since: datet
         since=since,
         until=until,
         unmetered=len(asking) - len(metered),
+        raised=ledger.raised,
     )
+
+
+class _RaisedLedger(PassingLedger):
+    """Its limits are raised when they were."""
+
+    def __init__(self, clock: VirtualClock, balances: Iterable[Balance], raises: Iterable[Raise]) -> None:
+        super().__init__(clock, balances)
+        self._later = list(raises)
+
+    def commit(self, batch: Batch, choose: Choose) -> Committed:
+        while self._later and self._later[0].at <= self._clock.now():
+            allowance = self._later.pop(0).allowance
+            self._allowances[allowance.allowance_id] = allowance
+        return super().commit(batch, choose)
+
+    @property
+    def raised(self) -> int:
+        """How many grants and overrides came to count in a bucket that there is."""
+        known = {balance.term.key for balance in self.balances()}
+        return sum(each.kind in _RAISING and each.key in known for each in self.allowances())
 
 
 def _spent(script: _Journal, entries: Iterable[Entry]) -> list[Balance]:

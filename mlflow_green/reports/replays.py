@@ -36,6 +36,8 @@ def print_replay(console: Console, replay: Replay) -> None:
         console.print()
     if replay.balances:
         console.print(balance_table(replay.balances, width=console.width))
+        raised = f" Grants and overrides that raise them as they did: {replay.raised}." if replay.raised else ""
+        console.print(f"Limits are those of this file, whatever was applied then.{raised}")
     if replay.unmetered:
         console.print(f"{_steps(replay.unmetered)} are left out: it is not known what they use.")
     watched = sum(a.decision.would is not a.decision.action and a.decision.admitted for a in replay.answers)
@@ -112,6 +114,7 @@ def replay_to_json(replay: Replay) -> dict[str, object]:
         "until": replay.until.isoformat(),
         "policy_sha256": replay.policy_sha256,
         "unmetered": replay.unmetered,
+        "raised": replay.raised,
         "steps": [
             {
                 "entry_id": answer.entry.entry_id,

@@ -8,6 +8,7 @@ from decimal import Decimal
 import pytest
 
 from mlflow_green.errors import AllowanceRefused, LedgerError
+from mlflow_green.ledger.allowances import Reviewed
 from mlflow_green.ledger.verify import verify
 from mlflow_green.records import AlertRule, Batch, Mode, Rollover, TopUp, Unit
 from tests.testkit.ledger_samples import (
@@ -445,9 +446,60 @@ def test_what_counts_survives_closing_the_ledger(tmp_path, open_again):
 def test_what_was_applied_stays_with_who_and_why_and_a_dropped_limit_is_gone(ledger):
     ledger.record_policy(version("v1"), [MONTH])
     ledger.apply_policy(version("v2"), [limited(200)], approved_by="ana", requested_by="bob", reason="more nodes")
-    ledger.apply_policy(version("v3"), [], approved_by=None, requested_by="bob", approver="cleo", drops=[MONTH.key[:3]])
+    ledger.apply_policy(
+        version("v3"),
+        [],
+        approved_by=None,
+        requested_by="bob",
+        approver="cleo",
+        reviewed=Reviewed(drops=[MONTH.key[:3]]),
+    )
     raised, removed = ledger.applied_limits()
     assert (raised.before, raised.after, raised.approved_by, raised.reason) == (100, 200, "ana", "more nodes")
     assert (removed.before, removed.before_mode, removed.after) == (200, Mode.HARD, None)
     assert (removed.requested_by, removed.approver, removed.approved_by) == ("bob", "cleo", None)
     assert ledger.approved_limits() == ()
+
+
+def test_applying_a_policy_leaves_the_budget_of_another_project_that_has_its_name(ledger):
+    other = term(account="project:other")
+    hold(ledger, "o", 10, other)
+    ledger.record_policy(version("v1"), [MONTH])
+    ledger.apply_policy(version("v2"), [limited(300)], approved_by="ana")
+    assert limits(ledger, limited(300), replace(other, limit=300)) == [300, 100]
+    assert {limit.account: limit.limit for limit in ledger.approved_limits()} == {
+        "project:demo": 300,
+        "project:other": 100,
+    }
+
+
+def test_what_changed_since_somebody_agreed_is_not_applied(ledger):
+    ledger.record_policy(version("v1"), [MONTH])
+    seen = Reviewed(seen=ledger.approved_limits())
+    ledger.record_policy(version("v2"), [limited(50)])
+    with pytest.raises(AllowanceRefused, match="nothing was applied"):
+        ledger.apply_policy(version("v3"), [limited(200)], approved_by="ana", reviewed=seen)
+    assert [limit.limit for limit in ledger.approved_limits()] == [50]
+    seen = Reviewed(seen=ledger.approved_limits())
+    ledger.apply_policy(version("v3"), [limited(200)], approved_by="ana", reviewed=seen)
+    assert [limit.limit for limit in ledger.approved_limits()] == [200]
+
+
+def test_what_else_becomes_looser_is_kept_with_who_applied_it(ledger):
+    ledger.record_policy(version("v1"), [MONTH])
+    weekly = Reviewed(reshaped={"month": "period week instead of period month"})
+    ledger.apply_policy(version("v2"), [MONTH], approved_by="ana", reason="sprints", reviewed=weekly, to=["team"])
+    (applied,) = ledger.applied_limits()
+    assert (applied.before, applied.after) == (100, 100)
+    assert applied.reason == "period week instead of period month; sprints"
+    (row,) = ledger.pending("alert", NOON)
+    assert "period week instead of period month" in row.payload["text"]
+
+
+def test_allowances_that_are_asked_for_together_count_all_or_not_at_all(ledger):
+    fits, too_much = override(15, approved_by=None), override(30, approved_by=None)
+    with pytest.raises(AllowanceRefused, match="leaves"):
+        ledger.allow_all([(fits, MONTH), (too_much, MONTH)], max_extra=Decimal("0.2"))
+    assert ledger.allowances() == ()
+    ledger.allow_all([(fits, MONTH), (override(5, approved_by=None), MONTH)], max_extra=Decimal("0.2"))
+    assert sorted(each.amount for each in ledger.allowances()) == [5, 15]

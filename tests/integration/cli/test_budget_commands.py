@@ -135,12 +135,13 @@ def test_what_may_not_be_is_refused_with_what_to_do(run):
     refused(run("ana", "budget", "approve", "nothing"), "nobody asked")
 
 
-def test_what_was_raised_before_a_refusal_is_told(run, told):
+def test_limits_of_several_units_are_raised_together_or_not_at_all(run, told):
     ask = ("bob", "budget", "override", "month")
     run(*ask, "0.2 kgCO2e", "--reason", "x", "--approver", "ana")
     result = run(*ask, "20%", "--reason", "x", "--approver", "ana")
-    refused(result, "20% to the 1.00 kgCO2e of month", "bob raised month (project:demo,", "by 1.00 kWh energy")
-    assert limits(told) == {"energy": 6 * KWH, "carbon": 12 * 10**8}
+    refused(result, "20% to the 1.00 kgCO2e of month")
+    assert "raised month" not in result.output
+    assert limits(told) == {"energy": 5 * KWH, "carbon": 12 * 10**8}
 
 
 def test_what_was_agreed_before_a_refusal_is_told(run, told):
@@ -310,12 +311,23 @@ def test_a_budget_that_only_warns_is_dropped_with_a_line(run, write, tmp_path):
     assert start_a_run(tmp_path)[1] == []
 
 
-def test_the_budgets_of_another_project_in_the_same_ledger_are_not_missed(run, write, tmp_path):
+def test_the_budgets_of_another_project_in_a_shared_ledger_are_not_missed(run, write, tmp_path):
     start_a_run(tmp_path)
     path = tmp_path / "green.yaml"
     path.write_text(path.read_text().replace("project: demo", "project: other").replace("name: month", "name: m2"))
     assert start_a_run(tmp_path)[1] == []
-    assert "month" not in run("bob", "policy", "apply", "--dry-run").output
+    shared = f"sqlite:///{tmp_path}/./.green/ledger.db"
+    assert "month" not in run("bob", "--ledger", shared, "policy", "apply", "--dry-run").output
+
+
+def test_a_project_of_another_name_drops_the_budgets_of_the_ledger_that_is_its_own(run, tmp_path):
+    start_a_run(tmp_path)
+    path = tmp_path / "green.yaml"
+    path.write_text(path.read_text().replace("project: demo", "project: other"))
+    assert "month (project:demo): 5.00 kWh energy, hard -> removed" in run("bob", "policy", "apply", "--dry-run").output
+    refused(run("bob", "policy", "apply", "--reason", "x"), "bob cannot approve", "user:ana")
+    assert run("ana", "policy", "apply", "--reason", "another name", "--approver", "cleo").exit_code == 0
+    assert start_a_run(tmp_path)[1] == []
 
 
 def test_balance_says_which_budgets_the_policy_does_not_have(run, told, tmp_path):

@@ -7,9 +7,10 @@ import pytest
 
 from mlflow_green.policy.document import parse_policy
 from mlflow_green.recorder.late_hold import admit_at_nothing
-from mlflow_green.recorder.replay import replay
-from mlflow_green.records import Action, Domain, Hold
+from mlflow_green.recorder.replay import raises_of, replay
+from mlflow_green.records import Action, Domain, Hold, JournalRow
 from tests.testkit.ledger_samples import OWNER, energy, entry, request, term
+from tests.testkit.limit_samples import grant
 from tests.testkit.workloads import BOOK, START, WH
 
 HOUR = timedelta(hours=1)
@@ -36,8 +37,8 @@ def ran(name, energy_wh, at, seconds=600, tier=None, **more):
     return replace(base, started_at=at, ended_at=at + timedelta(seconds=seconds), **more)
 
 
-def replayed(policy, *entries, since=SINCE, until=UNTIL):
-    return replay(entries, policy, BOOK, since=since, until=until)
+def replayed(policy, *entries, since=SINCE, until=UNTIL, raises=()):
+    return replay(entries, policy, BOOK, since=since, until=until, raises=raises)
 
 
 def test_what_would_not_have_fitted_is_refused_and_all_of_it_is_saved():
@@ -98,3 +99,29 @@ def test_only_what_started_in_the_time_asked_for_is_replayed():
 def test_two_starts_of_one_job_are_two_steps():
     made = replayed(policy_of("5 Wh"), ran("a", 1, START - 2 * HOUR), ran("a", 1, START - HOUR))
     assert [answer.action for answer in made.answers] == [Action.ADMIT, Action.ADMIT]
+
+
+def test_a_grant_of_then_counts_from_when_it_did():
+    budget = {"budget": "lab", "period": "total", "made_at": START - 6 * HOUR}
+    asked = replace(grant(2 * WH), **budget)
+    row = JournalRow(
+        journal_id=1,
+        at=START - 90 * timedelta(minutes=1),
+        hold_id=None,
+        budget="lab",
+        account="project:demo",
+        unit=asked.unit,
+        period="total",
+        kind="grant",
+        delta_held=0,
+        delta_spent=0,
+        delta_limit=2 * WH,
+        reason="",
+    )
+    waits_for_nobody = replace(grant(9 * WH, approved_by=None), **budget)
+    raises = raises_of([asked, waits_for_nobody], [row])
+    assert [(each.at, each.allowance) for each in raises] == [(row.at, asked)]
+    ran_then = [ran(name, 4, START - hours * HOUR) for name, hours in (("a", 3), ("b", 2), ("c", 1))]
+    made = replayed(policy_of("6 Wh"), *ran_then, raises=raises)
+    assert [answer.action for answer in made.answers] == [Action.ADMIT, Action.REFUSE, Action.ADMIT]
+    assert (made.raised, made.balances[0].limit) == (1, 8 * WH)
