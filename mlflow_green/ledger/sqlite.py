@@ -219,10 +219,9 @@ def explained(path: Path, doing: str) -> Iterator[None]:
     """Turn what the system and the database raise into ``LedgerUnavailable``: path, cause and next step."""
     try:
         yield
-    except IntegrityError as error:
-        raise LedgerError(
-            f"the ledger {path} refused a row as impossible: {error.orig}; nothing was written"
-        ) from error
+    except (IntegrityError, sqlite3.IntegrityError) as error:
+        cause = getattr(error, "orig", error)
+        raise LedgerError(f"the ledger {path} refused a row as impossible: {cause}; nothing was written") from error
     except OverflowError as error:
         raise LedgerError(f"an amount is above what the ledger {path} can keep, 2**63 - 1: {error}") from error
     except DBAPIError as error:
