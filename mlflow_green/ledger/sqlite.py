@@ -211,7 +211,9 @@ def _let_the_disk_take_its_time(connection: sqlite3.Connection, _record: object)
 
 def _begin(connection: Connection) -> None:
     writes = connection.get_execution_options().get("green_writes", False)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+    driver = connection.connection.dbapi_connection
+    assert driver is not None
+    driver.execute("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 
 @contextmanager

@@ -21,16 +21,20 @@ Values = Mapping[str, Any]
 """The value of each parameter; a list for one that is expanded to ``IN (...)``."""
 
 _Clause = Select[Any] | CompoundSelect[Any] | Insert | Update | Delete
-_Converter = Callable[[Any], Any] | None
+_Converter = Callable[[Any], Any]
 _SQLITE = sqlite_dialect()
 
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """A statement for values of one shape: its SQL, and what its question marks stand for."""
+    """A statement for values of one shape: its SQL, and what its question marks stand for.
+
+    ``constants`` are the parameters that the statement itself has a value for, ``expanded`` the names of the members of
+    each list.
+    """
 
     sql: str
-    parameters: Sequence[tuple[str, _Converter]]
+    parameters: Sequence[tuple[str, _Converter | None]]
     constants: Values
     expanded: Mapping[str, Sequence[str]]
 
@@ -91,7 +95,7 @@ class Command(_Statement):
     """What changes rows."""
 
     def run(self, connection: Connection, *values: Values) -> int:
-        """Run it once for each of the ``values``, which have the same keys; how many rows it met."""
+        """Run it once for each of the ``values``, at least one, all with the same keys; how many rows it met."""
         driver = _sqlite_of(connection)
         if driver is None:
             return connection.execute(self._clause, values).rowcount
@@ -113,6 +117,6 @@ def _planned(compiled: SQLCompiler, values: Values) -> _Plan:
     return _Plan(
         sql=state.statement,
         parameters=[(name, types[name].bind_processor(_SQLITE)) for name in order],
-        constants={name: value for name, value in state.parameters.items() if name not in whole},
+        constants={name: state.parameters[name] for name in order if name not in whole and name not in values},
         expanded=state.parameter_expansion,
     )
