@@ -26,7 +26,7 @@ from sqlalchemy import (
 from mlflow_green.errors import LedgerError
 from mlflow_green.ledger import rows, schema
 from mlflow_green.ledger.accounts import ancestry
-from mlflow_green.ledger.allowances import NOTHING, Extras, limit_key, previous_key
+from mlflow_green.ledger.allowances import Extras, limit_key, previous_key
 from mlflow_green.ledger.limit_rows import columns_of, load_approved, load_extras, write_limits
 from mlflow_green.ledger.messages import Message
 from mlflow_green.ledger.pending import with_pending
@@ -264,8 +264,8 @@ def load_limits(connection: Connection, keys: Collection[BucketKey], now: dateti
     balances |= more_balances
     bucket_ids |= more_ids
     extras = load_extras(connection, balances, now)
-    with_extras = {key: replace(balance, extra=extras.get(key, NOTHING).total) for key, balance in balances.items()}
-    return Buckets(balances=with_extras, bucket_ids=bucket_ids, extras=extras)
+    balances |= {key: replace(balances[key], extra=extra.total) for key, extra in extras.items() if key in balances}
+    return Buckets(balances=balances, bucket_ids=bucket_ids, extras=extras)
 
 
 def _load_followers(
