@@ -12,6 +12,7 @@ from mlflow_green.errors import LedgerError
 from mlflow_green.ledger import rows, schema
 from mlflow_green.ledger.allowances import Extras, LimitKey
 from mlflow_green.ledger.posting import Effects
+from mlflow_green.ledger.statement import Query
 from mlflow_green.records import Allowance, AllowanceKind, AppliedLimit, ApprovedLimit, BucketKey, PolicyVersion, Term
 
 _ALLOWANCES, _APPROVED = schema.allowances.c, schema.approved_limits.c
@@ -21,7 +22,7 @@ def _sum_of(*conditions: ColumnElement[bool]) -> ColumnElement[int]:
     return func.sum(case((and_(*conditions), _ALLOWANCES.amount), else_=0))
 
 
-_SELECT_EXTRAS = (
+_SELECT_EXTRAS = Query(
     select(
         _ALLOWANCES.budget,
         _ALLOWANCES.account,
@@ -46,10 +47,13 @@ _SELECT_EXTRAS = (
     )
     .group_by(_ALLOWANCES.budget, _ALLOWANCES.account, _ALLOWANCES.unit, _ALLOWANCES.period)
 )
-_SELECT_APPROVED = select(schema.approved_limits).where(
-    _APPROVED.budget.in_(bindparam("budgets", expanding=True)),
-    _APPROVED.account.in_(bindparam("accounts", expanding=True)),
-    _APPROVED.unit.in_(bindparam("units", expanding=True)),
+_SELECT_ALL_APPROVED = Query(select(schema.approved_limits))
+_SELECT_APPROVED = Query(
+    select(schema.approved_limits).where(
+        _APPROVED.budget.in_(bindparam("budgets", expanding=True)),
+        _APPROVED.account.in_(bindparam("accounts", expanding=True)),
+        _APPROVED.unit.in_(bindparam("units", expanding=True)),
+    )
 )
 _APPROVE = (
     update(schema.allowances)
@@ -61,7 +65,7 @@ _DELETE_APPROVED = delete(schema.approved_limits).where(
     _APPROVED.account == bindparam("of_account"),
     _APPROVED.unit == bindparam("of_unit"),
 )
-_SELECT_SHA256 = select(schema.policies.c.sha256).where(schema.policies.c.sha256 == bindparam("key"))
+_SELECT_SHA256 = Query(select(schema.policies.c.sha256).where(schema.policies.c.sha256 == bindparam("key")))
 
 
 def columns_of(keys: Collection[BucketKey]) -> dict[str, list[str]]:
@@ -74,7 +78,7 @@ def load_extras(connection: Connection, keys: Collection[BucketKey], now: dateti
     """What is added to the limits of these buckets at ``now``."""
     if not keys:
         return {}
-    found = connection.execute(_SELECT_EXTRAS, {**columns_of(keys), "now": now})
+    found = _SELECT_EXTRAS.rows(connection, {**columns_of(keys), "now": now})
     return {
         (budget, account, unit, period): Extras(
             granted=int(granted),
@@ -90,14 +94,14 @@ def load_extras(connection: Connection, keys: Collection[BucketKey], now: dateti
 def load_approved(connection: Connection, keys: Collection[LimitKey] | None = None) -> dict[LimitKey, ApprovedLimit]:
     """The approved limits of these budgets and accounts, or all that there are."""
     if keys is None:
-        found = connection.execute(select(schema.approved_limits))
+        found = _SELECT_ALL_APPROVED.mappings(connection, {})
     elif keys:
         names = ("budgets", "accounts", "units")
         values = {name: sorted(set(column)) for name, column in zip(names, zip(*keys, strict=True), strict=True)}
-        found = connection.execute(_SELECT_APPROVED, values)
+        found = _SELECT_APPROVED.mappings(connection, values)
     else:
         return {}
-    limits = (rows.approved_limit_of(row) for row in found.mappings())
+    limits = (rows.approved_limit_of(row) for row in found)
     return {limit.key: limit for limit in limits}
 
 
@@ -110,7 +114,7 @@ def load_allowances(connection: Connection, allowance_id: str | None = None) -> 
 
 
 def knows_policy(connection: Connection, sha256: str) -> bool:
-    return connection.execute(_SELECT_SHA256, {"key": sha256}).first() is not None
+    return bool(_SELECT_SHA256.rows(connection, {"key": sha256}))
 
 
 def keys_of_budgets(connection: Connection, terms: Iterable[Term]) -> set[BucketKey]:

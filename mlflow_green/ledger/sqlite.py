@@ -211,7 +211,9 @@ def _let_the_disk_take_its_time(connection: sqlite3.Connection, _record: object)
 
 def _begin(connection: Connection) -> None:
     writes = connection.get_execution_options().get("green_writes", False)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+    driver = connection.connection.dbapi_connection
+    assert driver is not None
+    driver.execute("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 
 @contextmanager
@@ -219,10 +221,9 @@ def explained(path: Path, doing: str) -> Iterator[None]:
     """Turn what the system and the database raise into ``LedgerUnavailable``: path, cause and next step."""
     try:
         yield
-    except IntegrityError as error:
-        raise LedgerError(
-            f"the ledger {path} refused a row as impossible: {error.orig}; nothing was written"
-        ) from error
+    except (IntegrityError, sqlite3.IntegrityError) as error:
+        cause = getattr(error, "orig", error)
+        raise LedgerError(f"the ledger {path} refused a row as impossible: {cause}; nothing was written") from error
     except OverflowError as error:
         raise LedgerError(f"an amount is above what the ledger {path} can keep, 2**63 - 1: {error}") from error
     except DBAPIError as error:

@@ -26,7 +26,7 @@ from sqlalchemy import (
 from mlflow_green.errors import LedgerError
 from mlflow_green.ledger import rows, schema
 from mlflow_green.ledger.accounts import ancestry
-from mlflow_green.ledger.allowances import NOTHING, Extras, limit_key, previous_key
+from mlflow_green.ledger.allowances import Extras, limit_key, previous_key
 from mlflow_green.ledger.limit_rows import columns_of, load_approved, load_extras, write_limits
 from mlflow_green.ledger.messages import Message
 from mlflow_green.ledger.pending import with_pending
@@ -42,33 +42,40 @@ from mlflow_green.ledger.posting import (
     over_limit_text,
     window_key,
 )
+from mlflow_green.ledger.statement import Command, Query
 from mlflow_green.records import Action, Balance, Batch, BucketKey, Entry, Fact, Hold, NodeWindow, Term
 
 _BUCKETS, _HOLDS = schema.buckets.c, schema.holds.c
 
 # Statements are built once: building one costs as much as running it.
 _IS_WANTING = and_(_HOLDS.state == HoldState.HELD.value, cast(_HOLDS.wanted, String) != "{}")
-_SELECT_HOLDS = select(schema.holds).where(
-    or_(
-        _HOLDS.hold_id.in_(bindparam("hold_ids", expanding=True)),
-        _HOLDS.step_key.in_(bindparam("step_keys", expanding=True)),
-        _IS_WANTING,
+_SELECT_HOLDS = Query(
+    select(schema.holds).where(
+        or_(
+            _HOLDS.hold_id.in_(bindparam("hold_ids", expanding=True)),
+            _HOLDS.step_key.in_(bindparam("step_keys", expanding=True)),
+            _IS_WANTING,
+        )
     )
 )
-_SELECT_WANTING = select(schema.holds).where(_IS_WANTING)
+_SELECT_WANTING = Query(select(schema.holds).where(_IS_WANTING))
 # SQLite scans the whole table for (a, b, c, d) IN (...); this finds a few too many, by the index.
-_SELECT_BUCKETS = select(schema.buckets).where(
-    _BUCKETS.budget.in_(bindparam("budgets", expanding=True)),
-    _BUCKETS.account.in_(bindparam("accounts", expanding=True)),
-    _BUCKETS.unit.in_(bindparam("units", expanding=True)),
-    _BUCKETS.period.in_(bindparam("periods", expanding=True)),
+_SELECT_BUCKETS = Query(
+    select(schema.buckets).where(
+        _BUCKETS.budget.in_(bindparam("budgets", expanding=True)),
+        _BUCKETS.account.in_(bindparam("accounts", expanding=True)),
+        _BUCKETS.unit.in_(bindparam("units", expanding=True)),
+        _BUCKETS.period.in_(bindparam("periods", expanding=True)),
+    )
 )
-_SELECT_FOLLOWERS = select(schema.buckets).where(
-    _BUCKETS.previous_period.in_(bindparam("periods", expanding=True)),
-    _BUCKETS.budget.in_(bindparam("budgets", expanding=True)),
+_SELECT_FOLLOWERS = Query(
+    select(schema.buckets).where(
+        _BUCKETS.previous_period.in_(bindparam("periods", expanding=True)),
+        _BUCKETS.budget.in_(bindparam("budgets", expanding=True)),
+    )
 )
-_SELECT_ENTRY_IDS = select(schema.entries.c.entry_id).where(
-    schema.entries.c.entry_id.in_(bindparam("entry_ids", expanding=True))
+_SELECT_ENTRY_IDS = Query(
+    select(schema.entries.c.entry_id).where(schema.entries.c.entry_id.in_(bindparam("entry_ids", expanding=True)))
 )
 _WINDOWS = schema.node_windows.c
 _WINDOW_RANGE = (_WINDOWS.sampler_id, _WINDOWS.domain, _WINDOWS.sequence_first, _WINDOWS.sequence_last)
@@ -80,23 +87,25 @@ _LAST_BEFORE = (
     .subquery()
 )
 # The index has no sequence_last, so what may reach into the ticks from sequence_first on is looked up by its own first.
-_SELECT_WINDOW_RANGES = union_all(
-    select(*_WINDOW_RANGE).where(_IS_OF_SAMPLERS, _WINDOWS.sequence_first >= bindparam("sequence_first")),
-    select(*_WINDOW_RANGE).join(
-        _LAST_BEFORE,
-        and_(*(_WINDOWS[name] == _LAST_BEFORE.c[name] for name in ("sampler_id", "domain", "sequence_first"))),
-    ),
-)
-_SELECT_LAST_DECISIONS = select(
-    schema.decisions.c.step_key, schema.decisions.c.action, schema.decisions.c.reason
-).where(
-    schema.decisions.c.decision_id.in_(
-        select(func.max(schema.decisions.c.decision_id))
-        .where(schema.decisions.c.step_key.in_(bindparam("step_keys", expanding=True)))
-        .group_by(schema.decisions.c.step_key)
+_SELECT_WINDOW_RANGES = Query(
+    union_all(
+        select(*_WINDOW_RANGE).where(_IS_OF_SAMPLERS, _WINDOWS.sequence_first >= bindparam("sequence_first")),
+        select(*_WINDOW_RANGE).join(
+            _LAST_BEFORE,
+            and_(*(_WINDOWS[name] == _LAST_BEFORE.c[name] for name in ("sampler_id", "domain", "sequence_first"))),
+        ),
     )
 )
-_SELECT_CHARGES = (
+_SELECT_LAST_DECISIONS = Query(
+    select(schema.decisions.c.step_key, schema.decisions.c.action, schema.decisions.c.reason).where(
+        schema.decisions.c.decision_id.in_(
+            select(func.max(schema.decisions.c.decision_id))
+            .where(schema.decisions.c.step_key.in_(bindparam("step_keys", expanding=True)))
+            .group_by(schema.decisions.c.step_key)
+        )
+    )
+)
+_SELECT_CHARGES = Query(
     select(
         schema.journal.c.hold_id,
         _BUCKETS.budget,
@@ -109,11 +118,11 @@ _SELECT_CHARGES = (
     .where(schema.journal.c.hold_id.in_(bindparam("hold_ids", expanding=True)))
     .group_by(schema.journal.c.hold_id, _BUCKETS.bucket_id)
 )
-_SELECT_ACCOUNTS = select(schema.accounts.c.account).where(
-    schema.accounts.c.account.in_(bindparam("accounts", expanding=True))
+_SELECT_ACCOUNTS = Query(
+    select(schema.accounts.c.account).where(schema.accounts.c.account.in_(bindparam("accounts", expanding=True)))
 )
-_SELECT_GENERATION = select(schema.meta.c.generation)
-_SELECT_READS = (
+_SELECT_GENERATION = Query(select(schema.meta.c.generation))
+_SELECT_READS = Query(
     select(schema.entries.c.hold_id, func.max(schema.entries.c.energy_total_microjoules))
     .where(
         schema.entries.c.hold_id.in_(bindparam("hold_ids", expanding=True)),
@@ -121,9 +130,11 @@ _SELECT_READS = (
     )
     .group_by(schema.entries.c.hold_id)
 )
-_SELECT_DEDUPS = select(schema.outbox.c.dedup).where(schema.outbox.c.dedup.in_(bindparam("dedups", expanding=True)))
+_SELECT_DEDUPS = Query(
+    select(schema.outbox.c.dedup).where(schema.outbox.c.dedup.in_(bindparam("dedups", expanding=True)))
+)
 # The guard is a plain UPDATE whose row count is checked: after WITH ... UPDATE pysqlite reports -1.
-_UPDATE_BUCKET = (
+_UPDATE_BUCKET = Command(
     update(schema.buckets)
     .where(
         _BUCKETS.bucket_id == bindparam("key"),
@@ -140,7 +151,7 @@ _UPDATE_BUCKET = (
         alerts=bindparam("new_alerts", type_=schema.buckets.c.alerts.type),
     )
 )
-_UPDATE_HOLD = (
+_UPDATE_HOLD = Command(
     update(schema.holds)
     .where(_HOLDS.hold_id == bindparam("key"), _HOLDS.state == HoldState.HELD.value)
     .values(
@@ -151,8 +162,11 @@ _UPDATE_HOLD = (
         wanted=bindparam("new_wanted", type_=_HOLDS.wanted.type),
     )
 )
-_DELETE_FACT = delete(schema.facts).where(
-    schema.facts.c.hold_id == bindparam("key"), schema.facts.c.name == bindparam("fact_name")
+_UPDATE_GENERATION = Command(update(schema.meta).values(generation=schema.meta.c.generation + 1))
+_DELETE_FACT = Command(
+    delete(schema.facts).where(
+        schema.facts.c.hold_id == bindparam("key"), schema.facts.c.name == bindparam("fact_name")
+    )
 )
 
 
@@ -196,17 +210,18 @@ def load_holds(
     """These holds, and every open one that waits for more."""
     if not hold_ids and not step_keys:
         return {}
-    found = connection.execute(_SELECT_HOLDS, {"hold_ids": list(hold_ids), "step_keys": list(step_keys)})
-    return {row["hold_id"]: rows.booked_hold_of(row) for row in found.mappings()}
+    found = _SELECT_HOLDS.mappings(connection, {"hold_ids": list(hold_ids), "step_keys": list(step_keys)})
+    return {row["hold_id"]: rows.booked_hold_of(row) for row in found}
 
 
 def load_wanting(connection: Connection) -> tuple[Hold, ...]:
     """Every open hold that waits for more."""
-    return tuple(rows.booked_hold_of(row).hold for row in connection.execute(_SELECT_WANTING).mappings())
+    return tuple(rows.booked_hold_of(row).hold for row in _SELECT_WANTING.mappings(connection, {}))
 
 
 def load_generation(connection: Connection) -> int:
-    return int(connection.execute(_SELECT_GENERATION).scalar_one())
+    ((generation,),) = _SELECT_GENERATION.rows(connection, {})
+    return int(generation)
 
 
 def load_buckets(
@@ -217,7 +232,7 @@ def load_buckets(
         return {}, {}
     balances: dict[BucketKey, Balance] = {}
     bucket_ids: dict[BucketKey, int] = {}
-    for row in connection.execute(_SELECT_BUCKETS, columns_of(keys)).mappings():
+    for row in _SELECT_BUCKETS.mappings(connection, columns_of(keys)):
         balance = rows.balance_of(row)
         if balance.term.key in keys:
             balances[balance.term.key] = balance
@@ -249,8 +264,8 @@ def load_limits(connection: Connection, keys: Collection[BucketKey], now: dateti
     balances |= more_balances
     bucket_ids |= more_ids
     extras = load_extras(connection, balances, now)
-    with_extras = {key: replace(balance, extra=extras.get(key, NOTHING).total) for key, balance in balances.items()}
-    return Buckets(balances=with_extras, bucket_ids=bucket_ids, extras=extras)
+    balances |= {key: replace(balances[key], extra=extra.total) for key, extra in extras.items() if key in balances}
+    return Buckets(balances=balances, bucket_ids=bucket_ids, extras=extras)
 
 
 def _load_followers(
@@ -262,7 +277,7 @@ def _load_followers(
     changed = set(keys)
     while changed:
         values = {"periods": sorted({key[3] for key in changed}), "budgets": sorted({key[0] for key in changed})}
-        found = connection.execute(_SELECT_FOLLOWERS, values).mappings()
+        found = _SELECT_FOLLOWERS.mappings(connection, values)
         followers = {row["bucket_id"]: rows.balance_of(row) for row in found}
         last, changed = changed, set()
         for bucket_id, balance in followers.items():
@@ -275,8 +290,8 @@ def _load_followers(
 def _posted_entries(connection: Connection, entries: Sequence[Entry]) -> frozenset[str]:
     if not entries:
         return frozenset()
-    found = connection.execute(_SELECT_ENTRY_IDS, {"entry_ids": [entry.entry_id for entry in entries]})
-    return frozenset(found.scalars())
+    found = _SELECT_ENTRY_IDS.rows(connection, {"entry_ids": [entry.entry_id for entry in entries]})
+    return frozenset(entry_id for (entry_id,) in found)
 
 
 def _posted_windows(connection: Connection, windows: Sequence[NodeWindow]) -> frozenset[WindowKey]:
@@ -288,7 +303,7 @@ def _posted_windows(connection: Connection, windows: Sequence[NodeWindow]) -> fr
         "sequence_first": min(window.sequence_first for window in windows),
     }
     posted: defaultdict[tuple[str, str], list[tuple[int, int]]] = defaultdict(list)
-    for sampler_id, domain, first, last in connection.execute(_SELECT_WINDOW_RANGES, values):
+    for sampler_id, domain, first, last in _SELECT_WINDOW_RANGES.rows(connection, values):
         posted[sampler_id, domain].append((first, last))
     return frozenset(
         window_key(window)
@@ -301,14 +316,14 @@ def _posted_windows(connection: Connection, windows: Sequence[NodeWindow]) -> fr
 def _last_decisions(connection: Connection, step_keys: Sequence[str]) -> dict[str, tuple[Action, str]]:
     if not step_keys:
         return {}
-    found = connection.execute(_SELECT_LAST_DECISIONS, {"step_keys": list(step_keys)})
+    found = _SELECT_LAST_DECISIONS.rows(connection, {"step_keys": list(step_keys)})
     return {key: (Action(action), reason) for key, action, reason in found}
 
 
 def _lost_charges(connection: Connection, hold_ids: Sequence[str]) -> dict[tuple[str, BucketKey], int]:
     if not hold_ids:
         return {}
-    found = connection.execute(_SELECT_CHARGES, {"hold_ids": list(hold_ids)})
+    found = _SELECT_CHARGES.rows(connection, {"hold_ids": list(hold_ids)})
     return {
         (hold_id, (budget, account, unit, period)): int(spent)  # PostgreSQL sums to a Decimal
         for hold_id, budget, account, unit, period, spent in found
@@ -318,7 +333,7 @@ def _lost_charges(connection: Connection, hold_ids: Sequence[str]) -> dict[tuple
 def _lost_reads(connection: Connection, hold_ids: Sequence[str]) -> dict[str, int]:
     if not hold_ids:
         return {}
-    return {hold_id: int(read) for hold_id, read in connection.execute(_SELECT_READS, {"hold_ids": list(hold_ids)})}
+    return {hold_id: int(read) for hold_id, read in _SELECT_READS.rows(connection, {"hold_ids": list(hold_ids)})}
 
 
 def write(
@@ -337,7 +352,7 @@ def write(
     write_limits(connection, effects)
     told = promise(connection, (*effects.messages, *effects.alerts), now)
     if effects.balances_changed:
-        connection.execute(update(schema.meta).values(generation=schema.meta.c.generation + 1))
+        _UPDATE_GENERATION.run(connection, {})
     return tuple(message.text for message in told if message.text)
 
 
@@ -346,7 +361,7 @@ def write_facts(connection: Connection, facts: Sequence[Fact]) -> None:
     latest = {(fact.hold_id, fact.name): fact.value for fact in facts}
     if not latest:
         return
-    connection.execute(_DELETE_FACT, [{"key": hold_id, "fact_name": name} for hold_id, name in latest])
+    _DELETE_FACT.run(connection, *({"key": hold_id, "fact_name": name} for hold_id, name in latest))
     values = [{"hold_id": hold_id, "name": name, "value": value} for (hold_id, name), value in latest.items()]
     _insert(connection, schema.facts, values)
 
@@ -355,7 +370,7 @@ def promise(connection: Connection, messages: Sequence[Message], now: datetime) 
     """Put messages into the outbox; returns those that were not there yet."""
     if not messages:
         return ()
-    known = set(connection.execute(_SELECT_DEDUPS, {"dedups": [m.dedup for m in messages]}).scalars())
+    known = {dedup for (dedup,) in _SELECT_DEDUPS.rows(connection, {"dedups": [m.dedup for m in messages]})}
     fresh = tuple(message for message in messages if message.dedup not in known)
     state = {"state": "pending", "next_try": now, "tries": 0}
     values = [{"dedup": m.dedup, "kind": m.kind, "payload": dict(m.payload), **state} for m in fresh]
@@ -365,10 +380,10 @@ def promise(connection: Connection, messages: Sequence[Message], now: datetime) 
 
 def _insert(connection: Connection, table: Table, values: list[rows.Row]) -> None:
     if values:
-        connection.execute(_INSERTS[table.name], values)
+        _INSERTS[table.name].run(connection, *values)
 
 
-_INSERTS = {table.name: insert(table) for table in schema.metadata.sorted_tables}
+_INSERTS = {table.name: Command(insert(table)) for table in schema.metadata.sorted_tables}
 
 
 def _write_buckets(
@@ -383,7 +398,7 @@ def _write_buckets(
 
 def _insert_bucket(connection: Connection, term: Term, now: datetime) -> int:
     _insert_account(connection, term.account, now)
-    result = connection.execute(_INSERTS["buckets"], {**rows.bucket_row(term), "spent": 0, "held": 0})
+    result = connection.execute(insert(schema.buckets), {**rows.bucket_row(term), "spent": 0, "held": 0})
     assert result.inserted_primary_key is not None
     return int(result.inserted_primary_key[0])
 
@@ -391,7 +406,7 @@ def _insert_bucket(connection: Connection, term: Term, now: datetime) -> int:
 def _insert_account(connection: Connection, account: str, now: datetime) -> None:
     """The account and those above it, as far as they are not there yet."""
     lineage = ancestry(account)
-    known = set(connection.execute(_SELECT_ACCOUNTS, {"accounts": list(lineage)}).scalars())
+    known = {name for (name,) in _SELECT_ACCOUNTS.rows(connection, {"accounts": list(lineage)})}
     values = [{"account": name, "parent": above, "opened_at": now} for name, above in lineage.items()]
     _insert(connection, schema.accounts, [row for row in values if row["account"] not in known])
 
@@ -400,8 +415,8 @@ def _update_bucket(connection: Connection, change: BucketChange, bucket_id: int)
     row = rows.bucket_row(change.term)
     delta = change.delta_held + change.delta_spent
     limit = change.term.limit if change.limit_guarded is None else change.limit_guarded
-    result = connection.execute(
-        _UPDATE_BUCKET,
+    updated = _UPDATE_BUCKET.run(
+        connection,
         {
             "key": bucket_id,
             "guarded": int(change.guarded),
@@ -414,7 +429,7 @@ def _update_bucket(connection: Connection, change: BucketChange, bucket_id: int)
             "new_alerts": row["alerts"],
         },
     )
-    if result.rowcount != 1:
+    if updated != 1:
         raise LedgerError(over_limit_text(change.term, limit))
 
 
@@ -432,6 +447,6 @@ def _update_holds(connection: Connection, changed: Sequence[BookedHold]) -> None
         }
         for booked in changed
     ]
-    result = connection.execute(_UPDATE_HOLD, values)
-    if result.rowcount != len(values):
-        raise LedgerError(f"{len(values) - result.rowcount} holds were closed by somebody else; nothing was written")
+    updated = _UPDATE_HOLD.run(connection, *values)
+    if updated != len(values):
+        raise LedgerError(f"{len(values) - updated} holds were closed by somebody else; nothing was written")

@@ -26,7 +26,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 
-from sqlalchemy import event
+from sqlalchemy import Engine, event
 
 from mlflow_green.ledger.gate import Gate
 from mlflow_green.ledger.sqlite import sqlite_engine
@@ -95,18 +95,41 @@ def pairs_of_statements(place: Place) -> Pair:
 def recorded_pair(place: Place) -> tuple[list[list[Statement]], tuple[str, str]]:
     """The statements of each transaction of a pair, and the name and the hold's id in them."""
     name, recorded = f"recorded-{uuid.uuid4().hex}", []
-    with place.opened() as ledger:
 
-        def note(_connection, _cursor, sql, values, _context, many):
+    class Noting(sqlite3.Cursor):
+        def execute(self, sql, values=()):
             if sql == "BEGIN IMMEDIATE":
                 recorded.append([])
-            recorded[-1].append((sql, values, many))
+            recorded[-1].append((sql, values, False))
+            return super().execute(sql, values)
 
-        event.listen(ledger._store._engine, "before_cursor_execute", note)
+        def executemany(self, sql, rows):
+            values = list(rows)
+            recorded[-1].append((sql, values, True))
+            return super().executemany(sql, values)
+
+    class Noted(sqlite3.Connection):
+        def cursor(self):
+            return super().cursor(Noting)
+
+        def execute(self, sql, values=()):
+            return self.cursor().execute(sql, values)
+
+        def executemany(self, sql, rows):
+            return self.cursor().executemany(sql, rows)
+
+    def connect(_dialect, _record, _arguments, options):
+        options["factory"] = Noted
+
+    recorded.append([])  # what opens it
+    event.listen(Engine, "do_connect", connect)
+    with place.opened() as ledger:
+        del recorded[:]
         asked = request(name, {Unit.ENERGY: 5, Unit.CARBON: 2}, *AMPLE)
         (answer,) = ledger.commit(Batch(requests=(asked,), owner=OWNER), admit_what_fits).answers
         closing = settle(answer.hold, 3, operational_micrograms_co2e=1, sampler_id=None)
         ledger.commit(Batch(closings=(closing,)), admit_what_fits)
+    event.remove(Engine, "do_connect", connect)
     return recorded, (name, answer.hold.hold_id)
 
 
