@@ -99,14 +99,15 @@ def previous_key(term: Term) -> BucketKey | None:
     """The bucket that this one inherits from; only an earlier one, so that a chain of them ends."""
     if term.rollover is None or term.rollover.previous_period >= term.period:
         return None
-    return (term.budget, term.account, term.unit.value, term.rollover.previous_period)
+    return (*limit_key(term), term.rollover.previous_period)
 
 
 # --- approved limits --------------------------------------------------------------------------------
 
 
 def limit_key(term: Term) -> LimitKey:
-    return (term.budget, term.account, term.unit.value)
+    budget, account, unit, _period = term.key
+    return (budget, account, unit)
 
 
 def counted(term: Term, approved: ApprovedLimit | None) -> Term:
@@ -291,9 +292,10 @@ class Limits:
 
     def counted(self, term: Term) -> Term:
         """The term with the limit that counts; one that was never seen counts at once."""
-        if limit_key(term) not in self.approved:
+        key = limit_key(term)
+        if key not in self.approved:
             self.write(_first(term, "", self.now))
-        return counted(term, self.approved[limit_key(term)])
+        return counted(term, self.approved[key])
 
     def write(self, limit: ApprovedLimit) -> None:
         self.approved[limit.key] = limit

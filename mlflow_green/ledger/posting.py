@@ -393,7 +393,7 @@ class _Posting:
             else:
                 if term.rollover != known.term.rollover:
                     term = replace(term, rollover=known.term.rollover)  # noqa: PLW2901
-                self.balances[term.key] = replace(known, term=term)
+                self.balances[term.key] = _under(term, known)
             if self.wanting:
                 self._sum_pending(term)
             self._inherit(term.key)
@@ -404,7 +404,7 @@ class _Posting:
     ) -> None:
         """One line of the journal, and what it does to its bucket."""
         balance = self.balances[term.key]
-        moved = replace(balance, held=balance.held + delta_held, spent=balance.spent + delta_spent)
+        moved = balance.moved(held=delta_held, spent=delta_spent)
         if moved.held < 0 or moved.spent < 0:
             raise LedgerError(f"{kind} of hold {hold_id} would leave budget {term.budget} below zero: {moved!r}")
         self.balances[term.key] = moved
@@ -600,6 +600,8 @@ class _Posting:
 
     def top_up_all(self, asked: Sequence[TopUp]) -> tuple[Mapping[Unit, int], ...]:
         """What each is granted, in their order; the oldest hold is served first, whatever that is."""
+        if not asked:
+            return ()
         known = [index for index, one in enumerate(asked) if one.hold_id in self.holds]
         known.sort(key=lambda index: seniority(self.holds[asked[index].hold_id].hold))
         granted = {index: self._top_up(asked[index]) for index in known}
@@ -675,7 +677,7 @@ class _Posting:
         return Answer(decision=_decision_of(booked.hold), hold=booked.hold)
 
     def balances_of(self, request: HoldRequest) -> tuple[Balance, ...]:
-        return tuple(replace(self.balances[term.key], term=term) for term in map(self.limits.counted, request.terms))
+        return tuple(_under(term, self.balances[term.key]) for term in map(self.limits.counted, request.terms))
 
     def _open(self, request: HoldRequest, decision: Decision, opening: _Opening) -> Hold:
         if opening.owner is None:
@@ -704,7 +706,7 @@ class _Posting:
     def _guard(self, term: Term, *, keeps_free: int = 0) -> None:
         if term.mode is not Mode.HARD:
             return
-        balance = replace(self.balances[term.key], term=term)
+        balance = _under(term, self.balances[term.key])
         self.guarded[term.key] = balance.limit
         if balance.committed + keeps_free > balance.limit:
             raise LedgerError(over_limit_text(term, balance.limit))
@@ -768,9 +770,12 @@ class _Posting:
     def _alerts(self, standing: Standing) -> Iterator[Message]:
         """Every threshold that lies between a balance as it was and as it is now, reached from below."""
         for key, after in self.balances.items():
-            before = standing.balances.get(key) or Balance(term=after.term, spent=0, held=0)
+            known = standing.balances.get(key)
+            if known is not None and not _differ(known, after):
+                continue
+            before = known or Balance(term=after.term, spent=0, held=0)
             for rule in after.term.alerts:
-                if is_reached(rule, after) and (key not in standing.balances or not is_reached(rule, before)):
+                if is_reached(rule, after) and (known is None or not is_reached(rule, before)):
                     hold_id = self._crossed_by(rule, before, after)
                     hold = self.holds[hold_id].hold if hold_id else None
                     yield crossing_message(rule, before, after, hold, standing.generation + 1)
@@ -779,18 +784,19 @@ class _Posting:
         """The hold whose row brought the balance to where it stays; ``None`` where no hold did, but e.g. the limit."""
         found: str | None = None
         balance = replace(after, spent=before.spent, held=before.held)
+        is_past = is_reached(rule, balance)
         for row in self.journal:
             if row.key == after.term.key:
-                was_below = not is_reached(rule, balance)
-                balance = replace(balance, spent=balance.spent + row.delta_spent, held=balance.held + row.delta_held)
-                if was_below and is_reached(rule, balance):
+                balance = balance.moved(held=row.delta_held, spent=row.delta_spent)
+                was_past, is_past = is_past, is_reached(rule, balance)
+                if is_past and not was_past:
                     found = row.hold_id
         return found
 
     def _bucket_changes(self, standing: Standing) -> Iterator[BucketChange]:
         for key, after in self.balances.items():
             before = standing.balances.get(key)
-            if before is None or _told_apart(before) != _told_apart(after):
+            if before is None or _differ(before, after):
                 yield BucketChange(
                     term=after.term,
                     is_new=before is None,
@@ -801,9 +807,16 @@ class _Posting:
                 )
 
 
-def _told_apart(balance: Balance) -> tuple[object, ...]:
-    """All of a balance but what is pending, which is no column of its bucket."""
-    return (balance.term, balance.spent, balance.held, balance.extra)
+def _under(term: Term, balance: Balance) -> Balance:
+    """The balance with the limit and the mode of this term."""
+    return balance if balance.term == term else replace(balance, term=term)
+
+
+def _differ(one: Balance, other: Balance) -> bool:
+    """Whether one row of a bucket differs from the other: what is pending is no column of it."""
+    if one is other:
+        return False
+    return (one.term, one.spent, one.held, one.extra) != (other.term, other.spent, other.held, other.extra)
 
 
 def _moves(change: BucketChange, standing: Standing) -> bool:
@@ -947,7 +960,7 @@ def _answer_group(
 def _as_spent(balance: Balance, mates: Sequence[Answer]) -> Balance:
     holds = [mate.hold for mate in mates if mate.hold and balance.term.key in {term.key for term in mate.hold.terms}]
     held = min(balance.held, sum(hold.amounts.get(balance.term.unit, 0) for hold in holds))
-    return replace(balance, held=balance.held - held, spent=balance.spent + held) if held else balance
+    return balance.moved(held=-held, spent=held) if held else balance
 
 
 def _blocked(posting: _Posting, request: HoldRequest, blocker: HoldRequest, blocking: Decision) -> Answer:

@@ -73,10 +73,11 @@ def _balance_findings(balances: Iterable[Balance], journal: Iterable[JournalRow]
     held: Counter[BucketKey] = Counter()
     spent: Counter[BucketKey] = Counter()
     for row in journal:
-        held[row.key] += row.delta_held
-        spent[row.key] += row.delta_spent
-        if held[row.key] < 0 or spent[row.key] < 0:
-            yield f"{_name(row.key)} is below zero after journal row {row.journal_id}"
+        key = row.key
+        held[key] += row.delta_held
+        spent[key] += row.delta_spent
+        if held[key] < 0 or spent[key] < 0:
+            yield f"{_name(key)} is below zero after journal row {row.journal_id}"
     for balance in balances:
         key = balance.term.key
         sums = (held.pop(key, 0), spent.pop(key, 0))
