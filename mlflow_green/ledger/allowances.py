@@ -16,6 +16,7 @@ from typing import NamedTuple
 from uuid import NAMESPACE_OID, uuid5
 
 from mlflow_green.errors import AllowanceRefused
+from mlflow_green.ledger.forked import forked
 from mlflow_green.records import (
     Allowance,
     AllowanceKind,
@@ -270,16 +271,8 @@ class Limits:
             limits.follow(term)
         return limits
 
-    def fork(self) -> Limits:
-        return Limits(
-            now=self.now,
-            extras=dict(self.extras),
-            approved=dict(self.approved),
-            followers=dict(self.followers),
-            made=list(self.made),
-            agreed=list(self.agreed),
-            written=list(self.written),
-        )
+    def __copy__(self) -> Limits:
+        return forked(self)
 
     def follow(self, term: Term) -> None:
         """This bucket inherits from another one from now on."""

@@ -15,6 +15,7 @@ from mlflow_green.clock import Clock
 from mlflow_green.errors import AllowanceRefused
 from mlflow_green.ledger.accounts import ancestry
 from mlflow_green.ledger.allowances import NOTHING, Agreed, Extras, LimitKey, counted, extras_of, limit_key
+from mlflow_green.ledger.charges import metered_microjoules
 from mlflow_green.ledger.compaction import (
     ONCE_ONLY,
     Compaction,
@@ -25,29 +26,15 @@ from mlflow_green.ledger.compaction import (
     latest_letters,
     superseded,
 )
+from mlflow_green.ledger.effects import BucketChange, Effects
+from mlflow_green.ledger.holds import BookedHold, HoldState
 from mlflow_green.ledger.ledger import Choose
 from mlflow_green.ledger.messages import Message
+from mlflow_green.ledger.past_uses import HISTORY_LENGTH_MAX, INPUT_BYTES_FACT, past_use
 from mlflow_green.ledger.pending import with_pending
-from mlflow_green.ledger.posting import (
-    HISTORY_LENGTH_MAX,
-    INPUT_BYTES_FACT,
-    BookedHold,
-    BucketChange,
-    Effects,
-    HoldState,
-    Standing,
-    WindowKey,
-    joined_ranges,
-    metered_microjoules,
-    past_use,
-    post,
-    post_adjustment,
-    post_allowance,
-    post_applied,
-    post_approval,
-    post_policy,
-    window_key,
-)
+from mlflow_green.ledger.posting import post, post_adjustment, post_allowance, post_applied, post_approval, post_policy
+from mlflow_green.ledger.standing import Standing
+from mlflow_green.ledger.windows import WindowKey, joined_ranges, window_key
 from mlflow_green.records import (
     Action,
     Allowance,

@@ -9,8 +9,9 @@ from itertools import pairwise
 from typing import Protocol
 
 from mlflow_green.ledger.allowances import NOTHING, extras_of, inheritance, previous_key
+from mlflow_green.ledger.charges import charged_sum
+from mlflow_green.ledger.holds import BookedHold, HoldState
 from mlflow_green.ledger.ledger import Ledger, LedgerReader
-from mlflow_green.ledger.posting import BookedHold, HoldState, charged_sum
 from mlflow_green.records import Allowance, Balance, BucketKey, Domain, Entry, Hold, JournalRow, NodeWindow, Owner, Unit
 from mlflow_green.units import format_amount
 
