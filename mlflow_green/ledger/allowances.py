@@ -6,7 +6,6 @@ inherits from the one before. What was added to a limit never changes what was s
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -68,10 +67,11 @@ NOTHING = Extras()
 
 def extras_of(allowances: Iterable[Allowance], now: datetime | None = None) -> dict[BucketKey, Extras]:
     """The extras of every bucket that an allowance names; without ``now`` no override is active."""
-    extras: defaultdict[BucketKey, Extras] = defaultdict(Extras)
+    extras: dict[BucketKey, Extras] = {}
     for allowance in allowances:
-        extras[allowance.key] = extras[allowance.key].plus(allowance, now)
-    return dict(extras)
+        key = allowance.key
+        extras[key] = extras.get(key, NOTHING).plus(allowance, now)
+    return extras
 
 
 # --- rollover -------------------------------------------------------------------------------------

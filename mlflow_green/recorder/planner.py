@@ -180,7 +180,7 @@ class Planner:
         charged = intervals(usage.total, lambda amount: charged_amounts(amount, site))
         # A bucket that is newer than the last look at the balances still has its grant to watch.
         known = {balance.term.key: balance for balance in balances}
-        own = [known.get(term.key, Balance(term=term, spent=0, held=0)) for term in hold.terms]
+        own = [known.get(term.key) or Balance(term=term, spent=0, held=0) for term in hold.terms]
         # Being over the grant halts only once more was asked for and refused; silence of the ledger as the policy says.
         goes_on = ticket.top_up_pending and without_ledger(self._policy, hold.terms, timedelta()) is Action.ADMIT
         grant = ticket.granted if ticket.top_up_refused and not goes_on else {}
