@@ -441,7 +441,8 @@ class Term:
 
     ``account`` is the path from organisation to user, e.g. ``project:load-forecast``; ``period`` is the
     canonical name of the current period, e.g. ``2026-11``, ``2026-W47``, ``total`` or ``workflow:ID``.
-    ``limit`` is in the unit's integer scale.
+    ``limit`` is in the unit's integer scale. ``key``, which follows from the names, is looked up far more often than a
+    term is made.
     """
 
     budget: str
@@ -452,10 +453,10 @@ class Term:
     mode: Mode
     alerts: tuple[AlertRule, ...] = ()
     rollover: Rollover | None = None
+    key: BucketKey = field(init=False, repr=False, compare=False)
 
-    @property
-    def key(self) -> BucketKey:
-        return (self.budget, self.account, self.unit.value, self.period)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "key", (self.budget, self.account, self.unit.value, self.period))
 
 
 class AllowanceKind(StrEnum):
@@ -601,6 +602,10 @@ class Balance:
     def available(self) -> int:
         """What is left for a new hold; negative when facts have overrun the limit."""
         return self.limit - self.committed - self.pending
+
+    def moved(self, *, held: int, spent: int) -> Balance:
+        """The balance with so much more held and spent, or less where that is negative."""
+        return replace(self, held=self.held + held, spent=self.spent + spent)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

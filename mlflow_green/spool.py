@@ -148,7 +148,7 @@ def from_json(kind: Any, value: Any) -> Any:  # noqa: PLR0911 - one return a kin
 
 @cache
 def _field_names(kind: type) -> tuple[str, ...]:
-    return tuple(field.name for field in dataclasses.fields(kind))
+    return tuple(field.name for field in dataclasses.fields(kind) if field.init)
 
 
 @cache

@@ -48,7 +48,7 @@ ENERGY_MICROJOULES = {
     "MWh": 1_000 * MICROJOULES_PER_KWH,
     "GWh": 1_000_000 * MICROJOULES_PER_KWH,
 }
-_NEARLY = Fraction(2000, 1999)
+_NEARLY = (1_999, 2_000)  # 999.5, which rounds to 1000, as a part of 1000
 POWER_WATTS = {"W": 1, "kW": 1_000}
 CARBON_MICROGRAMS = {
     "mgCO2e": 1_000,
@@ -118,6 +118,12 @@ def parse_power_watts(text: str) -> int:
 def exact(number: float) -> Fraction:
     """The number as it was written: 0.1 is one tenth here, not the binary number next to it."""
     return Fraction(repr(float(number)))
+
+
+def rounded_quotient(numerator: int, denominator: int) -> int:
+    """``numerator / denominator``, the latter > 0, to the nearest integer, half to even."""
+    quotient, rest = divmod(numerator, denominator)
+    return quotient + (2 * rest + quotient % 2 > denominator)
 
 
 def _parse(text: str, factors: dict[str, int], kind: str, most: int = AMOUNT_MAX) -> int:
@@ -272,8 +278,9 @@ def _format(amount: int | None, factors: dict[str, int], ladder: tuple[str, ...]
 
 def _unit(amount: int, factors: dict[str, int], ladder: tuple[str, ...]) -> str:
     unit = ladder[0]
+    part, whole = _NEARLY
     for candidate in ladder:
-        if abs(amount) * _NEARLY >= factors[candidate]:  # what rounds to 1000 of a unit is 1.00 of the next
+        if abs(amount) * whole >= factors[candidate] * part:  # what rounds to 1000 of a unit is 1.00 of the next
             unit = candidate
     return unit
 

@@ -16,7 +16,7 @@ from fractions import Fraction
 from functools import lru_cache
 
 from mlflow_green.records import Site, Unit
-from mlflow_green.units import MICRO_UNITS_PER_UNIT, MICROGRAMS_PER_GRAM, MICROJOULES_PER_KWH, exact
+from mlflow_green.units import MICRO_UNITS_PER_UNIT, MICROGRAMS_PER_GRAM, MICROJOULES_PER_KWH, exact, rounded_quotient
 
 
 def operational_micrograms(energy_microjoules: int, site: Site) -> int | None:
@@ -55,7 +55,8 @@ def hold_amounts(energy_microjoules: int, site: Site) -> Mapping[Unit, int]:
 
 
 def _per_kwh(energy_microjoules: int, site: Site, factor_per_kwh: float, scale: int) -> int:
-    return round(energy_microjoules * _per_microjoule(site.node_overhead, site.pue, factor_per_kwh, scale))
+    factor = _per_microjoule(site.node_overhead, site.pue, factor_per_kwh, scale)
+    return rounded_quotient(energy_microjoules * factor.numerator, factor.denominator)
 
 
 @lru_cache(maxsize=256)  # a site has few factors, and every sample of every step is converted

@@ -6,7 +6,6 @@ inherits from the one before. What was added to a limit never changes what was s
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -17,6 +16,7 @@ from typing import NamedTuple
 from uuid import NAMESPACE_OID, uuid5
 
 from mlflow_green.errors import AllowanceRefused
+from mlflow_green.ledger.forked import forked
 from mlflow_green.records import (
     Allowance,
     AllowanceKind,
@@ -68,10 +68,11 @@ NOTHING = Extras()
 
 def extras_of(allowances: Iterable[Allowance], now: datetime | None = None) -> dict[BucketKey, Extras]:
     """The extras of every bucket that an allowance names; without ``now`` no override is active."""
-    extras: defaultdict[BucketKey, Extras] = defaultdict(Extras)
+    extras: dict[BucketKey, Extras] = {}
     for allowance in allowances:
-        extras[allowance.key] = extras[allowance.key].plus(allowance, now)
-    return dict(extras)
+        key = allowance.key
+        extras[key] = extras.get(key, NOTHING).plus(allowance, now)
+    return extras
 
 
 # --- rollover -------------------------------------------------------------------------------------
@@ -100,14 +101,15 @@ def previous_key(term: Term) -> BucketKey | None:
     """The bucket that this one inherits from; only an earlier one, so that a chain of them ends."""
     if term.rollover is None or term.rollover.previous_period >= term.period:
         return None
-    return (term.budget, term.account, term.unit.value, term.rollover.previous_period)
+    return (*limit_key(term), term.rollover.previous_period)
 
 
 # --- approved limits --------------------------------------------------------------------------------
 
 
 def limit_key(term: Term) -> LimitKey:
-    return (term.budget, term.account, term.unit.value)
+    budget, account, unit, _period = term.key
+    return (budget, account, unit)
 
 
 def counted(term: Term, approved: ApprovedLimit | None) -> Term:
@@ -314,16 +316,8 @@ class Limits:
             limits.follow(term)
         return limits
 
-    def fork(self) -> Limits:
-        return Limits(
-            now=self.now,
-            extras=dict(self.extras),
-            approved=dict(self.approved),
-            followers=dict(self.followers),
-            made=list(self.made),
-            agreed=list(self.agreed),
-            written=list(self.written),
-        )
+    def __copy__(self) -> Limits:
+        return forked(self)
 
     def follow(self, term: Term) -> None:
         """This bucket inherits from another one from now on."""
@@ -336,9 +330,10 @@ class Limits:
 
     def counted(self, term: Term) -> Term:
         """The term with the limit that counts; one that was never seen counts at once."""
-        if limit_key(term) not in self.approved:
+        key = limit_key(term)
+        if key not in self.approved:
             self.write(_first(term, "", self.now))
-        return counted(term, self.approved[limit_key(term)])
+        return counted(term, self.approved[key])
 
     def write(self, limit: ApprovedLimit) -> None:
         self.approved[limit.key] = limit

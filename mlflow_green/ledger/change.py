@@ -11,8 +11,8 @@ from sqlalchemy import Connection, update
 
 from mlflow_green.errors import LedgerError
 from mlflow_green.ledger import schema
+from mlflow_green.ledger.effects import Effects
 from mlflow_green.ledger.messages import Message
-from mlflow_green.ledger.posting import Effects
 from mlflow_green.ledger.transaction import load_buckets, promise, write, write_facts
 from mlflow_green.records import BucketKey, Fact, LetterState
 

@@ -11,7 +11,7 @@ from sqlalchemy import ColumnElement, Connection, and_, bindparam, case, delete,
 from mlflow_green.errors import LedgerError
 from mlflow_green.ledger import rows, schema
 from mlflow_green.ledger.allowances import Extras, LimitKey
-from mlflow_green.ledger.posting import Effects
+from mlflow_green.ledger.effects import Effects
 from mlflow_green.ledger.statement import Query
 from mlflow_green.records import Allowance, AllowanceKind, AppliedLimit, ApprovedLimit, BucketKey, PolicyVersion, Term
 

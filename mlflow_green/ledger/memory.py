@@ -25,6 +25,7 @@ from mlflow_green.ledger.allowances import (
     extras_of,
     limit_key,
 )
+from mlflow_green.ledger.charges import metered_microjoules
 from mlflow_green.ledger.compaction import (
     ONCE_ONLY,
     Compaction,
@@ -35,30 +36,15 @@ from mlflow_green.ledger.compaction import (
     latest_letters,
     superseded,
 )
+from mlflow_green.ledger.effects import BucketChange, Effects
+from mlflow_green.ledger.holds import BookedHold, HoldState
 from mlflow_green.ledger.ledger import Choose
 from mlflow_green.ledger.messages import Message
+from mlflow_green.ledger.past_uses import HISTORY_LENGTH_MAX, INPUT_BYTES_FACT, past_use
 from mlflow_green.ledger.pending import with_pending
-from mlflow_green.ledger.posting import (
-    GIVEN_UP,
-    HISTORY_LENGTH_MAX,
-    INPUT_BYTES_FACT,
-    BookedHold,
-    BucketChange,
-    Effects,
-    HoldState,
-    Standing,
-    WindowKey,
-    joined_ranges,
-    metered_microjoules,
-    past_use,
-    post,
-    post_adjustment,
-    post_allowances,
-    post_applied,
-    post_approval,
-    post_policy,
-    window_key,
-)
+from mlflow_green.ledger.posting import post, post_adjustment, post_allowances, post_applied, post_approval, post_policy
+from mlflow_green.ledger.standing import Standing
+from mlflow_green.ledger.windows import WindowKey, joined_ranges, window_key
 from mlflow_green.records import (
     Action,
     Allowance,
@@ -100,11 +86,14 @@ class MemoryLedger:
         self._balances: dict[BucketKey, Balance] = {balance.term.key: balance for balance in balances}
         self._holds: dict[str, BookedHold] = {}
         self._journal: list[JournalRow] = []
+        self._charges: Counter[tuple[str, BucketKey]] = Counter()  # of each hold, corrections included
         self._entries: dict[str, Entry] = {}
+        self._reads: dict[str, int] = {}  # of each hold the most that was metered in one start
         self._windows: dict[WindowKey, NodeWindow] = {}
         self._window_keys: set[WindowKey] = set()
         self._facts: dict[str, dict[str, float | str]] = {}
         self._decisions: list[DecisionRow] = []
+        self._last_decisions: dict[str, tuple[Action, str]] = {}  # by step key
         self._letters: dict[str, OutboxRow] = {}
         self._allowances: dict[str, Allowance] = {each.allowance_id: each for each in allowances}
         self._approved: dict[LimitKey, ApprovedLimit] = {each.key: each for each in approved}
@@ -393,24 +382,10 @@ class MemoryLedger:
             holds=self._holds,
             entry_ids=frozenset(self._entries),
             window_keys=frozenset(self._window_keys),
-            last_decisions={row.step.key: (row.decision.action, row.decision.reason) for row in self._decisions},
-            lost_charges=self._lost_charges(),
-            lost_reads=self._lost_reads(),
+            last_decisions=self._last_decisions,
+            lost_charges=self._charges,
+            lost_reads=self._reads,
         )
-
-    def _lost_charges(self) -> Mapping[tuple[str, BucketKey], int]:
-        charges: Counter[tuple[str, BucketKey]] = Counter()
-        for row in self._journal:
-            if row.hold_id is not None and self._holds[row.hold_id].state in GIVEN_UP:
-                charges[row.hold_id, row.key] += row.delta_spent
-        return charges
-
-    def _lost_reads(self) -> Mapping[str, int]:
-        reads: dict[str, int] = {}
-        for entry in self._entries.values():
-            if entry.hold_id is not None:
-                reads[entry.hold_id] = max(metered_microjoules(entry), reads.get(entry.hold_id, 0))
-        return reads
 
     def _apply(self, effects: Effects) -> tuple[str, ...]:
         """Write the effects; returns the alerts that were not told before."""
@@ -418,13 +393,21 @@ class MemoryLedger:
             self._change_bucket(change)
         for booked in (*effects.opened, *effects.changed):
             self._holds[booked.hold.hold_id] = booked
-        first = len(self._journal) + 1
-        self._journal += [replace(row, journal_id=first + n) for n, row in enumerate(effects.journal)]
+        for row in effects.journal:
+            self._journal.append(replace(row, journal_id=len(self._journal) + 1))
+            if row.hold_id is not None:
+                self._charges[row.hold_id, row.key] += row.delta_spent
         self._entries.update({entry.entry_id: entry for entry in effects.entries})
+        for entry in effects.entries:
+            if entry.hold_id is not None:
+                self._reads[entry.hold_id] = max(metered_microjoules(entry), self._reads.get(entry.hold_id, 0))
         self._windows.update({window_key(window): window for window in effects.windows})
         self._window_keys.update(map(window_key, effects.windows))
         self._tell(effects.facts)
         self._decisions += effects.decisions
+        self._last_decisions.update(
+            {row.step.key: (row.decision.action, row.decision.reason) for row in effects.decisions}
+        )
         self._allowances.update({each.allowance_id: each for each in (*effects.allowances, *effects.approvals)})
         self._approved.update({limit.key: limit for limit in effects.limits})
         for limit in effects.dropped:

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from mlflow_green.ledger.allowances import LimitChange, change_text
-from mlflow_green.records import AlertRule, Balance, Entry, Hold, PolicyVersion
+from mlflow_green.ledger.allowances import LimitChange, allowance_text, change_text
+from mlflow_green.records import AlertRule, Allowance, Balance, Entry, Hold, PolicyVersion
 from mlflow_green.units import exact, format_amount
 
 
@@ -40,6 +40,28 @@ def applied_message(
             "limit": after.limit,
             "to": list(to),
             "text": f"{approved_by} applied policy {version.sha256[:12]}: {change_text(change)}",
+        },
+    )
+
+
+def allowance_message(allowance: Allowance, limit: int, to: Sequence[str]) -> Message:
+    """Tell the channels of a budget that its limit was raised, or that somebody asks for that."""
+    text = allowance_text(allowance)
+    return Message(
+        kind="alert",
+        dedup=f"allowance|{allowance.allowance_id}|{'approved' if allowance.is_approved else 'asked'}",
+        payload={
+            "budget": allowance.budget,
+            "account": allowance.account,
+            "unit": allowance.unit.value,
+            "period": allowance.period,
+            "at_ratio": None,
+            "of": allowance.kind.value,
+            "amount": allowance.amount,
+            "limit": limit,
+            "to": list(to),
+            "text": text,
+            "allowance_id": allowance.allowance_id,
         },
     )
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, fields
 from typing import Any
 
-from mlflow_green.ledger.posting import BookedHold, HoldState
+from mlflow_green.ledger.holds import BookedHold, HoldState
 from mlflow_green.records import (
     Action,
     AlertRule,

@@ -26,7 +26,9 @@ from mlflow_green.ledger.allowances import NOTHING, UNREVIEWED, Agreed, Reviewed
 from mlflow_green.ledger.cache import cache_folder
 from mlflow_green.ledger.change import Change, LetterChange, apply
 from mlflow_green.ledger.compaction import Compaction
+from mlflow_green.ledger.effects import Effects
 from mlflow_green.ledger.filesystem import journal_folder, refuse_network_file_system
+from mlflow_green.ledger.holds import BookedHold, HoldState
 from mlflow_green.ledger.journaled import JournaledStore, open_shared_journal
 from mlflow_green.ledger.ledger import Choose
 from mlflow_green.ledger.limit_rows import (
@@ -38,24 +40,12 @@ from mlflow_green.ledger.limit_rows import (
     load_extras,
 )
 from mlflow_green.ledger.messages import Message
+from mlflow_green.ledger.past_uses import HISTORY_LENGTH_MAX, INPUT_BYTES_FACT
 from mlflow_green.ledger.pending import with_pending
-from mlflow_green.ledger.posting import (
-    HISTORY_LENGTH_MAX,
-    INPUT_BYTES_FACT,
-    BookedHold,
-    Effects,
-    HoldState,
-    Standing,
-    joined_ranges,
-    post,
-    post_adjustment,
-    post_allowances,
-    post_applied,
-    post_approval,
-    post_policy,
-)
+from mlflow_green.ledger.posting import post, post_adjustment, post_allowances, post_applied, post_approval, post_policy
 from mlflow_green.ledger.spare_rows import find_spare, remove
 from mlflow_green.ledger.sqlite import SqliteStore, explained
+from mlflow_green.ledger.standing import Standing
 from mlflow_green.ledger.store import Store
 from mlflow_green.ledger.transaction import (
     keys_of,
@@ -66,6 +56,7 @@ from mlflow_green.ledger.transaction import (
     load_limits,
     load_wanting,
 )
+from mlflow_green.ledger.windows import joined_ranges
 from mlflow_green.records import (
     Allowance,
     AppliedLimit,

@@ -27,22 +27,16 @@ from mlflow_green.errors import LedgerError
 from mlflow_green.ledger import rows, schema
 from mlflow_green.ledger.accounts import ancestry
 from mlflow_green.ledger.allowances import Extras, limit_key, previous_key
+from mlflow_green.ledger.charges import entries_of
+from mlflow_green.ledger.effects import BucketChange, Effects
+from mlflow_green.ledger.holds import GIVEN_UP, BookedHold, HoldState
 from mlflow_green.ledger.limit_rows import columns_of, load_approved, load_extras, write_limits
 from mlflow_green.ledger.messages import Message
 from mlflow_green.ledger.pending import with_pending
-from mlflow_green.ledger.posting import (
-    GIVEN_UP,
-    BookedHold,
-    BucketChange,
-    Effects,
-    HoldState,
-    Standing,
-    WindowKey,
-    entries_of,
-    over_limit_text,
-    window_key,
-)
+from mlflow_green.ledger.standing import Standing
 from mlflow_green.ledger.statement import Command, Query
+from mlflow_green.ledger.windows import WindowKey, window_key
+from mlflow_green.ledger.working_books import over_limit_text
 from mlflow_green.records import Action, Balance, Batch, BucketKey, Entry, Fact, Hold, NodeWindow, Term
 
 _BUCKETS, _HOLDS = schema.buckets.c, schema.holds.c

@@ -9,8 +9,9 @@ from itertools import pairwise
 from typing import Protocol
 
 from mlflow_green.ledger.allowances import NOTHING, extras_of, inheritance, previous_key
+from mlflow_green.ledger.charges import charged_sum
+from mlflow_green.ledger.holds import BookedHold, HoldState
 from mlflow_green.ledger.ledger import Ledger, LedgerReader
-from mlflow_green.ledger.posting import BookedHold, HoldState, charged_sum
 from mlflow_green.records import Allowance, Balance, BucketKey, Domain, Entry, Hold, JournalRow, NodeWindow, Owner, Unit
 from mlflow_green.units import format_amount
 
@@ -73,10 +74,11 @@ def _balance_findings(balances: Iterable[Balance], journal: Iterable[JournalRow]
     held: Counter[BucketKey] = Counter()
     spent: Counter[BucketKey] = Counter()
     for row in journal:
-        held[row.key] += row.delta_held
-        spent[row.key] += row.delta_spent
-        if held[row.key] < 0 or spent[row.key] < 0:
-            yield f"{_name(row.key)} is below zero after journal row {row.journal_id}"
+        key = row.key
+        held[key] += row.delta_held
+        spent[key] += row.delta_spent
+        if held[key] < 0 or spent[key] < 0:
+            yield f"{_name(key)} is below zero after journal row {row.journal_id}"
     for balance in balances:
         key = balance.term.key
         sums = (held.pop(key, 0), spent.pop(key, 0))

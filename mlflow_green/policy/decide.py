@@ -77,11 +77,18 @@ class _Question:
     views: tuple[_View, ...]
     now: datetime
     policy: Policy
-    unknown_amounts: Mapping[Unit, int]
+    power_watts_max: float
+    to_amounts: ToAmounts
 
     @property
     def estimates(self) -> tuple[Estimate, ...]:
         return self.request.estimates or (_NO_ESTIMATE,)
+
+    @property
+    def unknown_amounts(self) -> Mapping[Unit, int]:
+        """The most that a step holds which nothing is known about."""
+        seconds = self.request.walltime_seconds or UNKNOWN_STEP_SECONDS
+        return self.to_amounts(microjoules(self.power_watts_max * seconds))
 
     @property
     def waited(self) -> timedelta:
@@ -111,16 +118,18 @@ def decide(
         views=views,
         now=now,
         policy=policy,
-        unknown_amounts=to_amounts(microjoules(power_watts_max * (request.walltime_seconds or UNKNOWN_STEP_SECONDS))),
+        power_watts_max=power_watts_max,
+        to_amounts=to_amounts,
     )
+    would = _answer(question)
+    if all(each.term.mode is Mode.HARD for each in balances):
+        return _decision(question, would, would)
     acting = tuple(
         replace(view, hard=view.balance.term.mode is Mode.HARD)
         for view in views
         if view.balance.term.mode is not Mode.OBSERVE
     )
-    actual = _answer(replace(question, views=acting))
-    would = _answer(question)
-    return _decision(question, actual, would)
+    return _decision(question, _answer(replace(question, views=acting)), would)
 
 
 # --- the order of answers -------------------------------------------------------------------------
@@ -190,6 +199,7 @@ def _needs(question: _Question, estimate: Estimate) -> Mapping[Unit, int | None]
     if estimate.amounts is not None:
         return {unit: estimate.amounts.get(unit) for unit in units}
     needs: dict[Unit, int | None] = {}
+    unknown_amounts = question.unknown_amounts
     for unit in units:
         rooms = [
             _room(view, stop, ceiling)
@@ -197,7 +207,7 @@ def _needs(question: _Question, estimate: Estimate) -> Mapping[Unit, int | None]
             if view.balance.term.unit is unit
             for stop, ceiling, _ in _ceilings(view)
         ]
-        amount = question.unknown_amounts.get(unit)
+        amount = unknown_amounts.get(unit)
         needs[unit] = None if amount is None else max(0, min([amount, *rooms]))
     return needs
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta, tzinfo
 
-from mlflow_green.policy.document import Budget, Period, Policy, Reserve, Scope, Verb
+from mlflow_green.policy.document import Budget, Period, Policy, Reserve, Verb
 from mlflow_green.records import Action, AlertRule, Rollover, Term
 
 _LEVELS = ("org", "project", "user")
@@ -28,17 +28,19 @@ def terms(
         labels = {"org": org or scope.get("org", ""), "project": project, "user": user}
         if not _matches(scope, labels):
             continue
+        account, alerts = _account(scope, labels), _alerts(budget)
         period = period_key(budget.period, now, policy.zone, workflow_run)
+        rollover = _rollover(budget, now, policy.zone)
         found += [
             Term(
                 budget=budget.name,
-                account=_account(scope, labels),
+                account=account,
                 unit=limit.unit,
                 period=period,
                 limit=limit.amount,
                 mode=budget.mode,
-                alerts=_alerts(budget),
-                rollover=_rollover(budget, now, policy.zone),
+                alerts=alerts,
+                rollover=rollover,
             )
             for limit in budget.limit
         ]
@@ -134,8 +136,10 @@ def _first_day(period: Period, day: date) -> date | None:
 
 
 def _rollover(budget: Budget, now: datetime, zone: tzinfo) -> Rollover | None:
+    if budget.rollover is None:
+        return None
     before = previous_period_key(budget.period, now, zone)
-    if budget.rollover is None or before is None:
+    if before is None:
         return None
     return Rollover(
         previous_period=before,
@@ -147,9 +151,8 @@ def _rollover(budget: Budget, now: datetime, zone: tzinfo) -> Rollover | None:
 
 def _scope(budget: Budget, policy: Policy) -> dict[str, str]:
     """Whom the budget is for; without a scope it is for the policy's project."""
-    scope = budget.scope if budget.scope != Scope() else Scope(project=policy.project)
-    named = {"org": scope.org, "project": scope.project, "user": scope.user}
-    return {level: name for level, name in named.items() if name is not None}
+    named = {"org": budget.scope.org, "project": budget.scope.project, "user": budget.scope.user}
+    return {level: name for level, name in named.items() if name is not None} or {"project": policy.project}
 
 
 def _matches(scope: dict[str, str], labels: dict[str, str]) -> bool:

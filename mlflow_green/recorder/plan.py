@@ -11,7 +11,7 @@ from typing import Protocol
 
 from mlflow_green.emissions.operational import charged_amounts
 from mlflow_green.ledger.ledger import AllowanceBook, Ledger, PolicyBook
-from mlflow_green.ledger.posting import HISTORY_LENGTH_MAX
+from mlflow_green.ledger.past_uses import HISTORY_LENGTH_MAX
 from mlflow_green.policy.document import Policy
 from mlflow_green.policy.forecast import estimate
 from mlflow_green.policy.sizes import scaled_to, size_law

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 
 from mlflow_green.emissions.intensity_series import site_during
 from mlflow_green.emissions.operational import charged_amounts, hold_amounts
@@ -59,6 +59,7 @@ class Planner:
             default=1.0,
         )
         self._history: dict[str, tuple[PastUse, ...]] = {}
+        self._terms: tuple[date, tuple[Term, ...]] | None = None
 
     @property
     def site(self) -> Site:
@@ -69,15 +70,19 @@ class Planner:
         return self._book.user
 
     def terms(self, now: datetime) -> tuple[Term, ...]:
-        """The buckets that every step of this execution falls under now."""
-        return terms(
-            self._policy,
-            project=self._book.project,
-            user=self._book.user,
-            org=self._org,
-            now=now,
-            workflow_run=self._workflow_run,
-        )
+        """The buckets that every step of this execution falls under now: the same all day in the policy's zone."""
+        day = now.astimezone(self._policy.zone).date()
+        if self._terms is None or self._terms[0] != day:
+            found = terms(
+                self._policy,
+                project=self._book.project,
+                user=self._book.user,
+                org=self._org,
+                now=now,
+                workflow_run=self._workflow_run,
+            )
+            self._terms = (day, found)
+        return self._terms[1]
 
     def settled(self, steps: Iterable[str]) -> None:
         """New entries of these steps were posted: their history is read again before the next estimate."""
@@ -175,7 +180,7 @@ class Planner:
         charged = intervals(usage.total, lambda amount: charged_amounts(amount, site))
         # A bucket that is newer than the last look at the balances still has its grant to watch.
         known = {balance.term.key: balance for balance in balances}
-        own = [known.get(term.key, Balance(term=term, spent=0, held=0)) for term in hold.terms]
+        own = [known.get(term.key) or Balance(term=term, spent=0, held=0) for term in hold.terms]
         # Being over the grant halts only once more was asked for and refused; silence of the ledger as the policy says.
         goes_on = ticket.top_up_pending and without_ledger(self._policy, hold.terms, timedelta()) is Action.ADMIT
         grant = ticket.granted if ticket.top_up_refused and not goes_on else {}

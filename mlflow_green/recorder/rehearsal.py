@@ -15,9 +15,10 @@ from functools import partial
 from itertools import count
 from typing import Protocol
 
+from mlflow_green.ledger.holds import HoldState
 from mlflow_green.ledger.ledger import Choose
 from mlflow_green.ledger.memory import MemoryLedger
-from mlflow_green.ledger.posting import HISTORY_LENGTH_MAX, HoldState, past_use
+from mlflow_green.ledger.past_uses import HISTORY_LENGTH_MAX, past_use
 from mlflow_green.recorder.late_hold import admit_without_need
 from mlflow_green.recorder.planner import Planner
 from mlflow_green.recorder.ticket import Ticket

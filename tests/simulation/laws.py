@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from fractions import Fraction
+from functools import cache
 from typing import TYPE_CHECKING
 
 from mlflow_green.ledger.verify import verify
@@ -65,7 +66,7 @@ class Laws:
         self._age: dict[str, tuple[datetime, str]] = {}
         self._wanted: dict[str, dict[Unit, int]] = {}
         self.terms: dict[TermKey, Term] = {}
-        self._thresholds: list[tuple[TermKey, float, bool, Fraction]] = []
+        self._thresholds: list[tuple[TermKey, float, bool, tuple[int, int]]] = []
         self._crossed: Counter[tuple[TermKey, float, bool]] = Counter()
         self._units = Counter(
             (budget.name, limit.unit) for budget in world.scenario.policy.budgets for limit in budget.limit
@@ -79,15 +80,19 @@ class Laws:
                 if term.key not in self.terms:
                     self.terms[term.key] = term
                     self._thresholds += [
-                        (term.key, rule.at_ratio, rule.of_committed, Fraction(str(rule.at_ratio)))
+                        (term.key, rule.at_ratio, rule.of_committed, _written(rule.at_ratio).as_integer_ratio())
                         for rule in term.alerts
                     ]
 
     def limit(self, key: TermKey) -> int:
         """The limit that counts now: the budget's, what it inherited, and what was added and has not expired."""
-        now = self._world.clock.now()
-        raised = sum(a.amount for a in self._raised if a.key == key and (a.expires_at is None or now < a.expires_at))
-        return max(0, self.terms[key].limit + self._inherited[key] + raised)
+        limit = self.terms[key].limit + self._inherited.get(key, 0)
+        if self._raised:
+            now = self._world.clock.now()
+            limit += sum(
+                a.amount for a in self._raised if a.key == key and (a.expires_at is None or now < a.expires_at)
+            )
+        return max(0, limit)
 
     def after_raising(self, allowance: Allowance) -> None:
         """Somebody has added to a limit: what was spent and held stays as it was."""
@@ -106,7 +111,7 @@ class Laws:
         journal = self._world.ledger._journal
         fresh = journal[self._rows :]
         self._rows = len(journal)
-        held, spent = Counter(self._held), Counter(self._spent)
+        held, spent = dict(self._held), dict(self._spent)
         limits = {key: self.limit(key) for key in self.terms}
         for row in fresh:
             self._add(row)
@@ -116,7 +121,7 @@ class Laws:
             if row.kind in TAKES and row.delta_held > 0:
                 self._within_the_limit(row)
         self._balances_are_sums()
-        self._crossings(held, spent, limits, committed)
+        self._crossings(held, spent, limits, committed, is_relimited=any(row.delta_limit for row in fresh))
         requests = {request.step.key: request for request in batch.requests}
         for answer, request in zip(committed.answers, batch.requests, strict=True):
             self._answer(answer, request)
@@ -135,7 +140,7 @@ class Laws:
             return
         self._charged[row.hold_id, key] += row.delta_spent
         kinds = self._by_leg.setdefault((row.hold_id, key), [])
-        is_closed = any(kind in ENDS for kind in kinds)
+        is_closed = not ENDS.isdisjoint(kinds)
         if row.kind in ENDS:
             demand(not is_closed, "one closing row a leg", row, kinds)
         if row.kind in TAKES:
@@ -213,7 +218,7 @@ class Laws:
         committed = self._spent[key] + self._held[key]
         unused = max(0, previous.limit + granted + min(0, inherited) - committed)
         over = max(0, committed - previous.limit - granted - inherited - raised[AllowanceKind.OVERRIDE])
-        parts = (Fraction(str(rule.unused_ratio)) * unused, Fraction(str(rule.cap_ratio)) * term.limit)
+        parts = (_written(rule.unused_ratio) * unused, _written(rule.cap_ratio) * term.limit)
         return min(int(part) for part in parts) - (over if rule.carries_overspend else 0)
 
     def _answer(self, answer: Answer, request: HoldRequest) -> None:
@@ -255,12 +260,14 @@ class Laws:
         spent: Mapping[TermKey, int],
         limits: Mapping[TermKey, int],
         committed: Committed,
+        *,
+        is_relimited: bool,
     ) -> None:
         crossed = 0
-        for key, ratio, of, part in self._thresholds:
-            was = key in self._seen and (spent[key] + of * held[key]) * part.denominator >= part.numerator * limits[key]
-            now = (self._spent[key] + of * self._held[key]) * part.denominator
-            is_past = now >= part.numerator * self.limit(key)
+        limits_now = {key: self.limit(key) for key in self.terms} if is_relimited else limits
+        for key, ratio, of, (part, whole) in self._thresholds:
+            was = key in self._seen and (spent.get(key, 0) + of * held.get(key, 0)) * whole >= part * limits[key]
+            is_past = (self._spent[key] + of * self._held[key]) * whole >= part * limits_now[key]
             if is_past and not was:
                 crossed += 1
                 self._crossed[key, ratio, of] += 1
@@ -333,6 +340,12 @@ class Laws:
             demand(low <= true <= high, "the interval of a settled step covers the truth", job.name, low, true, high)
         if not error and entry is not None:
             demand(entry.energy_charged_microjoules == true, "the meter reads the truth", job.name, true)
+
+
+@cache
+def _written(ratio: float) -> Fraction:
+    """The ratio as the policy says it: 0.8 is four fifths."""
+    return Fraction(str(ratio))
 
 
 def _key(row: JournalRow) -> TermKey:

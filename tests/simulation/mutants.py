@@ -13,12 +13,13 @@ from datetime import timedelta
 from functools import wraps
 from unittest.mock import patch
 
-from mlflow_green.ledger import allowances, posting
+from mlflow_green.ledger import allowances, closing, holding, posting, topping_up
+from mlflow_green.ledger.holds import HoldState
+from mlflow_green.ledger.working_books import WorkingBooks
 from mlflow_green.policy import decide
 from mlflow_green.recorder import planner, recovery
 from mlflow_green.records import Action, Allowance, ClosingKind, Mode, Unit
 
-Rules = posting._Posting
 MUTANTS: dict[str, Callable[[], AbstractContextManager[object]]] = {}
 
 
@@ -45,7 +46,7 @@ def change(patches: ExitStack, owner: object, name: str, new: object) -> object:
 @mutant
 def held_is_ignored(patches: ExitStack) -> None:
     """Only what is spent counts, so that steps which start together overspend."""
-    change(patches, Rules, "_guard", lambda *_args, **_more: None)
+    change(patches, WorkingBooks, "guard", lambda *_args, **_more: None)
     old = change(
         patches,
         planner.Planner,
@@ -62,8 +63,8 @@ def a_repeated_request_holds_again(patches: ExitStack) -> None:
         count = sum(booked.hold.step == request.step for booked in rules.holds.values())
         return old(rules, replace(request, hold_id=f"{request.hold_id}{'+' * count}"), *more)
 
-    change(patches, Rules, "repeated", lambda *_: None)
-    old = change(patches, Rules, "_open", open_hold)
+    change(patches, holding, "_repeated", lambda *_: None)
+    old = change(patches, holding, "_open", open_hold)
 
 
 @mutant
@@ -72,15 +73,13 @@ def a_closed_hold_is_closed_again(patches: ExitStack) -> None:
 
     def close(rules, closing):
         booked = rules.holds.get(closing.hold_id)
-        if booked is None or booked.state is posting.HoldState.HELD:
+        if booked is None or booked.state is HoldState.HELD:
             return old(rules, closing)
-        rules.holds[closing.hold_id] = replace(
-            booked, state=posting.HoldState.HELD, hold=replace(booked.hold, amounts={})
-        )
+        rules.holds[closing.hold_id] = replace(booked, state=HoldState.HELD, hold=replace(booked.hold, amounts={}))
         rules.entry_ids.discard(closing.entry.entry_id if closing.entry else None)
         return old(rules, closing)
 
-    old = change(patches, Rules, "close", close)
+    old = change(patches, posting, "close", close)
 
 
 @mutant
@@ -128,7 +127,7 @@ def an_expired_hold_is_released(patches: ExitStack) -> None:
 @mutant
 def late_facts_are_dropped(patches: ExitStack) -> None:
     """The readings of a step that was given up too early change nothing."""
-    change(patches, Rules, "_correct", lambda *_: None)
+    change(patches, closing, "_correct", lambda *_: None)
 
 
 @mutant
@@ -142,7 +141,7 @@ def a_settlement_is_clipped_to_its_hold(patches: ExitStack) -> None:
             closing = replace(closing, entry=replace(entry, energy_charged_microjoules=least))
         return old(rules, hold, closing)
 
-    old = change(patches, Rules, "_close_open", close)
+    old = change(patches, closing, "_close_open", close)
 
 
 @mutant
@@ -150,7 +149,7 @@ def units_are_mixed_up(patches: ExitStack) -> None:
     """What a step emits is charged to the budget of energy, and what it uses to that of carbon."""
     other = {Unit.ENERGY: Unit.CARBON, Unit.CARBON: Unit.ENERGY, Unit.MONEY: Unit.MONEY}
     old = change(
-        patches, posting, "charged_sum", lambda entries: Counter({other[unit]: n for unit, n in old(entries).items()})
+        patches, closing, "charged_sum", lambda entries: Counter({other[unit]: n for unit, n in old(entries).items()})
     )
 
 
@@ -163,7 +162,7 @@ def an_ancestor_is_skipped(patches: ExitStack) -> None:
         kept = tuple(term for term in request.terms if term.budget in names[: max(1, len(names) - 1)])
         return old(rules, replace(request, terms=kept), *more)
 
-    old = change(patches, Rules, "_open", open_hold)
+    old = change(patches, holding, "_open", open_hold)
 
 
 @mutant
@@ -171,15 +170,15 @@ def a_pipe_starts_by_halves(patches: ExitStack) -> None:
     """The members of a group are admitted one by one."""
 
     def answer(rules, members, opening):
-        return rules, [rules.answer(member, opening) for member in members]
+        return rules, [holding._answer(rules, member, opening) for member in members]
 
-    change(patches, posting, "_answer_group", answer)
+    change(patches, holding, "_answer_group", answer)
 
 
 @mutant
 def a_threshold_is_told_by_level(patches: ExitStack) -> None:
     """An alert for every balance above the threshold, not for the one that crosses it."""
-    old = change(patches, Rules, "_alerts", lambda rules, standing: old(rules, replace(standing, balances={})))
+    old = change(patches, posting, "crossings", lambda rules, standing: old(rules, replace(standing, balances={})))
 
 
 @mutant
@@ -190,13 +189,13 @@ def an_alert_is_told_once_for_ever(patches: ExitStack) -> None:
         for alert in old(rules, standing):
             yield replace(alert, dedup=alert.dedup.rpartition("|")[0])
 
-    old = change(patches, Rules, "_alerts", alerts)
+    old = change(patches, posting, "crossings", alerts)
 
 
 @mutant
 def an_alert_is_never_told(patches: ExitStack) -> None:
     """Crossings leave no row."""
-    change(patches, Rules, "_alerts", lambda *_: iter(()))
+    change(patches, posting, "crossings", lambda *_: iter(()))
 
 
 @mutant
@@ -209,14 +208,14 @@ def a_void_charges_its_hold(patches: ExitStack) -> None:
             for term in hold.terms:
                 rules.move(term, hold.hold_id, "adjust", delta_spent=hold.amounts.get(term.unit, 0))
 
-    old = change(patches, Rules, "_close_open", close)
+    old = change(patches, closing, "_close_open", close)
 
 
 @mutant
 def a_top_up_ignores_the_limit(patches: ExitStack) -> None:
     """A running step gets all that it asks for."""
-    change(patches, Rules, "_grant", lambda _rules, _hold, amounts: dict(amounts))
-    change(patches, Rules, "_guard", lambda *_args, **_more: None)
+    change(patches, topping_up, "_grant", lambda _rules, _hold, amounts: dict(amounts))
+    change(patches, WorkingBooks, "guard", lambda *_args, **_more: None)
 
 
 @mutant
@@ -226,16 +225,16 @@ def a_closed_hold_is_topped_up(patches: ExitStack) -> None:
     def top_up(rules, asked):
         booked = rules.holds.get(asked.hold_id)
         if booked is not None:
-            rules.holds[asked.hold_id] = replace(booked, state=posting.HoldState.HELD)
+            rules.holds[asked.hold_id] = replace(booked, state=HoldState.HELD)
         return old(rules, asked)
 
-    old = change(patches, Rules, "_top_up", top_up)
+    old = change(patches, topping_up, "_top_up", top_up)
 
 
 @mutant
 def what_a_running_step_waits_for_is_taken(patches: ExitStack) -> None:
     """A new hold takes the room that a pending top-up needs."""
-    old = change(patches, Rules, "_guard", lambda rules, term, **_: old(rules, term))
+    old = change(patches, WorkingBooks, "guard", lambda rules, term, **_: old(rules, term))
     choose = change(
         patches,
         planner.Planner,
@@ -247,7 +246,7 @@ def what_a_running_step_waits_for_is_taken(patches: ExitStack) -> None:
 @mutant
 def what_a_top_up_lacks_is_forgotten(patches: ExitStack) -> None:
     """A running step is not waited for."""
-    old = change(patches, Rules, "_top_up", lambda rules, asked: old(rules, replace(asked, may_finish=True)))
+    old = change(patches, topping_up, "_top_up", lambda rules, asked: old(rules, replace(asked, may_finish=True)))
 
 
 @mutant
@@ -260,13 +259,14 @@ def a_younger_step_comes_first(patches: ExitStack) -> None:
         rules.wanting = wanting
         return granted
 
-    old = change(patches, Rules, "_grant", grant)
+    old = change(patches, topping_up, "_grant", grant)
 
 
 @mutant
 def a_fence_is_ignored(patches: ExitStack) -> None:
     """Who has lost a hold to another owner closes it all the same."""
-    change(patches, posting, "_is_fenced", lambda _hold, _epoch: False)
+    for rules in (closing, topping_up):
+        change(patches, rules, "is_fenced", lambda _hold, _epoch: False)
 
 
 @mutant
@@ -280,7 +280,7 @@ def who_takes_a_hold_over_fences_nobody(patches: ExitStack) -> None:
             rules.holds[hold_id] = replace(rules.holds[hold_id], hold=hold)
         return hold
 
-    old = change(patches, Rules, "adopt", adopt)
+    old = change(patches, posting, "adopt", adopt)
 
 
 @mutant
@@ -291,13 +291,13 @@ def the_first_loss_counts(patches: ExitStack) -> None:
         if closing.kind is not ClosingKind.LOST:
             old(rules, booked, closing, late)
 
-    old = change(patches, Rules, "_correct", correct)
+    old = change(patches, closing, "_correct", correct)
 
 
 @mutant
 def a_hold_that_was_given_back_is_forgotten(patches: ExitStack) -> None:
     """What a step uses after its hold was voided by mistake is charged to nobody."""
-    change(patches, posting, "GIVEN_UP", frozenset({posting.HoldState.LOST}))
+    change(patches, closing, "GIVEN_UP", frozenset({HoldState.LOST}))
 
 
 @mutant
@@ -314,7 +314,7 @@ def a_watched_budget_decides(patches: ExitStack) -> None:
 @mutant
 def a_full_budget_admits_what_is_cheap(patches: ExitStack) -> None:
     """A hold is admitted where a part of it fits."""
-    change(patches, Rules, "_guard", lambda *_args, **_more: None)
+    change(patches, WorkingBooks, "guard", lambda *_args, **_more: None)
     old = change(
         patches,
         decide,
@@ -335,7 +335,7 @@ def a_refused_step_runs(patches: ExitStack) -> None:
         return replace(decision, action=Action.ADMIT, tier=request.estimates[0].tier, amounts=dict(known))
 
     old = change(patches, planner.Planner, "choose", choose)
-    change(patches, Rules, "_guard", lambda *_args, **_more: None)
+    change(patches, WorkingBooks, "guard", lambda *_args, **_more: None)
 
 
 @mutant
@@ -369,7 +369,7 @@ def a_rollover_is_lost(patches: ExitStack) -> None:
 @mutant
 def a_rollover_is_never_corrected(patches: ExitStack) -> None:
     """What a step of the last period gives back when it is closed, or overspends, changes nothing any more."""
-    change(patches, Rules, "_pass_on", lambda *_: None)
+    change(patches, WorkingBooks, "_pass_on", lambda *_: None)
 
 
 @mutant

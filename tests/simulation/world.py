@@ -157,6 +157,8 @@ class World:
                 client.recover()
             self._run_until_quiet()
             self.laws.at_the_end()
+            self.clients.clear()  # with nothing left that points back at it, a world goes without the garbage collector
+            del self.laws
         except Exception as error:
             raise Broken(self.story(error)) from error
         return self

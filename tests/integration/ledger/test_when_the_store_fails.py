@@ -19,8 +19,9 @@ import pytest
 
 from mlflow_green.errors import LedgerError, LedgerUnavailable
 from mlflow_green.ledger import sqlite as sqlite_file
-from mlflow_green.ledger.posting import Standing, post
+from mlflow_green.ledger.posting import post
 from mlflow_green.ledger.sqlite import forget_host
+from mlflow_green.ledger.standing import Standing
 from mlflow_green.ledger.transaction import write
 from mlflow_green.ledger.verify import verify
 from mlflow_green.policy.document import parse_policy

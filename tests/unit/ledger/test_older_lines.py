@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from mlflow_green.ledger import rows
 from mlflow_green.ledger.change import Change
-from mlflow_green.ledger.posting import BookedHold, HoldState, Standing, post
+from mlflow_green.ledger.holds import BookedHold, HoldState
+from mlflow_green.ledger.posting import post
+from mlflow_green.ledger.standing import Standing
 from mlflow_green.records import Balance, Batch, DecisionRow
 from mlflow_green.spool import from_json, to_json
 from tests.testkit.ledger_samples import NOON, OWNER, admit_what_fits, request, term

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from fractions import Fraction
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -115,3 +117,8 @@ def test_what_rounds_to_a_thousand_is_one_of_the_next_unit():
     assert units.format_energy(-units.ENERGY_MICROJOULES["Wh"] + 1) == "-1.00 Wh"
     assert units.format_energy(round(999.4 * units.ENERGY_MICROJOULES["Wh"])) == "999 Wh"
     assert [units.three_digits(value) for value in (9.999, 99.99, 0.9999)] == ["10.0", "100", "1.00"]
+
+
+@given(st.integers(-(10**20), 10**20), st.integers(1, 10**20) | st.integers(1, 12))
+def test_a_quotient_is_rounded_as_python_rounds_the_fraction(numerator, denominator):
+    assert units.rounded_quotient(numerator, denominator) == round(Fraction(numerator, denominator))
