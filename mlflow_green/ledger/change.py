@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, update
+from sqlalchemy import Connection, String, cast, update
 
 from mlflow_green.errors import LedgerError
 from mlflow_green.ledger import schema
-from mlflow_green.ledger.messages import Message
+from mlflow_green.ledger.messages import UNTIL_TAKEN, Message
 from mlflow_green.ledger.posting import Effects
 from mlflow_green.ledger.transaction import load_buckets, promise, write, write_facts
 from mlflow_green.records import BucketKey, Fact, LetterState
@@ -72,9 +72,19 @@ def apply(connection: Connection, change: Change, bucket_ids: Mapping[BucketKey,
         _change_letter(connection, change.letter, change.at)
     for outbox_id in change.replaced:
         _change_letter(connection, LetterChange(outbox_id=outbox_id), change.at)
+    _free(connection, change.replaced)
     promise(connection, change.messages, change.at)
     write_facts(connection, change.facts)
     return told
+
+
+def _free(connection: Connection, outbox_ids: Sequence[int]) -> None:
+    """Let what was taken be promised again."""
+    columns = schema.outbox.c
+    taken = columns.outbox_id.in_(outbox_ids) & columns.dedup.endswith(UNTIL_TAKEN)
+    if outbox_ids:
+        freed = columns.dedup + " as " + cast(columns.outbox_id, String)
+        connection.execute(update(schema.outbox).where(taken).values(dedup=freed))
 
 
 def _change_letter(connection: Connection, change: LetterChange, now: datetime) -> None:

@@ -26,7 +26,7 @@ from mlflow_green.ledger.compaction import (
     superseded,
 )
 from mlflow_green.ledger.ledger import Choose
-from mlflow_green.ledger.messages import Message
+from mlflow_green.ledger.messages import UNTIL_TAKEN, Message
 from mlflow_green.ledger.pending import with_pending
 from mlflow_green.ledger.posting import (
     GIVEN_UP,
@@ -348,6 +348,10 @@ class MemoryLedger:
             return False
         for outbox_id in outbox_ids:
             self.delivered(outbox_id)
+        self._letters = {
+            f"{dedup} as {row.outbox_id}" if row.outbox_id in outbox_ids and dedup.endswith(UNTIL_TAKEN) else dedup: row
+            for dedup, row in self._letters.items()
+        }
         for dedup, payload in messages.items():
             self.put(kind, dedup, payload)
         return True

@@ -30,7 +30,15 @@ from mlflow_green.ledger.allowances import (
     told,
 )
 from mlflow_green.ledger.ledger import Choose
-from mlflow_green.ledger.messages import Message, applied_message, crossing_message, is_reached, mlflow_message
+from mlflow_green.ledger.messages import (
+    Message,
+    applied_message,
+    crossing_message,
+    halted_message,
+    is_reached,
+    mlflow_message,
+    refused_message,
+)
 from mlflow_green.ledger.pending import pending_under, seniority
 from mlflow_green.records import (
     Action,
@@ -345,6 +353,7 @@ class _Posting:
     journal: list[JournalRow] = field(default_factory=list)
     entries: list[Entry] = field(default_factory=list)
     decisions: list[DecisionRow] = field(default_factory=list)
+    stopped: dict[str, Message] = field(default_factory=dict)
 
     @classmethod
     def of(cls, standing: Standing, now: datetime) -> _Posting:
@@ -381,6 +390,7 @@ class _Posting:
             journal=list(self.journal),
             entries=list(self.entries),
             decisions=list(self.decisions),
+            stopped=dict(self.stopped),
         )
 
     def learn(self, terms: Iterable[Term]) -> None:
@@ -535,6 +545,8 @@ class _Posting:
             self._correct(booked, closing, closing.entry)
 
     def _close_open(self, hold: Hold, closing: Closing) -> None:
+        if closing.entry is not None and closing.entry.outcome is Outcome.HALTED:
+            self._tell(halted_message(hold, closing.entry, [self.balances[term.key] for term in hold.terms]))
         charged = charged_sum(entries_of(closing))
         for term in hold.terms:
             self.move(
@@ -725,6 +737,12 @@ class _Posting:
             balances=balances,
         )
         self.decisions.append(row)
+        if decision.action is Action.REFUSE:
+            self._tell(refused_message(request, decision, balances))
+
+    def _tell(self, message: Message | None) -> None:
+        if message is not None:
+            self.stopped.setdefault(message.dedup, message)
 
     # --- result ----------------------------------------------------------------------------------
 
@@ -752,7 +770,7 @@ class _Posting:
             windows=windows,
             facts=facts,
             decisions=tuple(self.decisions),
-            messages=(*map(mlflow_message, self.entries), *messages),
+            messages=(*map(mlflow_message, self.entries), *self.stopped.values(), *messages),
             alerts=tuple(self._alerts(standing)),
             balances_changed=any(_moves(change, standing) for change in buckets)
             or any(before.pending != self.balances[key].pending for key, before in standing.balances.items())
