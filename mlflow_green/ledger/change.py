@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, String, cast, update
+from sqlalchemy import Connection, String, case, cast, update
 
 from mlflow_green.errors import LedgerError
 from mlflow_green.ledger import schema
@@ -15,6 +15,15 @@ from mlflow_green.ledger.messages import UNTIL_TAKEN, Message
 from mlflow_green.ledger.posting import Effects
 from mlflow_green.ledger.transaction import load_buckets, promise, write, write_facts
 from mlflow_green.records import BucketKey, Fact, LetterState
+
+_OUTBOX = schema.outbox.c
+_FREED: Mapping[Any, Any] = {
+    _OUTBOX.dedup: case(
+        (_OUTBOX.dedup.endswith(UNTIL_TAKEN), _OUTBOX.dedup + " as " + cast(_OUTBOX.outbox_id, String)),
+        else_=_OUTBOX.dedup,
+    )
+}
+"""What lets a message be promised again that does not wait any more, if it is one of those that may be."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,19 +81,9 @@ def apply(connection: Connection, change: Change, bucket_ids: Mapping[BucketKey,
         _change_letter(connection, change.letter, change.at)
     for outbox_id in change.replaced:
         _change_letter(connection, LetterChange(outbox_id=outbox_id), change.at)
-    _free(connection, change.replaced)
     promise(connection, change.messages, change.at)
     write_facts(connection, change.facts)
     return told
-
-
-def _free(connection: Connection, outbox_ids: Sequence[int]) -> None:
-    """Let what was taken be promised again."""
-    columns = schema.outbox.c
-    taken = columns.outbox_id.in_(outbox_ids) & columns.dedup.endswith(UNTIL_TAKEN)
-    if outbox_ids:
-        freed = columns.dedup + " as " + cast(columns.outbox_id, String)
-        connection.execute(update(schema.outbox).where(taken).values(dedup=freed))
 
 
 def _change_letter(connection: Connection, change: LetterChange, now: datetime) -> None:
@@ -95,6 +94,7 @@ def _change_letter(connection: Connection, change: LetterChange, now: datetime) 
             columns.state: LetterState.DELIVERED.value,
             columns.next_try: now,
             columns.error: None,
+            **_FREED,
         }
         if connection.execute(query.values(values)).rowcount != 1:
             raise LedgerError(f"there is no message {change.outbox_id} in the outbox")
@@ -103,6 +103,6 @@ def _change_letter(connection: Connection, change: LetterChange, now: datetime) 
     if change.error is not None:
         values |= {columns.tries: columns.tries + 1, columns.error: change.error}
     if change.retry_at is None:
-        values |= {columns.state: LetterState.DEAD.value}
+        values |= {columns.state: LetterState.DEAD.value, **_FREED}
     # What another sender has delivered meanwhile stays so.
     connection.execute(query.where(columns.state == LetterState.PENDING.value).values(values))

@@ -348,10 +348,6 @@ class MemoryLedger:
             return False
         for outbox_id in outbox_ids:
             self.delivered(outbox_id)
-        self._letters = {
-            f"{dedup} as {row.outbox_id}" if row.outbox_id in outbox_ids and dedup.endswith(UNTIL_TAKEN) else dedup: row
-            for dedup, row in self._letters.items()
-        }
         for dedup, payload in messages.items():
             self.put(kind, dedup, payload)
         return True
@@ -450,4 +446,7 @@ class MemoryLedger:
 
     def _change_letter(self, outbox_id: int, **changes: Any) -> None:
         dedup, row = self._letter(outbox_id)
-        self._letters[dedup] = replace(row, **changes)
+        self._letters[dedup] = changed = replace(row, **changes)
+        if changed.state is not LetterState.PENDING and dedup.endswith(UNTIL_TAKEN):
+            freed = f"{dedup} as {outbox_id}"
+            self._letters = {freed if known == dedup else known: each for known, each in self._letters.items()}

@@ -12,7 +12,7 @@ from mlflow_green.units import exact, format_amount
 
 REFUSED, HALTED = "refused", "halted"
 UNTIL_TAKEN = "|until taken"
-"""How the ``dedup`` ends of a message that may be promised again once it was replaced, and not while it waits."""
+"""How the ``dedup`` ends of a message that may be promised again as soon as it does not wait any more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
