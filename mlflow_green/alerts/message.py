@@ -20,6 +20,8 @@ from mlflow_green.units import (
     format_energy_interval,
     format_hours,
     format_number_of,
+    format_percent,
+    format_share,
 )
 
 ALERTS_SHOWN_MAX = 20
@@ -151,7 +153,7 @@ def headline(payload: Mapping[str, object], currency: str = "", steps: int = 1) 
     amount = _whole(payload, "after", "amount")
     base = "is expected to spend" if payload.get("of") == "forecast" else f"has {payload.get('of')}"
     return _line(
-        f"budget {payload.get('budget')} {base} {ratio:.0%} of its {unit} limit"
+        f"budget {payload.get('budget')} {base} {format_percent(ratio)} of its {unit} limit"
         f" ({format_amount(unit, amount, currency)} of {format_amount(unit, limit, currency)}, {payload.get('period')})"
     )
 
@@ -232,7 +234,7 @@ def _use(payload: Mapping[str, object], currency: str) -> list[str]:
 
 def _share(unit: str, amount: int, limit: int | None, currency: str = "") -> str:
     text = format_amount(unit, amount, currency)
-    return f"{text} ({amount / limit:.0%})" if limit else text
+    return f"{text} ({format_share(amount / limit)})" if limit else text
 
 
 def _forecast(standing: Standing, zone: tzinfo) -> list[str]:
@@ -275,7 +277,11 @@ def _effect(payload: Mapping[str, object], budget: Budget) -> str:
     """What the policy does at and beyond this point."""
     if budget.mode is Mode.OBSERVE:
         return "none: this budget only observes"
-    steps = [f"{rule.do.value} at {rule.at:.0%} {rule.base}" for rule in budget.rules if rule.do.value != "notify"]
+    steps = [
+        f"{rule.do.value} at {format_percent(float(rule.at))} {rule.base}"
+        for rule in budget.rules
+        if rule.do.value != "notify"
+    ]
     if budget.mode is Mode.HARD:
         steps.append("no new hold past 100%")
     stops = is_about_stopped(payload) or is_urgent(payload, budget)
@@ -286,9 +292,9 @@ def _effect(payload: Mapping[str, object], budget: Budget) -> str:
 def _remedies(standing: Standing, zone: tzinfo) -> list[str]:
     budget, lines = standing.budget, []
     if budget.override is not None:
-        hours = budget.override.expires_seconds // SECONDS_PER_HOUR
+        hours, most = budget.override.expires_seconds // SECONDS_PER_HOUR, float(budget.override.max_extra)
         lines.append(
-            f"mlflow-green budget override {shlex.quote(budget.name)} {budget.override.max_extra:.0%} --until {hours}h"
+            f"mlflow-green budget override {shlex.quote(budget.name)} {format_percent(most)} --until {hours}h"
             f" --reason '...'   (approved by {', '.join(budget.override.approvers)})"
         )
     else:

@@ -8,7 +8,7 @@ from datetime import datetime
 
 from mlflow_green.ledger.allowances import LimitChange, change_text
 from mlflow_green.records import AlertRule, Balance, Decision, Entry, Hold, HoldRequest, PolicyVersion
-from mlflow_green.units import exact, format_amount
+from mlflow_green.units import exact, format_amount, format_percent
 
 REFUSED, HALTED = "refused", "halted"
 UNTIL_TAKEN = "|until taken"
@@ -68,7 +68,7 @@ def crossing_message(rule: AlertRule, before: Balance, after: Balance, hold: Hol
     base = "committed" if rule.of_committed else "spent"
     amount = _amount(rule, after)
     text = (
-        f"budget {term.budget} ({term.account}, {term.period}) is past {rule.at_ratio:.0%} {base}:"
+        f"budget {term.budget} ({term.account}, {term.period}) is past {format_percent(rule.at_ratio)} {base}:"
         f" {format_amount(term.unit, amount)} of {format_amount(term.unit, after.limit)} {term.unit.value}"
     )
     return Message(

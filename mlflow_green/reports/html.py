@@ -168,7 +168,11 @@ def _cards(entries: Sequence[Entry]) -> list[Card]:
     lost = [entry for entry in entries if entry.outcome in WITHOUT_RESULT]
     counts = Counter(entry.outcome for entry in entries if entry.outcome is not Outcome.SUCCEEDED)
     spent = metered(lost)
-    ratio = f"{spent.microjoules / total.microjoules:.0%} of all: " if spent and total and total.microjoules else ""
+    ratio = (
+        f"{units.format_share(spent.microjoules / total.microjoules)} of all: "
+        if spent and total and total.microjoules
+        else ""
+    )
     cards.append(
         Card(
             title="Energy without a result",

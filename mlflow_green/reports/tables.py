@@ -355,9 +355,7 @@ def _text(cell: Cell) -> Text:
 
 
 def _percent(ratio: float | None) -> str:
-    if ratio is None:
-        return MISSING
-    return "<1%" if 0 < ratio < 0.01 else f"{ratio:.0%}"  # noqa: PLR2004 - one percent
+    return MISSING if ratio is None else units.format_share(ratio)
 
 
 def _bar(parts: Sequence[tuple[float, str]], width: int, rest: str = " ") -> Text:
