@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 from mlflow_green import bootstrap
 from mlflow_green.clock import SystemClock
 from mlflow_green.errors import DryRunFailed
-from mlflow_green.ledger.ledger import Ledger, LedgerReader
+from mlflow_green.ledger.ledger import Ledger, LedgerReader, PolicyBook
 from mlflow_green.metering.supervise import owner_alive
 from mlflow_green.records import Entry, StepSpec, Workload
 from mlflow_green.session import inside_metered_step, step_spec
@@ -80,15 +80,17 @@ def replay_policy(settings: Settings, file: Path, *, since: datetime, until: dat
     return replay(entries, policy, book, since=since, until=until)
 
 
-class Books(Ledger, LedgerReader, Protocol):
+class Books(Ledger, LedgerReader, PolicyBook, Protocol):
     """A ledger that can be asked for all that is in it."""
 
 
 def waits_now(settings: Settings, books: Books, now: datetime) -> tuple[Waiting, ...]:
     """The steps that wait now, of every workflow run that goes on: it holds something, or its meter runs here."""
+    from mlflow_green.policy.raising import with_governing
     from mlflow_green.recorder.spool_session import unposted_sessions
     from mlflow_green.recorder.waits import waits
 
+    policy = with_governing(bootstrap.load_policy_for(settings), books.approved_limits(), books.policies())
     holds = books.open_holds()
     meters = [meter for meter in unposted_sessions(settings.spool_dir) if owner_alive(meter.owner, platform.node())]
     runs = {hold.step.workflow_run for hold in holds}
@@ -101,7 +103,7 @@ def waits_now(settings: Settings, books: Books, now: datetime) -> tuple[Waiting,
         books.entries(),
         holds,
         books.balances(),
-        bootstrap.load_policy_for(settings),
+        policy,
         now=now,
         is_live=lambda run: run in runs or has_silent_meter,
     )

@@ -13,6 +13,7 @@ from datetime import datetime, tzinfo
 from mlflow_green.ledger.messages import HALTED, REFUSED
 from mlflow_green.policy.document import Budget
 from mlflow_green.policy.exhaustion import LEVEL_PERCENT, Exhaustion
+from mlflow_green.policy.raising import way_to_raise
 from mlflow_green.records import Balance, Energy, Mode
 from mlflow_green.units import (
     SECONDS_PER_HOUR,
@@ -290,15 +291,7 @@ def _effect(payload: Mapping[str, object], budget: Budget) -> str:
 
 
 def _remedies(standing: Standing, zone: tzinfo) -> list[str]:
-    budget, lines = standing.budget, []
-    if budget.override is not None:
-        hours, most = budget.override.expires_seconds // SECONDS_PER_HOUR, float(budget.override.max_extra)
-        lines.append(
-            f"mlflow-green budget override {shlex.quote(budget.name)} {format_percent(most)} --until {hours}h"
-            f" --reason '...'   (approved by {', '.join(budget.override.approvers)})"
-        )
-    else:
-        lines.append("raise the limit in green.yaml, then: mlflow-green policy apply")
+    lines = [way_to_raise(standing.budget)]
     if standing.period_end is not None:
         lines.append(f"or wait: the period ends {_when(standing.period_end, zone)}")
     return lines

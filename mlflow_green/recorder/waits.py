@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from statistics import median
 
 from mlflow_green.ledger.pending import pending_under
-from mlflow_green.policy.document import Policy
+from mlflow_green.policy.document import Budget, Policy
 from mlflow_green.policy.terms import period_end
 from mlflow_green.records import Action, Balance, DecisionRow, Entry, Hold, Outcome
 
@@ -35,7 +35,7 @@ class Waiting:
 
     ``balance`` is the budget that it names, as it is now. ``holders`` have the most of it, ``holders_more`` others have
     something too. ``period_ends_at`` is when the budget starts afresh, ``refused_by`` the latest moment at which the
-    step is refused; ``None`` where the policy no longer has that budget.
+    step is refused; ``None`` where the policy no longer has that budget, and so is ``budget``.
     """
 
     row: DecisionRow
@@ -45,6 +45,7 @@ class Waiting:
     holders_more: int
     period_ends_at: datetime | None
     refused_by: datetime | None
+    budget: Budget | None = None
 
 
 def waits(
@@ -97,6 +98,7 @@ def _waiting(
         holders_more=max(0, len(holders) - HOLDERS_MAX),
         period_ends_at=period_end(budget.period, now, policy.zone) if budget else None,
         refused_by=None if patience is None else since + timedelta(seconds=patience),
+        budget=budget,
     )
 
 

@@ -60,6 +60,7 @@ WIDTH_WITHOUT_TERMINAL = 120
 _WIDE = 110
 _WRAPPED_WIDTH = 12
 _NEARLY_USED_RATIO = 0.8
+_ANSWERS_MAX = 6
 ACTION_STYLES = {Action.DOWNGRADE: "yellow", Action.WAIT: "cyan", Action.REFUSE: "red", Action.HALT: "magenta"}
 _OUTCOME_STYLES = {
     Outcome.SUCCEEDED: "green",
@@ -199,7 +200,16 @@ def rules_table(entries: Sequence[Entry], *, width: int = 120) -> Table:
         "Interval": interval_text(whole),
         "CO2e": carbon_text(carbon_micrograms(entries)),
     }
-    return table_of(columns, rule_totals(entries), totals=[total], width=width)
+    rules = rule_totals(entries)
+    return table_of(columns, rules, totals=[total], width=width, note=_answers_note(rules))
+
+
+def _answers_note(rules: Sequence[RuleTotal]) -> str:
+    """Which rules were answered other than by a plain yes, and how; empty where none was."""
+    told = [f"{rule.name}: {rule.answers}" for rule in rules if rule.answers]
+    more = len(told) - _ANSWERS_MAX
+    told = [*told[:_ANSWERS_MAX], *([f"and {units.format_number_of(more, 'more rule')}"] if more > 0 else [])]
+    return f"{'; '.join(told)}." if told else ""
 
 
 # --- per budget -------------------------------------------------------------------------------------
@@ -228,6 +238,7 @@ def balance_table(balances: Sequence[Balance], before: Sequence[Balance] = (), *
     columns += [
         Column(title="Spent", cell=lambda b: amount(b, b.spent), right=True),
         Column(title="Held", cell=lambda b: amount(b, b.held), right=True),
+        Column(title="Pending", cell=lambda b: amount(b, b.pending) if b.pending else MISSING, right=True, rank=1),
         Column(title="Available", cell=available, right=True),
         Column(title="Used", cell=lambda b: _percent(b.committed / b.limit if b.limit else None), right=True),
         Column(title="", cell=lambda b: balance_bar(b, bar_width), rank=3),
