@@ -11,7 +11,7 @@ from typing import NamedTuple
 from mlflow_green.errors import AllowanceRefused, PolicyError, QuantityError
 from mlflow_green.ledger.allowances import LimitKey, limit_key, stricter
 from mlflow_green.policy.document import Budget, Override, Period, Policy, Verb, parse_policy
-from mlflow_green.policy.terms import is_over, terms
+from mlflow_green.policy.terms import account_labels, is_over, terms
 from mlflow_green.policy.values import limit_of, percent
 from mlflow_green.records import Allowance, ApprovedLimit, PolicyVersion, Term, Unit
 from mlflow_green.units import AMOUNT_MAX, SECONDS_PER_HOUR, format_amount, format_percent, parse_seconds
@@ -191,7 +191,7 @@ def terms_of_accounts(
     own = terms(policy, project=project, user=user, org=None, now=now, workflow_run="next")
     found = {term.key: term for term in own}
     for budget, account in sorted(accounts):
-        named = _labels(account)
+        named = account_labels(account)
         theirs = terms(
             policy,
             project=named.get("project", project),
@@ -251,7 +251,7 @@ def dropped(
     return tuple(
         limit
         for limit in gone
-        if (projects.get(limit.policy_sha256) or _labels(limit.account).get("project")) == policy.project
+        if (projects.get(limit.policy_sha256) or account_labels(limit.account).get("project")) == policy.project
     )
 
 
@@ -265,13 +265,8 @@ def dropped_line(limit: ApprovedLimit) -> str:
 
 
 def _is_for(account: str, payer: Mapping[str, str]) -> bool:
-    labels = _labels(account)
+    labels = account_labels(account)
     return all(labels.get(level, name) == name for level, name in payer.items())
-
-
-def _labels(account: str) -> dict[str, str]:
-    labels = dict(part.split(":", 1) for part in account.split("/") if ":" in part)
-    return {level: name.replace("%2F", "/").replace("%25", "%") for level, name in labels.items()}
 
 
 def _project_in(text: str) -> str | None:

@@ -15,6 +15,7 @@ from rich.text import Text
 from mlflow_green import units
 from mlflow_green.recorder.plan import Plan, PlannedAnswer, PlannedBalance
 from mlflow_green.records import Action, Energy, Method, Unit
+from mlflow_green.reports.export import balance_to_json
 from mlflow_green.reports.tables import ACTION_STYLES, Column, table_of
 from mlflow_green.reports.wording import MISSING, interval_text, period_text
 
@@ -267,17 +268,8 @@ def _answer_to_json(answer: PlannedAnswer) -> dict[str, object]:
 
 
 def _balance_to_json(balance: PlannedBalance) -> dict[str, object]:
-    term = balance.after.term
     return {
-        "budget": term.budget,
-        "account": term.account,
-        "unit": term.unit.value,
-        "period": term.period,
-        "mode": term.mode.value,
-        "limit": balance.after.limit,
-        "spent": balance.before.spent,
-        "held": balance.before.held,
-        "pending": balance.before.pending,
+        **balance_to_json(balance.before),
         "spent_after": balance.after.spent,
         "spent_after_low": balance.low,
         "spent_after_high": balance.high,
