@@ -240,9 +240,10 @@ def format_amount(unit: str, amount: int | None, currency: str | None = None) ->
 
 
 def format_hours(hours: float) -> str:
-    """A time as people read it: ``"2.50 h"``, below one hour ``"12.0 min"``."""
-    minutes = hours * SECONDS["h"] / SECONDS["min"]
-    return f"{three_digits(hours)} h" if hours >= 1 else f"{three_digits(minutes)} min"
+    """A time as people read it: ``"2.50 h"``, below one hour ``"12.0 min"``, below one minute ``"5.00 s"``."""
+    seconds = hours * SECONDS["h"]
+    unit = "h" if hours >= 1 else "min" if seconds >= SECONDS["min"] else "s"
+    return f"{three_digits(seconds / SECONDS[unit])} {unit}"
 
 
 def format_kilometres(kilometres: float) -> str:

@@ -93,7 +93,7 @@ def write_message(
     parts = []
     for key, about in by_bucket.items():
         parts += [_event(notice, _currency(standings, notice), policy_sha256, zone) for notice in about]
-        parts.append(_state(about[-1].payload, standings.get(key), now, zone))
+        parts.append(_state([notice.payload for notice in about], standings.get(key), now, zone))
     if len(told) > len(shown):
         parts.append(f"{len(told) - len(shown)} more alerts are not shown; 'mlflow-green alerts list' has them.")
     data = {
@@ -182,9 +182,9 @@ def _event(notice: Notice, currency: str, policy_sha256: str, zone: tzinfo) -> s
     return "\n".join(lines)
 
 
-def _state(payload: Mapping[str, object], standing: Standing | None, now: datetime, zone: tzinfo) -> str:
-    """How the budget stands when the letter is written, after the last of its alerts."""
-    name = _line(payload.get("budget", ""))
+def _state(payloads: Sequence[Mapping[str, object]], standing: Standing | None, now: datetime, zone: tzinfo) -> str:
+    """How the budget stands when the letter is written, after its alerts."""
+    name = _line(payloads[0].get("budget", ""))
     if standing is None:
         return f"How budget {name} stands now is not known: its bucket is not in this ledger, or not in green.yaml."
     balance, unit, currency = standing.balance, standing.balance.term.unit.value, standing.budget.currency
@@ -197,7 +197,7 @@ def _state(payload: Mapping[str, object], standing: Standing | None, now: dateti
     )
     lines += _labelled("Forecast", *_forecast(standing, zone))
     lines += _labelled("Most used", *_consumers(standing))
-    lines += _labelled("Effect", _effect(payload, standing.budget))
+    lines += _labelled("Effect", _effect(payloads, standing.budget))
     lines += _labelled("Do now", *_remedies(standing, zone))
     lines += _labelled("Data", *_data_lines(standing, now))
     return "\n".join(lines)
@@ -274,7 +274,7 @@ def _consumers(standing: Standing) -> list[str]:
     ]
 
 
-def _effect(payload: Mapping[str, object], budget: Budget) -> str:
+def _effect(payloads: Sequence[Mapping[str, object]], budget: Budget) -> str:
     """What the policy does at and beyond this point."""
     if budget.mode is Mode.OBSERVE:
         return "none: this budget only observes"
@@ -285,7 +285,7 @@ def _effect(payload: Mapping[str, object], budget: Budget) -> str:
     ]
     if budget.mode is Mode.HARD:
         steps.append("no new hold past 100%")
-    stops = is_about_stopped(payload) or is_urgent(payload, budget)
+    stops = any(is_about_stopped(payload) or is_urgent(payload, budget) for payload in payloads)
     acting = "steps are stopped or refused now" if stops else "this alert itself stops nothing"
     return _line(f"{acting}; the rules of this budget: {', '.join(steps) or 'it only notifies'}")
 

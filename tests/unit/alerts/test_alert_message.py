@@ -172,6 +172,7 @@ def test_many_refusals_of_a_run_are_one_alert_with_their_number():
 def test_a_refusal_and_a_halting_are_two_alerts():
     halted = notice(2, **{**REFUSED, "of": "halted", "needed": None})
     assert "2 alerts; first: budget month refused" in message(notice(1, **REFUSED), halted).subject
+    assert "steps are stopped or refused now" in message(halted, notice(3)).text
     assert "month halted train[model=mlp]: it asked for nothing more, 15.0 Wh left" in message(halted).subject
 
 

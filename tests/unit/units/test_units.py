@@ -116,7 +116,7 @@ def test_an_amount_of_a_budget_is_read_in_its_unit(unit, text) -> None:
 
 
 def test_small_times_and_distances_have_a_smaller_unit() -> None:
-    assert (format_hours(2.5), format_hours(0.2)) == ("2.50 h", "12.0 min")
+    assert (format_hours(2.5), format_hours(0.2), format_hours(0.001)) == ("2.50 h", "12.0 min", "3.60 s")
     assert (format_kilometres(2.5), format_kilometres(0.012)) == ("2.50 km", "12.0 m")
 
 
