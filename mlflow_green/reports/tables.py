@@ -86,7 +86,8 @@ def terminal(file: TextIO | None = None) -> Console:
 class Column(Generic[Row]):
     """``rank`` says when the column goes if the width does not suffice: the highest goes first, 0 stays.
 
-    One that ``wraps`` goes on in a second line before any column goes.
+    One that ``wraps`` goes on in a second line before any column goes. The caption does not name one that is
+    ``told_elsewhere``.
     """
 
     title: str
@@ -94,6 +95,7 @@ class Column(Generic[Row]):
     rank: int = 0
     right: bool = False
     wraps: bool = False
+    told_elsewhere: bool = False
 
 
 # --- per job ----------------------------------------------------------------------------------------
@@ -356,7 +358,8 @@ def _fitting(cells: Filled[Row], totals: Sequence[Mapping[str, str]], width: int
     while needed(gap=1, wrapped=True) > width and any(column.rank for column, _ in shown):
         last = max(shown, key=lambda pair: pair[0].rank)
         shown.remove(last)
-        left_out.append(last[0].title)
+        if not last[0].told_elsewhere:
+            left_out.append(last[0].title)
     gap = next((gap for gap in (3, 2) if needed(gap) <= width), 1)
     return shown, [title for title in left_out if title], gap
 
