@@ -64,7 +64,7 @@ class Spender:
     def refuse(self, amount: int, step: str = "train") -> None:
         """Ask for what the policy refuses."""
         self._count += 1
-        asked = request(step, amount, *self.terms(), attempt=self._count)
+        asked = request(f"{step}{self._count}", amount, *self.terms())
         choose = partial(decide, self._policy, now=self._clock.now(), power_watts_max=100.0)
         (answer,) = self._ledger.commit(Batch(requests=(asked,), owner=OWNER), choose).answers
         assert answer.decision.action is Action.REFUSE, answer.decision.reason
