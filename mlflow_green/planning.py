@@ -86,9 +86,12 @@ class Books(Ledger, LedgerReader, PolicyBook, Protocol):
 
 def waits_now(settings: Settings, books: Books, now: datetime) -> tuple[Waiting, ...]:
     """The steps that wait now, of every workflow run that goes on: it holds something, or its meter runs here."""
+    from mlflow_green.policy.raising import with_governing
     from mlflow_green.recorder.spool_session import unposted_sessions
     from mlflow_green.recorder.waits import waits
 
+    agreed = bootstrap.policy_as_agreed(books, bootstrap.load_policy_for(settings), SystemClock())
+    policy = with_governing(agreed, books.approved_limits(), books.policies())
     holds = books.open_holds()
     meters = [meter for meter in unposted_sessions(settings.spool_dir) if owner_alive(meter.owner, platform.node())]
     runs = {hold.step.workflow_run for hold in holds}
@@ -101,7 +104,7 @@ def waits_now(settings: Settings, books: Books, now: datetime) -> tuple[Waiting,
         books.entries(),
         holds,
         books.balances(),
-        bootstrap.policy_as_agreed(books, bootstrap.load_policy_for(settings), SystemClock()),
+        policy,
         now=now,
         is_live=lambda run: run in runs or has_silent_meter,
     )

@@ -42,6 +42,7 @@ ENERGY_MICROJOULES = {
     "J": MICROJOULES_PER_JOULE,
     "kJ": 1_000 * MICROJOULES_PER_JOULE,
     "MJ": 1_000_000 * MICROJOULES_PER_JOULE,
+    "uWh": MICROJOULES_PER_WATT_HOUR // 1_000_000,
     "mWh": MICROJOULES_PER_WATT_HOUR // 1_000,
     "Wh": MICROJOULES_PER_WATT_HOUR,
     "kWh": MICROJOULES_PER_KWH,
@@ -51,13 +52,16 @@ ENERGY_MICROJOULES = {
 _NEARLY = (1_999, 2_000)  # 999.5, which rounds to 1000, as a part of 1000
 POWER_WATTS = {"W": 1, "kW": 1_000}
 CARBON_MICROGRAMS = {
+    "ugCO2e": 1,
     "mgCO2e": 1_000,
     "gCO2e": MICROGRAMS_PER_GRAM,
     "kgCO2e": 1_000 * MICROGRAMS_PER_GRAM,
     "tCO2e": 1_000_000 * MICROGRAMS_PER_GRAM,
 }
 
-ENERGY_LADDER = ("mWh", "Wh", "kWh", "MWh")
+ENERGY_LADDER = ("uWh", "mWh", "Wh", "kWh", "MWh")
+CARBON_LADDER = ("ugCO2e", "mgCO2e", "gCO2e", "kgCO2e", "tCO2e")
+_ZERO = 1  # the rung in which nothing at all is told
 
 AMOUNT_MAX = 2**63 - 1
 """The largest amount in a unit's integer scale, for databases count in 64 bits: 2.56 GWh, 9.22 MtCO2e."""
@@ -205,7 +209,7 @@ def format_energy(energy_microjoules: int | None) -> str:
 
 def format_carbon(carbon_micrograms: int | None) -> str:
     """Carbon as people read it, three significant digits: ``"1.20 gCO2e"``; ``"-"`` when unknown."""
-    return _format(carbon_micrograms, CARBON_MICROGRAMS, ("mgCO2e", "gCO2e", "kgCO2e", "tCO2e"))
+    return _format(carbon_micrograms, CARBON_MICROGRAMS, CARBON_LADDER)
 
 
 def format_energy_interval(energy_microjoules: int, low_microjoules: int, high_microjoules: int) -> str:
@@ -228,7 +232,7 @@ def format_money(cost_micro_units: int | None, currency: str | None) -> str:
     if cost_micro_units is None:
         return "-"
     amount = cost_micro_units / MICRO_UNITS_PER_UNIT
-    text = f"{amount:.2f}" if amount >= 1 else three_digits(amount)
+    text = f"{amount:.2f}" if abs(amount) >= 1 else three_digits(amount)
     return f"{text} {currency}" if currency else text
 
 
@@ -242,9 +246,10 @@ def format_amount(unit: str, amount: int | None, currency: str | None = None) ->
 
 
 def format_hours(hours: float) -> str:
-    """A time as people read it: ``"2.50 h"``, below one hour ``"12.0 min"``."""
-    minutes = hours * SECONDS["h"] / SECONDS["min"]
-    return f"{three_digits(hours)} h" if hours >= 1 else f"{three_digits(minutes)} min"
+    """A time as people read it: ``"2.50 h"``, below one hour ``"12.0 min"``, below one minute ``"5.00 s"``."""
+    seconds = hours * SECONDS["h"]
+    unit = "h" if hours >= 1 else "min" if seconds >= SECONDS["min"] else "s"
+    return f"{three_digits(seconds / SECONDS[unit])} {unit}"
 
 
 def format_kilometres(kilometres: float) -> str:
@@ -260,7 +265,17 @@ def format_count(count: float | None) -> str:
     for factor, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(count) >= factor:
             return f"{three_digits(count / factor)} {prefix}"
-    return f"{count:.0f}"
+    return f"{count:.0f}" if count == round(count) else three_digits(count)
+
+
+def format_share(ratio: float) -> str:
+    """A part of a whole as people read it: ``"12%"``; what is not nothing is at least ``"<1%"``."""
+    return "<1%" if 0 < ratio < 1 / PERCENT_PER_UNIT else f"{ratio:.0%}"
+
+
+def format_percent(ratio: float) -> str:
+    """A ratio that somebody wrote, as it was written: ``"7.5%"``."""
+    return f"{ratio * PERCENT_PER_UNIT:.10g}%"
 
 
 def format_bytes(size_bytes: int) -> str:
@@ -277,7 +292,7 @@ def _format(amount: int | None, factors: dict[str, int], ladder: tuple[str, ...]
 
 
 def _unit(amount: int, factors: dict[str, int], ladder: tuple[str, ...]) -> str:
-    unit = ladder[0]
+    unit = ladder[0] if amount else ladder[_ZERO]
     part, whole = _NEARLY
     for candidate in ladder:
         if abs(amount) * whole >= factors[candidate] * part:  # what rounds to 1000 of a unit is 1.00 of the next
@@ -286,7 +301,7 @@ def _unit(amount: int, factors: dict[str, int], ladder: tuple[str, ...]) -> str:
 
 
 def three_digits(value: float) -> str:
-    """Three significant digits, never in exponent form: ``0.0123``, ``4.20``, ``1234``."""
+    """Three significant digits: ``0.0123``, ``4.20``, ``1234``; in exponent form only below a millionth."""
     if value == 0:
         return "0"
     if abs(value) < 100:  # noqa: PLR2004 - what rounds up to 10 or 100 has a digit more before the point
@@ -294,8 +309,10 @@ def three_digits(value: float) -> str:
     size = abs(value)
     if size >= 100:  # noqa: PLR2004 - three digits before the point already
         return f"{value:.0f}"
+    if size < 1e-6:  # noqa: PLR2004 - as fixed-point numbers these are all zeros
+        return f"{value:.2e}"
     digits = 2
-    while size < 1 and digits < 6:  # noqa: PLR2004 - smaller amounts have a smaller unit
+    while size < 1:
         size *= 10
         digits += 1
     return f"{value:.{digits if abs(value) < 10 else 1}f}"  # noqa: PLR2004

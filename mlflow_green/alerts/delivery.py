@@ -19,7 +19,7 @@ from uuid import uuid4
 
 from mlflow_green.alerts.addresses import Address, addresses
 from mlflow_green.alerts.carrier import Letter
-from mlflow_green.alerts.message import Notice, bucket_of, is_urgent, write_message
+from mlflow_green.alerts.message import Notice, bucket_of, is_about_stopped, is_urgent, write_message
 from mlflow_green.alerts.standing import AlertBooks, Standings
 from mlflow_green.alerts.windows import opens_at
 from mlflow_green.clock import Clock
@@ -211,7 +211,9 @@ class Sender:
             for row in rows
         ]
         keys = {bucket_of(notice.payload) for notice in notices}
-        known = {key: standing for key in keys if (standing := standings.of(key)) is not None}
+        stopped = {bucket_of(notice.payload) for notice in notices if is_about_stopped(notice.payload)}
+        found = {key: standings.of(key, counts_stopped=key in stopped) for key in keys}
+        known = {key: standing for key, standing in found.items() if standing is not None}
         now = self._clock.now()
         message = write_message(notices, known, policy_sha256=self._policy.sha256, now=now, zone=self._policy.zone)
         letter = {

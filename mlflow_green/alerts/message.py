@@ -7,13 +7,23 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, tzinfo
 
+from mlflow_green.ledger.messages import HALTED, REFUSED
 from mlflow_green.policy.document import Budget
 from mlflow_green.policy.exhaustion import LEVEL_PERCENT, Exhaustion
+from mlflow_green.policy.raising import way_to_raise
 from mlflow_green.records import Balance, Energy, Mode
-from mlflow_green.units import SECONDS_PER_HOUR, format_amount, format_energy_interval, format_hours
+from mlflow_green.units import (
+    SECONDS_PER_HOUR,
+    format_amount,
+    format_energy_interval,
+    format_hours,
+    format_number_of,
+    format_percent,
+    format_share,
+)
 
 ALERTS_SHOWN_MAX = 20
 TEXT_LENGTH_MAX = 300
@@ -42,6 +52,7 @@ class Standing:
     """How a budget stands when a letter about it is written; what is not known is ``None``.
 
     ``budget`` is the policy's, ``forecast`` ``None`` with too few days. ``metered`` is the energy behind what is spent.
+    ``stopped`` is how many steps were ``refused`` or ``halted`` so far, by that word and the workflow run.
     """
 
     balance: Balance
@@ -51,6 +62,7 @@ class Standing:
     metered: Energy | None = None
     last_use_at: datetime | None = None
     period_end: datetime | None = None
+    stopped: Mapping[tuple[str, str], int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,28 +83,53 @@ def write_message(
     zone: tzinfo,
 ) -> Message:
     """One message about these alerts, at least one; ``standings`` by the key of their bucket, ``bucket_of``."""
-    shown = notices[:ALERTS_SHOWN_MAX]
-    headlines = [headline(notice.payload, _currency(standings, notice)) for notice in shown]
-    subject = headlines[0] if len(notices) == 1 else f"{len(notices)} alerts; first: {headlines[0]}"
+    told = _told_apart(notices)
+    shown = told[:ALERTS_SHOWN_MAX]
+    headlines = [headline(each.payload, _currency(standings, each), _times(standings, each)) for each in shown]
+    subject = headlines[0] if len(told) == 1 else f"{len(told)} alerts; first: {headlines[0]}"
     by_bucket: dict[tuple[str, ...], list[Notice]] = {}
     for notice in shown:
         by_bucket.setdefault(bucket_of(notice.payload), []).append(notice)
     parts = []
     for key, about in by_bucket.items():
         parts += [_event(notice, _currency(standings, notice), policy_sha256, zone) for notice in about]
-        parts.append(_state(about[-1].payload, standings.get(key), now, zone))
-    if len(notices) > len(shown):
-        parts.append(f"{len(notices) - len(shown)} more alerts are not shown; 'mlflow-green alerts list' has them.")
+        parts.append(_state([notice.payload for notice in about], standings.get(key), now, zone))
+    if len(told) > len(shown):
+        parts.append(f"{len(told) - len(shown)} more alerts are not shown; 'mlflow-green alerts list' has them.")
     data = {
         "subject": subject,
         "alert_ids": [notice.alert_id for notice in notices],
         "policy_sha256": policy_sha256,
         "alerts": [
-            _alert_data(notice, standings.get(bucket_of(notice.payload)), line)
+            _alert_data(notice, standings.get(bucket_of(notice.payload)), line, _times(standings, notice))
             for notice, line in zip(shown, headlines, strict=True)
         ],
     }
     return Message(subject=f"mlflow-green: {subject}", text="\n\n".join(parts) + "\n", data=data)
+
+
+def _told_apart(notices: Sequence[Notice]) -> list[Notice]:
+    """Without those that say again of a workflow run that a budget stops its steps: the first stands for all."""
+    found: dict[object, Notice] = {}
+    for index, notice in enumerate(notices):
+        key = (bucket_of(notice.payload), _kind(notice.payload)) if is_about_stopped(notice.payload) else index
+        found.setdefault(key, notice)
+    return list(found.values())
+
+
+def is_about_stopped(payload: Mapping[str, object]) -> bool:
+    """Whether the alert is about a step that was refused or halted."""
+    return payload.get("of") in {REFUSED, HALTED}
+
+
+def _kind(payload: Mapping[str, object]) -> tuple[str, str]:
+    return str(payload.get("of")), str(payload.get("workflow_run"))
+
+
+def _times(standings: Mapping[tuple[str, ...], Standing], notice: Notice) -> int:
+    """How many steps were stopped so far like the one that this is about, 1 at least."""
+    standing = standings.get(bucket_of(notice.payload))
+    return max(1, standing.stopped.get(_kind(notice.payload), 1) if standing else 1)
 
 
 def bucket_of(payload: Mapping[str, object]) -> tuple[str, ...]:
@@ -105,15 +142,19 @@ def is_urgent(payload: Mapping[str, object], budget: Budget) -> bool:
     return budget.mode is Mode.HARD and payload.get("of") != "forecast" and (_number(payload, "at_ratio") or 0) >= 1
 
 
-def headline(payload: Mapping[str, object], currency: str = "") -> str:
-    """What happened and to which budget, in one line."""
+def headline(payload: Mapping[str, object], currency: str = "", steps: int = 1) -> str:
+    """What happened and to which budget, in one line; ``steps`` is how many were stopped."""
+    if is_about_stopped(payload):
+        name = format_number_of(steps, "step") + ", first " if steps > 1 else ""
+        asked = _asked(payload, currency)
+        return _line(f"budget {payload.get('budget')} {payload.get('of')} {name}{payload.get('step')}: {asked}")
     ratio, limit, unit = _number(payload, "at_ratio"), _whole(payload, "limit"), str(payload.get("unit"))
     if ratio is None or limit is None:
         return _line(payload.get("text") or f"budget {payload.get('budget')}: something happened")
     amount = _whole(payload, "after", "amount")
     base = "is expected to spend" if payload.get("of") == "forecast" else f"has {payload.get('of')}"
     return _line(
-        f"budget {payload.get('budget')} {base} {ratio:.0%} of its {unit} limit"
+        f"budget {payload.get('budget')} {base} {format_percent(ratio)} of its {unit} limit"
         f" ({format_amount(unit, amount, currency)} of {format_amount(unit, limit, currency)}, {payload.get('period')})"
     )
 
@@ -130,16 +171,20 @@ def _event(notice: Notice, currency: str, policy_sha256: str, zone: tzinfo) -> s
     step = payload.get("step")
     lines = [headline(payload, currency), ""]
     lines += _labelled("Who", _who(payload))
-    lines += _labelled("Use", *_use(payload, currency))
+    if is_about_stopped(payload):
+        lines += _labelled("Why", _line(payload.get("reason", "not known")))
+        lines += _labelled("Run", _line(payload.get("workflow_run", "not known")))
+    else:
+        lines += _labelled("Use", *_use(payload, currency))
     lines += _labelled("Explain", f"mlflow-green explain {shlex.quote(str(step))}" if step else "mlflow-green explain")
     lines += _labelled("Policy", f"sha256 {str(payload.get('policy_sha256') or policy_sha256)[:12]}")
     lines += _labelled("Alert", f"{notice.alert_id}, {_when(notice.at, zone)}")
     return "\n".join(lines)
 
 
-def _state(payload: Mapping[str, object], standing: Standing | None, now: datetime, zone: tzinfo) -> str:
-    """How the budget stands when the letter is written, after the last of its alerts."""
-    name = _line(payload.get("budget", ""))
+def _state(payloads: Sequence[Mapping[str, object]], standing: Standing | None, now: datetime, zone: tzinfo) -> str:
+    """How the budget stands when the letter is written, after its alerts."""
+    name = _line(payloads[0].get("budget", ""))
     if standing is None:
         return f"How budget {name} stands now is not known: its bucket is not in this ledger, or not in green.yaml."
     balance, unit, currency = standing.balance, standing.balance.term.unit.value, standing.budget.currency
@@ -152,7 +197,7 @@ def _state(payload: Mapping[str, object], standing: Standing | None, now: dateti
     )
     lines += _labelled("Forecast", *_forecast(standing, zone))
     lines += _labelled("Most used", *_consumers(standing))
-    lines += _labelled("Effect", _effect(payload, standing.budget))
+    lines += _labelled("Effect", _effect(payloads, standing.budget))
     lines += _labelled("Do now", *_remedies(standing, zone))
     lines += _labelled("Data", *_data_lines(standing, now))
     return "\n".join(lines)
@@ -165,6 +210,16 @@ def _labelled(label: str, *texts: str) -> list[str]:
 def _who(payload: Mapping[str, object]) -> str:
     known = [f"{name} {payload[name]}" for name in ("user", "project", "step") if payload.get(name)]
     return _line(", ".join(known) or f"no single step; the account is {payload.get('account', 'not known')}")
+
+
+def _asked(payload: Mapping[str, object], currency: str) -> str:
+    """What the step needed, or wanted more when it was halted, and what there was."""
+    unit, needed, left = str(payload.get("unit")), _whole(payload, "needed"), _whole(payload, "available")
+    more = " more" if payload.get("of") == HALTED else ""
+    need = "what it needs is not known" if needed is None else f"{format_amount(unit, needed, currency)}{more} needed"
+    if needed is None and more:
+        need = "it asked for nothing more"
+    return need if left is None else f"{need}, {format_amount(unit, max(0, left), currency)} left"
 
 
 def _use(payload: Mapping[str, object], currency: str) -> list[str]:
@@ -180,7 +235,7 @@ def _use(payload: Mapping[str, object], currency: str) -> list[str]:
 
 def _share(unit: str, amount: int, limit: int | None, currency: str = "") -> str:
     text = format_amount(unit, amount, currency)
-    return f"{text} ({amount / limit:.0%})" if limit else text
+    return f"{text} ({format_share(amount / limit)})" if limit else text
 
 
 def _forecast(standing: Standing, zone: tzinfo) -> list[str]:
@@ -219,27 +274,24 @@ def _consumers(standing: Standing) -> list[str]:
     ]
 
 
-def _effect(payload: Mapping[str, object], budget: Budget) -> str:
+def _effect(payloads: Sequence[Mapping[str, object]], budget: Budget) -> str:
     """What the policy does at and beyond this point."""
     if budget.mode is Mode.OBSERVE:
         return "none: this budget only observes"
-    steps = [f"{rule.do.value} at {rule.at:.0%} {rule.base}" for rule in budget.rules if rule.do.value != "notify"]
+    steps = [
+        f"{rule.do.value} at {format_percent(float(rule.at))} {rule.base}"
+        for rule in budget.rules
+        if rule.do.value != "notify"
+    ]
     if budget.mode is Mode.HARD:
         steps.append("no new hold past 100%")
-    acting = "steps are stopped or refused now" if is_urgent(payload, budget) else "this alert itself stops nothing"
+    stops = any(is_about_stopped(payload) or is_urgent(payload, budget) for payload in payloads)
+    acting = "steps are stopped or refused now" if stops else "this alert itself stops nothing"
     return _line(f"{acting}; the rules of this budget: {', '.join(steps) or 'it only notifies'}")
 
 
 def _remedies(standing: Standing, zone: tzinfo) -> list[str]:
-    budget, lines = standing.budget, []
-    if budget.override is not None:
-        hours = budget.override.expires_seconds // SECONDS_PER_HOUR
-        lines.append(
-            f"mlflow-green budget override {shlex.quote(budget.name)} {budget.override.max_extra:.0%} --until {hours}h"
-            f" --reason '...'   (approved by {', '.join(budget.override.approvers)})"
-        )
-    else:
-        lines.append("raise the limit in green.yaml, then: mlflow-green policy apply")
+    lines = [way_to_raise(standing.budget)]
     if standing.period_end is not None:
         lines.append(f"or wait: the period ends {_when(standing.period_end, zone)}")
     return lines
@@ -258,7 +310,7 @@ def _data_lines(standing: Standing, now: datetime) -> list[str]:
     return lines
 
 
-def _alert_data(notice: Notice, standing: Standing | None, line: str) -> dict[str, object]:
+def _alert_data(notice: Notice, standing: Standing | None, line: str, steps: int) -> dict[str, object]:
     """The alert for programs: amounts are integers in microjoules, micrograms of CO2e or micro-units of money."""
     found = standing.forecast if standing else None
     kept = {
@@ -271,6 +323,7 @@ def _alert_data(notice: Notice, standing: Standing | None, line: str) -> dict[st
         now = {"spent": standing.balance.spent, "held": standing.balance.held, "limit": standing.balance.limit}
     return {
         **kept,
+        **({"steps": steps} if is_about_stopped(notice.payload) else {}),
         "alert_id": notice.alert_id,
         "at": notice.at.isoformat(),
         "headline": line,

@@ -11,10 +11,11 @@ from typing import Protocol
 
 from mlflow_green.alerts.message import Consumer, Standing
 from mlflow_green.ledger.ledger import Ledger, LedgerReader, PolicyBook, SharedOutbox
+from mlflow_green.ledger.messages import HALTED, REFUSED
 from mlflow_green.policy.document import Budget, Period, Policy
 from mlflow_green.policy.exhaustion import Exhaustion, daily_spends, exhaustion
 from mlflow_green.policy.terms import period_end, period_key
-from mlflow_green.records import Balance, Entry, JournalRow, total_energy
+from mlflow_green.records import Action, Balance, Entry, JournalRow, Outcome, Term, total_energy
 
 CONSUMERS_SHOWN = 3
 
@@ -54,7 +55,7 @@ class Standings:
         found = self._balances.values()
         return tuple(each for each in found if (each.term.budget, each.term.period) == (budget.name, period))
 
-    def of(self, key: tuple[str, ...]) -> Standing | None:
+    def of(self, key: tuple[str, ...], *, counts_stopped: bool = False) -> Standing | None:
         """How the bucket stands; ``None`` where the books or the policy do not have it."""
         balance = next((found for known, found in self._balances.items() if known == key), None)
         if balance is None:
@@ -74,7 +75,24 @@ class Standings:
             metered=total_energy(totals),
             last_use_at=max((row.at for row in rows), default=None),
             period_end=self._end(balance, budget),
+            stopped=self._stopped(balance.term) if counts_stopped else {},
         )
+
+    def _stopped(self, term: Term) -> Mapping[tuple[str, str], int]:
+        """How many steps each workflow run was refused by this budget, and how many it halted."""
+        refused = {
+            (row.step.label, row.step.workflow_run)
+            for row in self._books.decisions()
+            if row.decision.action is Action.REFUSE
+            and (row.decision.budget, row.decision.unit) == (term.budget, term.unit)
+        }
+        halted = {
+            (entry.step, entry.wildcards, entry.workflow_run)
+            for group in self._entries.values()
+            for entry in group
+            if entry.outcome is Outcome.HALTED and entry.reason.startswith(f"{term.budget}: ")
+        }
+        return Counter([*((REFUSED, run) for *_, run in refused), *((HALTED, run) for *_, run in halted)])
 
     def forecast(self, balance: Balance, budget: Budget) -> Exhaustion | None:
         """Where the bucket is heading; ``None`` with too few days, or when its period is over."""

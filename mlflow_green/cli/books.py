@@ -16,12 +16,14 @@ from mlflow_green.cli.budget import zone_of
 from mlflow_green.cli.doors import Place
 from mlflow_green.cli.output import NO_HISTORY, console, json_option, opened, print_json, print_json_line
 from mlflow_green.clock import SystemClock
-from mlflow_green.records import Decision, DecisionRow, Entry, Step
+from mlflow_green.records import Action, Decision, DecisionRow, Entry, Step
 from mlflow_green.units import SECONDS, format_bytes, format_number_of, parse_seconds
 
 if TYPE_CHECKING:
+    from mlflow_green.cli.doors import Books
     from mlflow_green.ledger.compaction import Compaction
     from mlflow_green.records import Balance
+    from mlflow_green.settings import Settings
 
 KEEP_SECONDS_MIN = SECONDS["d"]  # longer than any sender of messages holds on to one
 KEEP_SECONDS_MAX = 36_500 * SECONDS["d"]
@@ -86,10 +88,12 @@ def explain(place: Place, step: str | None, as_json: bool) -> None:
     from mlflow_green.reports.export import decision_to_json
 
     named = step_named(step) if step else None
-    with opened(place, place.settings()) as books:
+    settings = place.settings()
+    with opened(place, settings) as books:
         entries = books.entries() if books else ()
         decisions = all_decisions(books.decisions(), entries) if books else []
         versions = {version.sha256: version for version in books.policies()} if books else {}
+        ways_out = _ways_out(place, settings, books) if books else {}
     found = latest_decisions(decisions, *named) if named else decisions
     by_hold = {entry.hold_id: entry for entry in entries if entry.hold_id}
     if as_json:
@@ -98,12 +102,23 @@ def explain(place: Place, step: str | None, as_json: bool) -> None:
         out = console()
         for row in found:
             entry, version = by_hold.get(row.hold_id or ""), versions.get(row.decision.policy_sha256)
-            explain_decision(out, row, entry, version, hints=row is found[-1])
+            way_out = ways_out.get(row.decision.budget or "", "") if row.decision.action is Action.REFUSE else ""
+            explain_decision(out, row, entry, version, hints=row is found[-1], way_out=way_out)
     elif books is None:
         click.echo(NO_HISTORY, err=True)
     else:
         click.echo(_unknown_step(step, decisions) if step else "No step has asked for anything yet.", err=True)
     sys.exit(exit_codes.OK if found else exit_codes.FOUND)
+
+
+def _ways_out(place: Place, settings: Settings, books: Books) -> Mapping[str, str]:
+    """What can be done where a budget does not suffice, by its name."""
+    from mlflow_green.policy.raising import way_to_raise, with_governing
+
+    if settings.policy_path is None:
+        return {}
+    policy = with_governing(place.doors.load_policy(settings), books.approved_limits(), books.policies())
+    return {budget.name: way_to_raise(budget) for budget in policy.budgets}
 
 
 def step_named(step: str) -> tuple[str, str | None]:

@@ -7,14 +7,23 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, update
+from sqlalchemy import Connection, String, case, cast, update
 
 from mlflow_green.errors import LedgerError
 from mlflow_green.ledger import schema
 from mlflow_green.ledger.effects import Effects
-from mlflow_green.ledger.messages import Message
+from mlflow_green.ledger.messages import UNTIL_TAKEN, Message
 from mlflow_green.ledger.transaction import load_buckets, promise, write, write_facts
 from mlflow_green.records import BucketKey, Fact, LetterState
+
+_OUTBOX = schema.outbox.c
+_FREED: Mapping[Any, Any] = {
+    _OUTBOX.dedup: case(
+        (_OUTBOX.dedup.endswith(UNTIL_TAKEN), _OUTBOX.dedup + " as " + cast(_OUTBOX.outbox_id, String)),
+        else_=_OUTBOX.dedup,
+    )
+}
+"""What lets a message be promised again that does not wait any more, if it is one of those that may be."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +94,7 @@ def _change_letter(connection: Connection, change: LetterChange, now: datetime) 
             columns.state: LetterState.DELIVERED.value,
             columns.next_try: now,
             columns.error: None,
+            **_FREED,
         }
         if connection.execute(query.values(values)).rowcount != 1:
             raise LedgerError(f"there is no message {change.outbox_id} in the outbox")
@@ -93,6 +103,6 @@ def _change_letter(connection: Connection, change: LetterChange, now: datetime) 
     if change.error is not None:
         values |= {columns.tries: columns.tries + 1, columns.error: change.error}
     if change.retry_at is None:
-        values |= {columns.state: LetterState.DEAD.value}
+        values |= {columns.state: LetterState.DEAD.value, **_FREED}
     # What another sender has delivered meanwhile stays so.
     connection.execute(query.where(columns.state == LetterState.PENDING.value).values(values))

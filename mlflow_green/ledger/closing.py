@@ -7,8 +7,9 @@ from dataclasses import replace
 from mlflow_green.errors import LedgerError
 from mlflow_green.ledger.charges import charged_sum, check_entries, entries_of, metered_microjoules, metered_sum
 from mlflow_green.ledger.holds import CLOSED_STATE, GIVEN_UP, BookedHold, HoldState, is_fenced
+from mlflow_green.ledger.messages import halted_message
 from mlflow_green.ledger.working_books import WorkingBooks
-from mlflow_green.records import Closing, ClosingKind, Entry, Hold, Owner
+from mlflow_green.records import Closing, ClosingKind, Entry, Hold, Outcome, Owner
 
 
 def adopt(books: WorkingBooks, hold_id: str, owner: Owner | None) -> Hold | None:
@@ -45,6 +46,8 @@ def close(books: WorkingBooks, closing: Closing) -> None:
 
 
 def _close_open(books: WorkingBooks, hold: Hold, closing: Closing) -> None:
+    if closing.entry is not None and closing.entry.outcome is Outcome.HALTED:
+        books.tell(halted_message(hold, closing.entry, [books.balances[term.key] for term in hold.terms]))
     charged = charged_sum(entries_of(closing))
     for term in hold.terms:
         books.move(

@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from mlflow_green.errors import HoldClosed, LedgerError
 from mlflow_green.ledger.holds import BookedHold, HoldState
 from mlflow_green.ledger.ledger import Choose
+from mlflow_green.ledger.messages import refused_message
 from mlflow_green.ledger.working_books import WorkingBooks, under
-from mlflow_green.records import Answer, Balance, Decision, DecisionRow, Hold, HoldRequest, Owner, Term
+from mlflow_green.records import Action, Answer, Balance, Decision, DecisionRow, Hold, HoldRequest, Owner, Term
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +150,8 @@ def _record(
         balances=balances,
     )
     books.decisions.append(row)
+    if decision.action is Action.REFUSE:
+        books.tell(refused_message(request, decision, balances))
 
 
 def _as_spent(balance: Balance, mates: Sequence[Answer]) -> Balance:

@@ -39,7 +39,7 @@ from mlflow_green.ledger.compaction import (
 from mlflow_green.ledger.effects import BucketChange, Effects
 from mlflow_green.ledger.holds import BookedHold, HoldState
 from mlflow_green.ledger.ledger import Choose
-from mlflow_green.ledger.messages import Message
+from mlflow_green.ledger.messages import UNTIL_TAKEN, Message
 from mlflow_green.ledger.past_uses import HISTORY_LENGTH_MAX, INPUT_BYTES_FACT, past_use
 from mlflow_green.ledger.pending import with_pending
 from mlflow_green.ledger.posting import post, post_adjustment, post_allowances, post_applied, post_approval, post_policy
@@ -450,4 +450,7 @@ class MemoryLedger:
 
     def _change_letter(self, outbox_id: int, **changes: Any) -> None:
         dedup, row = self._letter(outbox_id)
-        self._letters[dedup] = replace(row, **changes)
+        self._letters[dedup] = changed = replace(row, **changes)
+        if changed.state is not LetterState.PENDING and dedup.endswith(UNTIL_TAKEN):
+            freed = f"{dedup} as {outbox_id}"
+            self._letters = {freed if known == dedup else known: each for known, each in self._letters.items()}

@@ -7,8 +7,12 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from mlflow_green.ledger.allowances import LimitChange, allowance_text, change_text
-from mlflow_green.records import AlertRule, Allowance, Balance, Entry, Hold, PolicyVersion
-from mlflow_green.units import exact, format_amount
+from mlflow_green.records import AlertRule, Allowance, Balance, Decision, Entry, Hold, HoldRequest, PolicyVersion
+from mlflow_green.units import exact, format_amount, format_percent
+
+REFUSED, HALTED = "refused", "halted"
+UNTIL_TAKEN = "|until taken"
+"""How the ``dedup`` ends of a message that may be promised again as soon as it does not wait any more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +90,7 @@ def crossing_message(rule: AlertRule, before: Balance, after: Balance, hold: Hol
     base = "committed" if rule.of_committed else "spent"
     amount = _amount(rule, after)
     text = (
-        f"budget {term.budget} ({term.account}, {term.period}) is past {rule.at_ratio:.0%} {base}:"
+        f"budget {term.budget} ({term.account}, {term.period}) is past {format_percent(rule.at_ratio)} {base}:"
         f" {format_amount(term.unit, amount)} of {format_amount(term.unit, after.limit)} {term.unit.value}"
     )
     return Message(
@@ -115,4 +119,69 @@ def crossing_message(rule: AlertRule, before: Balance, after: Balance, hold: Hol
             "text": text,
         },
         text=text,
+    )
+
+
+def refused_message(request: HoldRequest, decision: Decision, balances: Sequence[Balance]) -> Message | None:
+    """Tell the channels of the budget that refused a step; ``None`` where it has none."""
+    what = (decision.budget, decision.unit)
+    balance = next((each for each in balances if (each.term.budget, each.term.unit) == what), None)
+    if balance is None:
+        return None
+    about = {
+        "needed": decision.needed,
+        "available": decision.available,
+        "hold_id": None,
+        "policy_sha256": decision.policy_sha256,
+    }
+    return _stopped_message(REFUSED, balance, request, {**about, "reason": decision.reason})
+
+
+def halted_message(hold: Hold, entry: Entry, balances: Sequence[Balance]) -> Message | None:
+    """Tell the channels of the budget that halted a step: the entry's reason says "BUDGET: STEP used UNIT ...".
+
+    ``hold`` and ``balances`` are as they were before the hold was closed.
+    """
+    named = [each for each in balances if entry.reason.startswith(f"{each.term.budget}: {hold.step.label} ")]
+    if not named:
+        return None
+    balance = next((each for each in named if f" {each.term.unit.value} " in entry.reason), named[0])
+    about = {
+        "needed": hold.wanted.get(balance.term.unit),
+        "available": balance.limit - balance.committed,
+        "hold_id": hold.hold_id,
+        "policy_sha256": hold.policy_sha256,
+    }
+    return _stopped_message(HALTED, balance, hold, {**about, "reason": entry.reason})
+
+
+def _stopped_message(
+    what: str, balance: Balance, who: HoldRequest | Hold, about: Mapping[str, object]
+) -> Message | None:
+    """One for each budget and workflow run, whatever number of steps it is about: the sender counts them."""
+    term, step = balance.term, who.step
+    to = list(dict.fromkeys(name for rule in term.alerts for name in rule.to))
+    if not to:
+        return None
+    return Message(
+        kind="alert",
+        dedup="|".join((*term.key, what, step.workflow_run)) + UNTIL_TAKEN,
+        payload={
+            "budget": term.budget,
+            "account": term.account,
+            "unit": term.unit.value,
+            "period": term.period,
+            "at_ratio": None,
+            "of": what,
+            "limit": balance.limit,
+            "spent": balance.spent,
+            "held": balance.held,
+            "step": step.label,
+            "user": who.user,
+            "project": who.project,
+            "workflow_run": step.workflow_run,
+            **about,
+            "to": to,
+            "text": f"budget {term.budget} {what} {step.label}: {about['reason']}",
+        },
     )

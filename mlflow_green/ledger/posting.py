@@ -232,7 +232,7 @@ def _effects(  # noqa: PLR0913 - what the books do not tell is named
         windows=windows,
         facts=facts,
         decisions=tuple(books.decisions),
-        messages=(*map(mlflow_message, books.entries), *messages),
+        messages=(*map(mlflow_message, books.entries), *books.stopped.values(), *messages),
         alerts=tuple(crossings(books, standing)),
         balances_changed=any(_moves(change, standing) for change in buckets)
         or any(before.pending != books.balances[key].pending for key, before in standing.balances.items())

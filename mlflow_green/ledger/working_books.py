@@ -10,6 +10,7 @@ from mlflow_green.errors import LedgerError
 from mlflow_green.ledger.allowances import Limits, agreement_text, previous_key
 from mlflow_green.ledger.forked import forked
 from mlflow_green.ledger.holds import BookedHold
+from mlflow_green.ledger.messages import Message
 from mlflow_green.ledger.pending import pending_under
 from mlflow_green.ledger.standing import Standing
 from mlflow_green.records import (
@@ -52,6 +53,7 @@ class WorkingBooks:
     journal: list[JournalRow] = field(default_factory=list)
     entries: list[Entry] = field(default_factory=list)
     decisions: list[DecisionRow] = field(default_factory=list)
+    stopped: dict[str, Message] = field(default_factory=dict)
 
     @classmethod
     def of(cls, standing: Standing, now: datetime) -> WorkingBooks:
@@ -141,6 +143,11 @@ class WorkingBooks:
         if entry.entry_id not in self.entry_ids:
             self.entry_ids.add(entry.entry_id)
             self.entries.append(entry)
+
+    def tell(self, message: Message | None) -> None:
+        """Promise a message about a stopped step, once for what is told together."""
+        if message is not None:
+            self.stopped.setdefault(message.dedup, message)
 
     def _sum_pending(self, term: Term) -> None:
         balance = self.balances[term.key]

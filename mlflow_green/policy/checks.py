@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from decimal import Decimal, DecimalException
+from decimal import Decimal
 from itertools import chain
 
 from mlflow_green.errors import QuantityError
 from mlflow_green.policy.problem import KeyPath, Problem
 from mlflow_green.policy.source import close_name
-from mlflow_green.policy.values import PERCENT_MAX, TIER_NAME
+from mlflow_green.policy.values import TIER_NAME, percent
 from mlflow_green.records import Unit
 from mlflow_green.units import CARBON_MICROGRAMS, ENERGY_MICROJOULES, split_quantity
 
@@ -168,14 +168,10 @@ def _halts(path: KeyPath, budget: Data) -> Iterator[Problem]:
 
 
 def _ratio(rule: Data) -> Decimal | None:
-    text = str(rule.get("at", ""))
-    if not text.endswith("%"):
-        return None
     try:
-        ratio = Decimal(text[:-1].strip()).normalize() / 100
-    except DecimalException:
+        return percent(rule.get("at"))
+    except ValueError:  # told where it stands
         return None
-    return ratio if ratio.is_finite() and abs(ratio) <= PERCENT_MAX else None
 
 
 def _periods(path: KeyPath, budget: Data) -> Iterator[Problem]:

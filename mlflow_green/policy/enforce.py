@@ -8,7 +8,7 @@ from mlflow_green.policy.document import GRACE_SECONDS, Budget, Policy, Verb
 from mlflow_green.policy.forecast import ToAmounts, energy_only
 from mlflow_green.policy.leash import Interval, Leash, halted_text
 from mlflow_green.records import Balance, Hold, Mode, Unit, Usage
-from mlflow_green.units import format_amount, microjoules
+from mlflow_green.units import format_amount, format_percent, microjoules
 
 TOP_UP_PERCENT = 80
 TOP_UP_PERIODS = 3
@@ -66,7 +66,8 @@ def _over_threshold(budget: Budget, balance: Balance, charged: int) -> str | Non
     for rule in budget.rules_that(Verb.HALT):
         if total >= rule.threshold(limit):
             text = format_amount(unit, total, budget.currency)
-            return f"brings {unit} spent to {text}, past {rule.at:.0%} of {format_amount(unit, limit, budget.currency)}"
+            at, of = format_percent(float(rule.at)), format_amount(unit, limit, budget.currency)
+            return f"brings {unit} spent to {text}, past {at} of {of}"
     return None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta, tzinfo
 from fractions import Fraction
@@ -9,11 +10,11 @@ from typing import NamedTuple
 
 from mlflow_green.errors import AllowanceRefused, PolicyError, QuantityError
 from mlflow_green.ledger.allowances import LimitKey, limit_key, stricter
-from mlflow_green.policy.document import Budget, Override, Policy, Verb, parse_policy
-from mlflow_green.policy.terms import is_over, terms
+from mlflow_green.policy.document import Budget, Override, Period, Policy, Verb, parse_policy
+from mlflow_green.policy.terms import account_labels, is_over, terms
 from mlflow_green.policy.values import limit_of, percent
 from mlflow_green.records import Allowance, ApprovedLimit, PolicyVersion, Term, Unit
-from mlflow_green.units import AMOUNT_MAX, format_amount, parse_seconds
+from mlflow_green.units import AMOUNT_MAX, SECONDS_PER_HOUR, format_amount, format_percent, parse_seconds
 
 GroupsOf = Callable[[str], Collection[str]]
 """The names of the groups that the system puts a user into."""
@@ -80,6 +81,18 @@ def expiry(text: str | None, override: Override, now: datetime, policy: Policy) 
 def allowance_state(allowance: Allowance, now: datetime, zone: tzinfo) -> str:
     """``expired``, ``active`` or ``pending``: what was added to a bucket is over with its period."""
     return "expired" if is_over(allowance.period, now, zone) else allowance.state(now)
+
+
+def way_to_raise(budget: Budget) -> str:
+    """What can be done where this budget's limit does not suffice: a command, and whose decision it is."""
+    if budget.period is Period.WORKFLOW:
+        return "raise its limit in green.yaml for the next run, then: mlflow-green policy apply"
+    name, rules = shlex.quote(budget.name), budget.override
+    if rules is None:
+        return f"mlflow-green budget grant {name} 20% --reason '...'   (recorded as your own decision)"
+    most, hours = format_percent(float(rules.max_extra)), rules.expires_seconds // SECONDS_PER_HOUR
+    command = f"mlflow-green budget override {name} {most} --until {hours}h --reason '...'"
+    return f"{command}   (approved by {', '.join(rules.approvers)})"
 
 
 # --- who agrees -----------------------------------------------------------------------------------
@@ -160,6 +173,13 @@ def governing(
     return next((each.override for each in current.budgets if each.name == budget), None)
 
 
+def with_governing(policy: Policy, approved: Sequence[ApprovedLimit], versions: Sequence[PolicyVersion]) -> Policy:
+    """The policy with the approvers that count for each of its budgets."""
+    rules = {budget.name: governing(budget.name, policy, approved, versions) for budget in policy.budgets}
+    budgets = tuple(budget.model_copy(update={"override": rules[budget.name]}) for budget in policy.budgets)
+    return policy.model_copy(update={"budgets": budgets})
+
+
 # --- how much of a policy counts ----------------------------------------------------------------------
 
 
@@ -171,7 +191,7 @@ def terms_of_accounts(
     own = terms(policy, project=project, user=user, org=None, now=now, workflow_run="next")
     found = {term.key: term for term in own}
     for budget, account in sorted(accounts):
-        named = _labels(account)
+        named = account_labels(account)
         theirs = terms(
             policy,
             project=named.get("project", project),
@@ -238,7 +258,7 @@ def dropped(
     return tuple(
         limit
         for limit in gone
-        if (projects.get(limit.policy_sha256) or _labels(limit.account).get("project")) == policy.project
+        if (projects.get(limit.policy_sha256) or account_labels(limit.account).get("project")) == policy.project
     )
 
 
@@ -252,13 +272,8 @@ def dropped_line(limit: ApprovedLimit) -> str:
 
 
 def _is_for(account: str, payer: Mapping[str, str]) -> bool:
-    labels = _labels(account)
+    labels = account_labels(account)
     return all(labels.get(level, name) == name for level, name in payer.items())
-
-
-def _labels(account: str) -> dict[str, str]:
-    labels = dict(part.split(":", 1) for part in account.split("/") if ":" in part)
-    return {level: name.replace("%2F", "/").replace("%25", "%") for level, name in labels.items()}
 
 
 def _project_in(text: str) -> str | None:

@@ -19,6 +19,7 @@ SIZE_BYTES_MAX = 1_000_000
 NODES_MAX = 20_000
 DEPTH_MAX = 20
 CUTOFF = 0.6
+SHOWN_MAX = 70  # with the indent and what stands for the rest, a line of a terminal of 80 columns
 
 SECRETS = ("webhook", "secret", "apprise")
 """The keys of a channel whose value opens it to whoever reads it."""
@@ -152,7 +153,8 @@ class Source:
         found = _MAYBE_SECRET.search(line)
         end = min(end, found.end()) if found else end
         shown = line if end == len(line) else f"{line[:end]}***"
-        return f"{head}\n    {shown}\n    {' ' * min(mark.column - 1, end)}^"
+        caret = min(mark.column - 1, end)
+        return "\n    ".join((head, *_window(shown, caret)))
 
 
 def read_bytes(path: Path) -> bytes:
@@ -188,6 +190,13 @@ def _not_text(name: str, raw: bytes, offset: int) -> PolicyError:
     line = raw.count(b"\n", 0, offset) + 1
     column = offset - raw.rfind(b"\n", 0, offset)
     return PolicyError((f"{name}:{line}:{column}: error: not UTF-8 text (byte {raw[offset]:#04x}); save it as UTF-8",))
+
+
+def _window(line: str, caret: int) -> tuple[str, str]:
+    """The part of a line around its caret that fits into a terminal, and the line with the caret."""
+    start = max(0, min(caret - SHOWN_MAX // 2, len(line) - SHOWN_MAX))
+    text, left, right = line[start : start + SHOWN_MAX], "…" * (start > 0), "…" * (start + SHOWN_MAX < len(line))
+    return f"{left}{text}{right}", f"{' ' * (caret - start + len(left))}^"
 
 
 def _mark(node: Node) -> Mark:

@@ -169,6 +169,12 @@ def _escaped(name: str) -> str:
     return name.replace("%", "%25").replace("/", "%2F")
 
 
+def account_labels(account: str) -> dict[str, str]:
+    """The names in an account's path, by their level."""
+    labels = dict(part.split(":", 1) for part in account.split("/") if ":" in part)
+    return {level: name.replace("%2F", "/").replace("%25", "%") for level, name in labels.items()}
+
+
 def _alerts(budget: Budget) -> tuple[AlertRule, ...]:
     return tuple(
         AlertRule(at_ratio=float(rule.at), of_committed=rule.base == "committed", to=rule.to)

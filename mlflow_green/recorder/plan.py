@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from statistics import median, median_low
+from statistics import median_low
 from typing import Protocol
 
 from mlflow_green.emissions.operational import charged_amounts
@@ -15,6 +15,7 @@ from mlflow_green.ledger.past_uses import HISTORY_LENGTH_MAX
 from mlflow_green.policy.document import Policy
 from mlflow_green.policy.forecast import estimate
 from mlflow_green.policy.sizes import scaled_to, size_law
+from mlflow_green.recorder.durations import Durations
 from mlflow_green.recorder.planner import Planner
 from mlflow_green.recorder.recorder import SAMPLING_PERIOD_SECONDS
 from mlflow_green.recorder.rehearsal import (
@@ -244,20 +245,16 @@ class _Workflow:
         self._ledger = ledger
         self._book = book
         self.guessed_durations = 0
-        self._durations: defaultdict[tuple[str | None, ...], list[float]] = defaultdict(list)
-        for entry in entries:
-            if entry.outcome is Outcome.SUCCEEDED and entry.project == book.project:
-                for key in _duration_keys(entry.step, entry.wildcards, entry.tier):
-                    self._durations[key].append(entry.duration_seconds)
+        self._durations = Durations(entries)
 
     def request(self, ticket: Ticket, now: datetime) -> HoldRequest:
         return self._planner.request(ticket, self._ledger, now)
 
     def duration_seconds(self, part: Part) -> float:
         step = part.ticket.step
-        for key in _duration_keys(step.name, step.wildcards, _tier(part)):
-            if key in self._durations:
-                return max(median(self._durations[key]), DURATION_SECONDS_MIN)
+        known = self._durations.expected_seconds(self._book.project, step.name, step.wildcards, _tier(part))
+        if known is not None:
+            return max(known, DURATION_SECONDS_MIN)
         if part.ticket.needs_nothing:
             return DURATION_SECONDS_MIN
         self.guessed_durations += 1
@@ -316,11 +313,6 @@ class _Workflow:
 
     def top_ups(self, part: Part) -> tuple[()]:  # noqa: ARG002 - what is used exactly as expected asks for no more
         return ()
-
-
-def _duration_keys(step: str, wildcards: str, tier: str | None) -> tuple[tuple[str | None, ...], ...]:
-    """The runs whose duration is expected of a step, the nearest first."""
-    return (step, wildcards, tier), (step, tier), (step,)
 
 
 def _tier(part: Part) -> str | None:

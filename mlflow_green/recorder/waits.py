@@ -6,12 +6,12 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from statistics import median
 
 from mlflow_green.ledger.pending import pending_under
-from mlflow_green.policy.document import Policy
+from mlflow_green.policy.document import Budget, Policy
 from mlflow_green.policy.terms import period_end
-from mlflow_green.records import Action, Balance, DecisionRow, Entry, Hold, Outcome
+from mlflow_green.recorder.durations import Durations
+from mlflow_green.records import Action, Balance, DecisionRow, Entry, Hold
 
 HOLDERS_MAX = 5
 
@@ -35,7 +35,7 @@ class Waiting:
 
     ``balance`` is the budget that it names, as it is now. ``holders`` have the most of it, ``holders_more`` others have
     something too. ``period_ends_at`` is when the budget starts afresh, ``refused_by`` the latest moment at which the
-    step is refused; ``None`` where the policy no longer has that budget.
+    step is refused; ``None`` where the policy no longer has that budget, and so is ``budget``.
     """
 
     row: DecisionRow
@@ -45,6 +45,7 @@ class Waiting:
     holders_more: int
     period_ends_at: datetime | None
     refused_by: datetime | None
+    budget: Budget | None = None
 
 
 def waits(
@@ -65,9 +66,9 @@ def waits(
             rows.clear()  # it counts from the first of the answers that let it wait
         rows.append(row)
     over = {(entry.workflow_run, entry.step, entry.wildcards, entry.attempt) for entry in entries}
-    by_key = {balance.term.key: balance for balance in balances}
+    by_key, durations = {balance.term.key: balance for balance in balances}, Durations(entries)
     found = [
-        _waiting(rows, entries, holds, by_key, policy, now)
+        _waiting(rows, durations, holds, by_key, policy, now)
         for rows in answers.values()
         if rows[-1].decision.action is Action.WAIT
         and is_live(rows[-1].step.workflow_run)
@@ -78,7 +79,7 @@ def waits(
 
 def _waiting(
     rows: Sequence[DecisionRow],
-    entries: Sequence[Entry],
+    durations: Durations,
     holds: Sequence[Hold],
     balances: dict[tuple[str, str, str, str], Balance],
     policy: Policy,
@@ -86,7 +87,7 @@ def _waiting(
 ) -> Waiting:
     row, since, decision = rows[-1], rows[0].at, rows[-1].decision
     seen = next((b for b in row.balances if b.term.budget == decision.budget and b.term.unit is decision.unit), None)
-    holders = [] if seen is None else _holders(seen, entries, holds)
+    holders = [] if seen is None else _holders(seen, durations, holds)
     budget = next((each for each in policy.budgets if each.name == decision.budget), None)
     patience = max((budget.max_wait_seconds, *(rule.for_seconds or 0 for rule in budget.rules))) if budget else None
     return Waiting(
@@ -97,16 +98,17 @@ def _waiting(
         holders_more=max(0, len(holders) - HOLDERS_MAX),
         period_ends_at=period_end(budget.period, now, policy.zone) if budget else None,
         refused_by=None if patience is None else since + timedelta(seconds=patience),
+        budget=budget,
     )
 
 
-def _holders(balance: Balance, entries: Sequence[Entry], holds: Sequence[Hold]) -> list[Holder]:
+def _holders(balance: Balance, durations: Durations, holds: Sequence[Hold]) -> list[Holder]:
     found = [
         Holder(
             hold=hold,
             amount=hold.amounts.get(balance.term.unit, 0),
             wanted=pending_under(balance.term, [hold]),
-            ends_at=_expected_end(hold, entries),
+            ends_at=_expected_end(hold, durations),
         )
         for hold in holds
         if any(term.key == balance.term.key for term in hold.terms)
@@ -116,12 +118,7 @@ def _holders(balance: Balance, entries: Sequence[Entry], holds: Sequence[Hold]) 
     )
 
 
-def _expected_end(hold: Hold, entries: Sequence[Entry]) -> datetime | None:
-    """When it will end if it takes as long as it did before, in the median; ``None`` for a step that never ended."""
-    known = [
-        entry.duration_seconds
-        for entry in entries
-        if entry.outcome is Outcome.SUCCEEDED
-        and (entry.project, entry.step, entry.tier) == (hold.project, hold.step.name, hold.tier)
-    ]
-    return hold.opened_at + timedelta(seconds=median(known)) if known else None
+def _expected_end(hold: Hold, durations: Durations) -> datetime | None:
+    """When it will end if it takes as long as it did before; ``None`` for a step that never ended well."""
+    seconds = durations.expected_seconds(hold.project, hold.step.name, hold.step.wildcards, hold.tier)
+    return None if seconds is None else hold.opened_at + timedelta(seconds=seconds)

@@ -25,10 +25,7 @@ def closing_text(entries: Sequence[Entry], balances: Sequence[Balance], *, has_p
         console.print(balance_table(balances, width=width))
     refused = next((entry.step for entry in entries if entry.outcome is Outcome.REFUSED), None)
     if refused is not None:
-        console.print(
-            f"Next: 'mlflow-green explain {refused}' shows why it was refused, "
-            "'mlflow-green budget override --help' how to get more."
-        )
+        console.print(f"Next: 'mlflow-green explain {refused}' shows why it was refused, and what can be done.")
     elif not has_policy:
         console.print("Next: 'mlflow-green init' writes a green.yaml with your country (grams of CO2e) and a budget.")
     elif not has_place:

@@ -25,10 +25,11 @@ def explain_decision(
     version: PolicyVersion | None = None,
     *,
     hints: bool = True,
+    way_out: str = "",
 ) -> None:
     """Print why the step got this answer, and how it ended and which policy that was where these are known.
 
-    ``hints``: name the columns that the table leaves out.
+    ``hints``: name the columns that the table leaves out. ``way_out`` is what can be done about it.
     """
     decision = row.decision
     answer = decision.action.value if decision.action == decision.would else _watched(row)
@@ -59,6 +60,8 @@ def explain_decision(
     if entry is not None:
         told = f", {entry.reason}" if entry.reason and entry.reason != decision.reason else ""
         lines.append(("ended", f"{entry.outcome}, {energy_text(entry.total)}{told}"))
+    if way_out:
+        lines.append(("to do", way_out))
     print_facts(console, lines)
     if row.balances:
         table = balance_table(row.balances, width=console.width - _INDENT)

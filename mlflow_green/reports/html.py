@@ -41,6 +41,7 @@ from mlflow_green.reports.totals import (
     windows_of,
 )
 from mlflow_green.reports.wording import (
+    ANSWERS,
     MISSING,
     QUALITY,
     WITHOUT_RESULT,
@@ -67,13 +68,6 @@ _METHODS = {
     Method.MEASURED: "measured: read from energy counters",
     Method.ESTIMATED: "estimated: modelled from load and rated power, not read from a counter",
     Method.MIXED: "mixed: in part read from counters, in part modelled",
-}
-_ANSWERS = {
-    Action.ADMIT: "admitted",
-    Action.DOWNGRADE: "downgraded",
-    Action.WAIT: "waited",
-    Action.REFUSE: "refused",
-    Action.HALT: "halted",
 }
 
 
@@ -168,7 +162,11 @@ def _cards(entries: Sequence[Entry]) -> list[Card]:
     lost = [entry for entry in entries if entry.outcome in WITHOUT_RESULT]
     counts = Counter(entry.outcome for entry in entries if entry.outcome is not Outcome.SUCCEEDED)
     spent = metered(lost)
-    ratio = f"{spent.microjoules / total.microjoules:.0%} of all: " if spent and total and total.microjoules else ""
+    ratio = (
+        f"{units.format_share(spent.microjoules / total.microjoules)} of all: "
+        if spent and total and total.microjoules
+        else ""
+    )
     cards.append(
         Card(
             title="Energy without a result",
@@ -240,6 +238,7 @@ def _budgets(journal: Iterable[JournalRow], balances: Sequence[Balance]) -> dict
     )
     return {
         "rows": [_budget_row(balance) for balance in balances],
+        "has_pending": any(balance.pending for balance in balances),
         "charts": [_budget_chart(balance, levels[balance.term.key]) for balance in drawn[:CHARTS_MAX]],
         "left_out": max(len(drawn) - CHARTS_MAX, 0),
     }
@@ -256,6 +255,7 @@ def _budget_row(balance: Balance) -> dict[str, Any]:
         "limit": units.format_amount(term.unit, balance.limit),
         "spent": units.format_amount(term.unit, balance.spent),
         "held": units.format_amount(term.unit, balance.held),
+        "pending": units.format_amount(term.unit, balance.pending) if balance.pending else MISSING,
         "available": units.format_amount(term.unit, balance.available),
         "over": balance.available < 0,
     }
@@ -285,6 +285,7 @@ def _rule_rows(entries: Sequence[Entry]) -> list[dict[str, Any]]:
             "interval": interval_text(rule.energy),
             "percent": round(100 * rule.energy_ratio, 1) if rule.energy_ratio is not None else None,
             "carbon": units.format_carbon(rule.carbon_micrograms),
+            "answers": rule.answers,
         }
         for rule in rule_totals(entries)
     ]
@@ -355,9 +356,9 @@ def _answers(decisions: Iterable[DecisionRow], entries: Sequence[Entry], workflo
         decision = row.decision
         if workflow_run not in {None, row.step.workflow_run} or Action.ADMIT is decision.action is decision.would:
             continue
-        answer = _ANSWERS[decision.action]
+        answer = ANSWERS[decision.action]
         if decision.action is Action.ADMIT:
-            answer = f"would have been {_ANSWERS[decision.would]}"
+            answer = f"would have been {ANSWERS[decision.would]}"
         found = rows.setdefault((row.step.key, answer), {"at": row.at, "step": row.step.label, "times": 0})
         found |= {"answer": answer, "action": decision.would.value, "reason": decision.reason}
         found["times"] += 1

@@ -15,11 +15,13 @@ from rich.text import Text
 from mlflow_green import units
 from mlflow_green.recorder.plan import Plan, PlannedAnswer, PlannedBalance
 from mlflow_green.records import Action, Energy, Method, Unit
+from mlflow_green.reports.export import balance_to_json
 from mlflow_green.reports.tables import ACTION_STYLES, Column, table_of
 from mlflow_green.reports.wording import MISSING, interval_text, period_text
 
 _ROWS_MAX = 40
 _REASONS_MAX = 6
+_SOURCE = "Known from"
 _WORDS = {
     Action.ADMIT: "admitted",
     Action.DOWNGRADE: "downgraded",
@@ -48,7 +50,10 @@ class _Line:
 def print_plan(console: Console, plan: Plan) -> None:
     """The tables, the reasons, the totals and the verdict."""
     if plan.answers:
-        console.print(plan_table(plan.answers, width=console.width))
+        table = plan_table(plan.answers, width=console.width)
+        console.print(table)
+        if _SOURCE not in {column.header for column in table.columns}:
+            console.print(Text(_sources(plan.answers), "dim"))
     for reason in _reasons(plan.answers):
         console.print(Text(reason))
     if plan.balances:
@@ -103,7 +108,13 @@ def plan_table(answers: Sequence[PlannedAnswer], *, width: int = 120) -> Table:
         Column(title="Interval", cell=lambda line: Text(_interval(line), "dim"), rank=2),
         Column(title="Holds", cell=_holds, right=True, rank=3),
         Column(title="Budget", cell=lambda line: _budget(line.first), rank=1),
-        Column(title="Known from", cell=lambda line: Text(_source(line.first), "dim"), rank=4, wraps=True),
+        Column(
+            title=_SOURCE,
+            cell=lambda line: Text(_source(line.first), "dim"),
+            rank=4,
+            wraps=True,
+            told_elsewhere=True,
+        ),
     ]
     return table_of(columns, _lines(answers), width=width)
 
@@ -174,6 +185,17 @@ def _needed(answer: PlannedAnswer) -> int | None:
 
 def _source(answer: PlannedAnswer) -> str:
     return answer.estimate.source if answer.estimate and answer.decision else MISSING
+
+
+def _sources(answers: Iterable[PlannedAnswer]) -> str:
+    """Where the estimates come from, for a terminal that has no room for the column: of each rule the first."""
+    told: dict[str, str] = {}
+    for answer in answers:
+        if _source(answer) != MISSING:
+            told.setdefault(answer.step.name, f"{answer.step.name}: {_source(answer)}")
+    more = len(told) - _REASONS_MAX
+    listed = [*list(told.values())[:_REASONS_MAX], *([f"and {more} more; --json has all of them"] if more > 0 else [])]
+    return f"{_SOURCE}: {'; '.join(listed)}." if told else ""
 
 
 def _reasons(answers: Iterable[PlannedAnswer]) -> list[str]:
@@ -267,17 +289,8 @@ def _answer_to_json(answer: PlannedAnswer) -> dict[str, object]:
 
 
 def _balance_to_json(balance: PlannedBalance) -> dict[str, object]:
-    term = balance.after.term
     return {
-        "budget": term.budget,
-        "account": term.account,
-        "unit": term.unit.value,
-        "period": term.period,
-        "mode": term.mode.value,
-        "limit": balance.after.limit,
-        "spent": balance.before.spent,
-        "held": balance.before.held,
-        "pending": balance.before.pending,
+        **balance_to_json(balance.before),
         "spent_after": balance.after.spent,
         "spent_after_low": balance.low,
         "spent_after_high": balance.high,

@@ -60,6 +60,7 @@ WIDTH_WITHOUT_TERMINAL = 120
 _WIDE = 110
 _WRAPPED_WIDTH = 12
 _NEARLY_USED_RATIO = 0.8
+_ANSWERS_MAX = 6
 ACTION_STYLES = {Action.DOWNGRADE: "yellow", Action.WAIT: "cyan", Action.REFUSE: "red", Action.HALT: "magenta"}
 _OUTCOME_STYLES = {
     Outcome.SUCCEEDED: "green",
@@ -85,7 +86,8 @@ def terminal(file: TextIO | None = None) -> Console:
 class Column(Generic[Row]):
     """``rank`` says when the column goes if the width does not suffice: the highest goes first, 0 stays.
 
-    One that ``wraps`` goes on in a second line before any column goes.
+    One that ``wraps`` goes on in a second line before any column goes. The caption does not name one that is
+    ``told_elsewhere``.
     """
 
     title: str
@@ -93,6 +95,7 @@ class Column(Generic[Row]):
     rank: int = 0
     right: bool = False
     wraps: bool = False
+    told_elsewhere: bool = False
 
 
 # --- per job ----------------------------------------------------------------------------------------
@@ -199,7 +202,16 @@ def rules_table(entries: Sequence[Entry], *, width: int = 120) -> Table:
         "Interval": interval_text(whole),
         "CO2e": carbon_text(carbon_micrograms(entries)),
     }
-    return table_of(columns, rule_totals(entries), totals=[total], width=width)
+    rules = rule_totals(entries)
+    return table_of(columns, rules, totals=[total], width=width, note=_answers_note(rules))
+
+
+def _answers_note(rules: Sequence[RuleTotal]) -> str:
+    """Which rules were answered other than by a plain yes, and how; empty where none was."""
+    told = [f"{rule.name}: {rule.answers}" for rule in rules if rule.answers]
+    more = len(told) - _ANSWERS_MAX
+    told = [*told[:_ANSWERS_MAX], *([f"and {units.format_number_of(more, 'more rule')}"] if more > 0 else [])]
+    return f"{'; '.join(told)}." if told else ""
 
 
 # --- per budget -------------------------------------------------------------------------------------
@@ -228,6 +240,7 @@ def balance_table(balances: Sequence[Balance], before: Sequence[Balance] = (), *
     columns += [
         Column(title="Spent", cell=lambda b: amount(b, b.spent), right=True),
         Column(title="Held", cell=lambda b: amount(b, b.held), right=True),
+        Column(title="Pending", cell=lambda b: amount(b, b.pending) if b.pending else MISSING, right=True, rank=1),
         Column(title="Available", cell=available, right=True),
         Column(title="Used", cell=lambda b: _percent(b.committed / b.limit if b.limit else None), right=True),
         Column(title="", cell=lambda b: balance_bar(b, bar_width), rank=3),
@@ -345,7 +358,8 @@ def _fitting(cells: Filled[Row], totals: Sequence[Mapping[str, str]], width: int
     while needed(gap=1, wrapped=True) > width and any(column.rank for column, _ in shown):
         last = max(shown, key=lambda pair: pair[0].rank)
         shown.remove(last)
-        left_out.append(last[0].title)
+        if not last[0].told_elsewhere:
+            left_out.append(last[0].title)
     gap = next((gap for gap in (3, 2) if needed(gap) <= width), 1)
     return shown, [title for title in left_out if title], gap
 
@@ -355,9 +369,7 @@ def _text(cell: Cell) -> Text:
 
 
 def _percent(ratio: float | None) -> str:
-    if ratio is None:
-        return MISSING
-    return "<1%" if 0 < ratio < 0.01 else f"{ratio:.0%}"  # noqa: PLR2004 - one percent
+    return MISSING if ratio is None else units.format_share(ratio)
 
 
 def _bar(parts: Sequence[tuple[float, str]], width: int, rest: str = " ") -> Text:

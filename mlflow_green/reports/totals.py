@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from mlflow_green.records import Energy, Entry, NodeWindow, total_energy
 from mlflow_green.reports.pareto import Goal
-from mlflow_green.reports.wording import Facts, facts_of, number
+from mlflow_green.reports.wording import Facts, answer_text, facts_of, number
 
 _HIGHER_IS_BETTER = re.compile(
     r"(^|[^a-z0-9])(acc|accuracy|auc|auroc|f1|r2|precision|recall|score|bleu|iou|dice|ndcg)($|[^a-z0-9])"
@@ -17,13 +18,17 @@ _HIGHER_IS_BETTER = re.compile(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RuleTotal:
-    """All jobs of one rule; ``energy_ratio`` is their part of the energy of all rules, in [0, 1]."""
+    """All jobs of one rule; ``energy_ratio`` is their part of the energy of all rules, in [0, 1].
+
+    ``answers`` says in words how many were answered other than by a plain yes; empty where none was.
+    """
 
     name: str
     jobs: int
     energy: Energy | None
     energy_ratio: float | None
     carbon_micrograms: int | None
+    answers: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,9 +89,17 @@ def rule_totals(entries: Iterable[Entry]) -> list[RuleTotal]:
                 energy=part,
                 energy_ratio=part.microjoules / whole.microjoules if part and whole and whole.microjoules else None,
                 carbon_micrograms=carbon_micrograms(group),
+                answers=_answers(group),
             )
         )
     return sorted(totals, key=lambda total: -(total.energy.microjoules if total.energy else -1))
+
+
+def _answers(group: Sequence[Entry]) -> str:
+    counts = Counter(filter(None, map(answer_text, group)))
+    return ", ".join(
+        words if count == len(group) else f"{count} of {len(group)} {words}" for words, count in counts.items()
+    )
 
 
 def metered(entries: Iterable[Entry]) -> Energy | None:

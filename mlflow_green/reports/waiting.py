@@ -8,6 +8,8 @@ from rich.console import Console
 from rich.text import Text
 
 from mlflow_green import units
+from mlflow_green.policy.document import Budget
+from mlflow_green.policy.raising import way_to_raise
 from mlflow_green.recorder.waits import Holder, Waiting
 from mlflow_green.records import Unit
 from mlflow_green.reports.explanation import print_facts
@@ -32,10 +34,8 @@ def explain_waiting(console: Console, waiting: Waiting, now: datetime) -> None:
     if waiting.holders_more:
         lines.append(("", f"and {waiting.holders_more} more; --json has all of them"))
     lines.append(("next", _next(waiting)))
-    if decision.budget:
-        lines.append(
-            ("to do", f"nothing, or end what holds it; else 'mlflow-green budget override {decision.budget} --help'")
-        )
+    if waiting.budget is not None:
+        lines.append(("to do", _advice(waiting, waiting.budget)))
     print_facts(console, lines)
     console.print()
 
@@ -60,6 +60,16 @@ def _next(waiting: Waiting) -> str:
     if by is not None:
         hopes.append(f"refused at {_clock(by)} at the latest")
     return "; ".join(hopes) or "not known: the policy has no such budget any more"
+
+
+def _advice(waiting: Waiting, budget: Budget) -> str:
+    """Only what really can be done."""
+    if waiting.row.decision.needed is None and budget.unknown_step == "wait":
+        return (
+            f"say what it needs, for the next run: steps: {{{waiting.row.step.name}: {{energy: 5 Wh}}}} in green.yaml"
+        )
+    patience = "nothing, or end what holds it" if waiting.holders else "nothing"
+    return f"{patience}; else {way_to_raise(budget)}"
 
 
 def _clock(moment: datetime) -> str:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from mlflow_green import units
-from mlflow_green.records import Decision, Energy, Entry, Method, Outcome
+from mlflow_green.records import Action, Decision, Energy, Entry, Method, Outcome
 
 Facts = Mapping[str, Mapping[str, float | str]]
 """Hold id to fact name to value, as ``LedgerReader.facts`` tells them."""
@@ -14,6 +14,13 @@ Facts = Mapping[str, Mapping[str, float | str]]
 MISSING = "-"
 QUALITY = "quality/"
 METHOD_MARKS = {Method.MEASURED: "meas.", Method.ESTIMATED: "est.", Method.MIXED: "mixed"}
+ANSWERS = {
+    Action.ADMIT: "admitted",
+    Action.DOWNGRADE: "downgraded",
+    Action.WAIT: "waited",
+    Action.REFUSE: "refused",
+    Action.HALT: "halted",
+}
 WITHOUT_RESULT = frozenset({Outcome.FAILED, Outcome.HALTED, Outcome.LOST, Outcome.CANCELLED})
 _PREFERRED_METRICS = ("quality/mape",)
 
@@ -58,6 +65,17 @@ def decision_text(entry: Entry) -> str:
     if entry.would_decision != entry.decision:
         return f"would {entry.would_decision}"
     return entry.decision.value
+
+
+def answer_text(entry: Entry) -> str:
+    """How a job was answered and stopped, in words: ``"downgraded to tiny"``; empty for a plain yes."""
+    if entry.outcome is Outcome.HALTED:
+        return "halted"
+    if entry.would_decision != entry.decision:
+        return f"would be {ANSWERS[entry.would_decision]}"
+    if entry.decision is Action.DOWNGRADE and entry.tier:
+        return f"{ANSWERS[entry.decision]} to {entry.tier}"
+    return "" if entry.decision is Action.ADMIT else ANSWERS[entry.decision]
 
 
 def outcome_text(outcome: Outcome) -> str:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 
 from mlflow_green.alerts.addresses import Address
 from mlflow_green.alerts.carrier import Letter
 from mlflow_green.errors import ChannelFailed
+from mlflow_green.policy.decide import decide
 from mlflow_green.policy.document import Policy, parse_policy
 from mlflow_green.policy.terms import terms
-from mlflow_green.records import Batch, Term
+from mlflow_green.records import Action, Batch, Term
 from tests.testkit.ledger_samples import NOON, OWNER, SetClock, admit_what_fits, request, settle
 
 CHANNELS = """
@@ -58,6 +60,14 @@ class Spender:
         (answer,) = self._ledger.commit(Batch(requests=(asked,), owner=OWNER), admit_what_fits).answers
         assert answer.hold is not None, answer.decision.reason
         self._ledger.commit(Batch(closings=(settle(answer.hold, amount),)), admit_what_fits)
+
+    def refuse(self, amount: int, step: str = "train") -> None:
+        """Ask for what the policy refuses."""
+        self._count += 1
+        asked = request(f"{step}{self._count}", amount, *self.terms())
+        choose = partial(decide, self._policy, now=self._clock.now(), power_watts_max=100.0)
+        (answer,) = self._ledger.commit(Batch(requests=(asked,), owner=OWNER), choose).answers
+        assert answer.decision.action is Action.REFUSE, answer.decision.reason
 
 
 class ScriptedPost:

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from mlflow_green.ledger.memory import MemoryLedger
 from mlflow_green.ledger.verify import verify
-from mlflow_green.records import AlertRule, Batch, Mode, TopUp, Unit
+from mlflow_green.policy.leash import halted_text
+from mlflow_green.records import Action, AlertRule, Batch, LetterState, Mode, Outcome, TopUp, Unit
 from tests.testkit.ledger_samples import (
     NOON,
     OWNER,
@@ -50,6 +51,54 @@ def test_a_threshold_that_is_crossed_again_after_falling_back_is_a_new_message(l
     one, two = alerts(ledger)
     assert (one["step"], one["after"], two["step"], two["after"]) == ("a", 60, "b", 70)
     assert one["generation"] < two["generation"]
+
+
+def refuse(ledger, *names, watched=WATCHED):
+    def choose(asked, balances):
+        return replace(admit_what_fits(asked, balances), action=Action.REFUSE, would=Action.REFUSE, policy_sha256="abc")
+
+    ledger.commit(Batch(requests=tuple(request(name, 500, watched) for name in names), owner=OWNER), choose)
+
+
+def test_a_refused_step_is_told_with_who_asked_for_what_and_what_was_left(ledger):
+    hold(ledger, "a", 30)
+    refuse(ledger, "train")
+    (told,) = alerts(ledger)
+    about = {"of": "refused", "budget": "month", "step": "train", "user": "ana", "workflow_run": "run1", "to": ["team"]}
+    assert about.items() <= told.items()
+    assert (told["needed"], told["available"], told["limit"]) == (500, 70, 100)
+    assert told["reason"] == "needs 500 of 70"
+
+
+def test_many_refusals_of_a_run_are_one_message_until_a_sender_takes_it(ledger):
+    refuse(ledger, *(f"a{n}" for n in range(20)))
+    for n in range(20):
+        refuse(ledger, f"b{n}")
+    (first,) = ledger.rows("alert", LetterState.PENDING)
+    assert ledger.replace([first.outbox_id], "notice", {"a notice": {}})
+    assert ledger.rows("alert", LetterState.PENDING) == ()
+    refuse(ledger, "c", "d")
+    (second,) = ledger.rows("alert", LetterState.PENDING)
+    assert (first.payload["step"], second.payload["step"]) == ("a0", "c")
+    assert [row.outbox_id for row in ledger.rows("alert", LetterState.DELIVERED)] == [first.outbox_id]
+
+
+def test_a_halted_step_is_told_to_the_channels_of_the_budget_that_halted_it(ledger):
+    other = term("week", alerts=(SPENT, replace(HALF, to=("leads", "team"))), limit=1000)
+    asked = Batch(requests=(request("train", 30, WATCHED, other),), owner=OWNER)
+    held = ledger.commit(asked, admit_what_fits).answers[0].hold
+    ledger.commit(Batch(top_ups=(TopUp(hold_id=held.hold_id, amounts={Unit.ENERGY: 90}),)), admit_what_fits)
+    reason = halted_text("week", "train", "used energy 121 uJ (low) of 120 uJ granted", 3)
+    close(ledger, settle(held, 121, outcome=Outcome.HALTED, reason=reason))
+    (told,) = [row for row in alerts(ledger) if row["of"] == "halted"]
+    about = {"budget": "week", "step": "train", "user": "ana", "hold_id": held.hold_id, "reason": reason}
+    assert about.items() <= told.items()
+    assert (told["needed"], told["to"]) == (20, ["team", "leads"])
+
+
+def test_nobody_is_told_of_a_refusal_that_no_rule_sends_anywhere(ledger):
+    refuse(ledger, "train", watched=replace(WATCHED, alerts=()))
+    assert alerts(ledger) == []
 
 
 def test_a_level_is_never_an_alert(ledger):

@@ -21,7 +21,7 @@ class Alerts:
 
     def __init__(self, ledger, clock, rules):
         self.ledger, self.clock, self.policy = ledger, clock, rules
-        self.spend = Spender(ledger, rules, clock).spend
+        self.spend, self.refuse = (spender := Spender(ledger, rules, clock)).spend, spender.refuse
         self.post = ScriptedPost(clock)
         self.ids = count()
 
@@ -66,6 +66,27 @@ def test_a_crossing_is_told_once_to_every_address_of_its_channels(alerts):
     assert it.send() == []
     assert len(set(it.post.alert_ids())) == 1
     assert len({letter.letter_id for _, _, letter in it.post.carried}) == 3
+
+
+def test_all_refusals_of_a_run_are_one_message_in_a_quiet_window(alerts):
+    it = alerts(policy(notify(50), mode="hard"))
+    told = lambda: [  # noqa: E731
+        (at, [alert["steps"] for alert in letter.data["alerts"]]) for at, _, letter in it.post.carried
+    ]
+    for _ in range(100):
+        it.refuse(200 * WH)
+    it.send()
+    assert told() == [(0, [100])]
+    for _ in range(9):
+        it.clock.move(60)
+        it.refuse(200 * WH)
+        it.send()
+    assert told() == [(0, [100])]
+    it.clock.move(hours(1))
+    it.send()
+    assert told()[1:] == [(540 + hours(1), [109])]
+    it.clock.move(hours(1))
+    assert it.send() == []
 
 
 def test_an_address_that_fails_repeats_nothing_to_the_others(alerts):

@@ -135,6 +135,47 @@ def test_an_alert_that_is_only_a_sentence_says_that_sentence():
     assert told.subject == "mlflow-green: ana raised the limit"
 
 
+REFUSED = {
+    "of": "refused",
+    "at_ratio": None,
+    "before": None,
+    "after": None,
+    "workflow_run": "run1",
+    "needed": 30 * WH,
+    "available": 15 * WH,
+    "reason": "month: energy 30.0 Wh needed, 15.0 Wh available of 100 Wh; train[model=mlp] is refused",
+}
+
+
+def test_a_refusal_says_who_asked_for_what_how_much_was_left_and_what_to_do():
+    told = message(notice(**REFUSED))
+    assert told.subject == "mlflow-green: budget month refused train[model=mlp]: 30.0 Wh needed, 15.0 Wh left"
+    said = (
+        "user ana, project demo, step train[model=mlp]",
+        f"Why       {REFUSED['reason']}",
+        "mlflow-green explain 'train[model=mlp]'",
+        "steps are stopped or refused now",
+        "mlflow-green budget override month 20% --until 72h",
+    )
+    assert all(each in told.text for each in said)
+    assert "before ->" not in told.text
+
+
+def test_many_refusals_of_a_run_are_one_alert_with_their_number():
+    told = message(*(notice(n, **REFUSED) for n in range(3)), stopped={("refused", "run1"): 5000})
+    assert "month refused 5000 steps, first train[model=mlp]: 30.0 Wh needed" in told.subject
+    assert told.text.count("Why ") == 1
+    assert [alert["steps"] for alert in told.data["alerts"]] == [5000]
+    assert told.data["alert_ids"] == ["a0", "a1", "a2"]
+
+
+def test_a_refusal_and_a_halting_are_two_alerts():
+    halted = notice(2, **{**REFUSED, "of": "halted", "needed": None})
+    assert "2 alerts; first: budget month refused" in message(notice(1, **REFUSED), halted).subject
+    assert "steps are stopped or refused now" in message(halted, notice(3)).text
+    assert "month halted train[model=mlp]: it asked for nothing more, 15.0 Wh left" in message(halted).subject
+
+
 def test_what_is_not_known_is_said_and_not_guessed():
     told = message(notice(), forecast=None, metered=None, consumers=(), last_use_at=None, period_end=None).text
     assert "none: fewer than 7 days" in told

@@ -427,3 +427,26 @@ def test_a_value_that_may_be_a_secret_is_never_shown(channel):
         parse_policy(text.encode())
     assert "hunter2" not in str(caught.value)
     assert "green.yaml:" in str(caught.value)
+
+
+@pytest.mark.parametrize("before", [0, 1, 30, 200])
+@pytest.mark.parametrize("after", [0, 1, 30, 200])
+def test_of_a_long_line_the_part_around_the_caret_is_shown(before, after):
+    right = [f"s{n}: {{energy: 1 Wh}}" for n in range(before + after)]
+    steps = ", ".join([*right[:before], "wrong: {enrgy: 1 Wh}", *right[before:]])
+    text = f"version: 1\nproject: demo\nsteps: {{{steps}}}\n"
+    with pytest.raises(PolicyError) as caught:
+        parse_policy(text.encode())
+    _, line, caret = caught.value.problems[0].splitlines()
+    column = int(caught.value.problems[0].split(":")[2]) - 1
+    assert max(map(len, (line, caret))) <= 80
+    assert line[caret.index("^") :].startswith("enrgy")
+    assert text.splitlines()[2][column:].startswith("enrgy")
+
+
+def test_a_caret_at_the_end_of_a_long_line_is_shown_too():
+    text = f"version: 1\nproject: demo  {'# much ' * 30}\nbudgets: [{{name: a, limit: 1 Wh, period: dy {' ' * 100}}}]\n"
+    with pytest.raises(PolicyError) as caught:
+        parse_policy(text.encode())
+    _, line, caret = caught.value.problems[0].splitlines()
+    assert line[caret.index("^") :].startswith("dy")

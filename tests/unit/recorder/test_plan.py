@@ -2,8 +2,10 @@
 
 from dataclasses import replace
 from datetime import timedelta
+from io import StringIO
 
 import pytest
+from rich.console import Console
 
 from mlflow_green.ledger.memory import MemoryLedger
 from mlflow_green.policy.document import parse_policy
@@ -24,6 +26,7 @@ from mlflow_green.records import (
     Unit,
     Workload,
 )
+from mlflow_green.reports.plans import print_plan
 from snakemake_plugin import admission
 from tests.testkit.ledger_samples import OWNER, admit_anything, request, settle, term
 from tests.testkit.workloads import BOOK, START, WH, Case
@@ -254,3 +257,19 @@ def test_one_run_gives_no_interval():
     assert (made.answers[0].expected.point, made.answers[0].expected.low) == (3 * WH, None)
     assert made.balances[0].low is None
     assert planned(policy_of(HARD), step("a", 5), real=ledger).answers[0].expected.low == 3 * WH
+
+
+def test_where_the_estimates_come_from_is_said_at_any_width():
+    made = planned(
+        policy_of(HARD), *(step(f"a_step_with_a_name_that_is_long_{n}", 2) for n in range(3)), step("other", 1)
+    )
+
+    def said(width):
+        screen = Console(width=width, record=True, file=StringIO())
+        print_plan(screen, made)
+        return " ".join(screen.export_text().split())
+
+    assert "Known from" in said(160)
+    assert "Known from: a_step_with_a_name_that_is_long_0: declared 2.00 Wh;" in said(60)
+    assert "other: declared 1.00 Wh." in said(60)
+    assert "A wider terminal also shows: Known from" not in said(60)

@@ -16,9 +16,8 @@ from mlflow_green.reports.waiting import explain_waiting, waiting_to_json
 from tests.testkit.ledger_samples import OWNER, settle
 from tests.testkit.workloads import BOOK, START, WH, Case
 
-POLICY = parse_policy(
-    b"version: 1\nproject: demo\nbudgets:\n  - {name: lab, limit: 10 Wh, period: month, mode: hard, reserve: declared, max_wait: 2h}\n"
-)
+POLICY_TEXT = b"version: 1\nproject: demo\nbudgets:\n  - {name: lab, limit: 10 Wh, period: month, mode: hard, reserve: declared, max_wait: 2h}\n"
+POLICY = parse_policy(POLICY_TEXT)
 
 
 class Asking:
@@ -89,6 +88,24 @@ def test_a_running_step_that_waits_for_more_is_named_with_what_it_waits_for():
     screen = Console(width=200, record=True, file=StringIO())
     explain_waiting(screen, found, START)
     assert "big 10.0 Wh, waits for 3.00 Wh more" in screen.export_text()
+
+
+def advice(asking, policy=POLICY):
+    (found,) = asking.waits(policy=policy)
+    screen = Console(width=300, record=True, file=StringIO())
+    explain_waiting(screen, found, START)
+    return next(line.split("to do", 1)[1].strip() for line in screen.export_text().splitlines() if "to do" in line)
+
+
+def test_an_override_is_advised_only_where_somebody_may_approve_it():
+    asking = Asking()
+    asking.ask("big", 8)
+    asking.ask("waiter", 3)
+    assert advice(asking).startswith("nothing, or end what holds it; else mlflow-green budget grant lab")
+    rules = b"{name: lab, override: {approvers: ['user:ana'], max_extra: 10%},"
+    told = advice(asking, parse_policy(POLICY_TEXT.replace(b"{name: lab,", rules)))
+    assert "mlflow-green budget override lab 10% --until 72h" in told
+    assert "approved by user:ana" in told
 
 
 def test_it_waits_since_the_first_of_its_answers():

@@ -67,6 +67,19 @@ def test_the_page_is_well_formed_and_loads_nothing():
     assert "<script" not in html
 
 
+def test_a_rule_says_how_its_jobs_were_answered():
+    assert "train 1 of 8 would be downgraded, 1 of 8 downgraded to half" in Text(page()).text
+
+
+def test_room_that_running_jobs_wait_for_stands_beside_what_is_held():
+    books = pipeline_books()
+    assert "Pending" not in page(books)
+    first, *others = books.told_balances
+    text = Text(page(replace(books, told_balances=(replace(first, pending=WH // 4), *others)))).text
+    assert "Held Pending Available" in text
+    assert "250 mWh" in text
+
+
 def test_the_headline_says_energy_with_interval_method_and_carbon_with_source():
     text = Text(page()).text
     assert "380 mWh [127, 1139], estimated" in text

@@ -7,7 +7,7 @@ from datetime import timedelta
 import pytest
 from rich.console import Console
 
-from mlflow_green.records import Allowance, AllowanceKind, Mode, Outcome, Unit
+from mlflow_green.records import Action, Allowance, AllowanceKind, Mode, Outcome, Unit
 from mlflow_green.reports.tables import allowance_table, balance_bar, balance_table, jobs_table, rules_table, terminal
 from mlflow_green.reports.wording import wildcard_values
 from tests.testkit.ledger_samples import NOON
@@ -116,6 +116,27 @@ def test_rules_go_from_the_dearest_to_the_cheapest_with_their_share(width):
     assert "[105, 941] est." in line
     assert "█████" in line
     assert "<1%" in line_of(text, "predict")
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_a_rule_says_how_its_jobs_were_answered_other_than_by_a_plain_yes(width):
+    tiny = {"decision": Action.DOWNGRADE, "tier": "tiny"}
+    refused = {"decision": Action.REFUSE, "outcome": Outcome.REFUSED, "energy": None}
+    jobs = [entry("train", f"n={n}", **more) for n, more in enumerate([{}, tiny, tiny, refused])]
+    text = shown(rules_table([*jobs, entry("fit", **tiny), entry("plot")], width=width), width)
+    said = " ".join(text.split())
+    assert all(len(line) <= width for line in text.splitlines())
+    assert "train: 2 of 4 downgraded to tiny, 1 of 4 refused; fit: downgraded to tiny." in said
+    assert "plot:" not in said
+
+
+def test_room_that_running_steps_wait_for_is_shown_where_there_is_some():
+    balances = pipeline_balances()
+    assert "Pending" not in shown(balance_table(balances))
+    asked = replace(balances[0], pending=WH // 4)
+    text = shown(balance_table([asked, *balances[1:]]))
+    assert "Pending" in text
+    assert "250 mWh" in line_of(text, asked.term.budget, asked.term.unit.value)
 
 
 @pytest.mark.parametrize("width", [80, 120])

@@ -20,12 +20,15 @@ from mlflow_green.units import (
     format_hours,
     format_kilometres,
     format_money,
+    format_percent,
+    format_share,
     microjoules,
     milliseconds,
     parse_carbon_micrograms,
     parse_energy_microjoules,
     parse_money_micro_units,
     parse_seconds,
+    three_digits,
 )
 
 
@@ -73,6 +76,39 @@ def test_what_is_missing_is_a_dash_and_never_a_zero() -> None:
     assert format_energy(0) == "0 mWh"
 
 
+AMOUNTS = st.one_of(st.integers(1, 10_000), st.integers(1, AMOUNT_MAX))
+
+
+@given(AMOUNTS, st.sampled_from(["", "-"]))
+def test_only_zero_reads_as_zero_and_what_is_read_is_within_half_a_percent(amount, sign) -> None:
+    for text, factors in ((format_energy, units.ENERGY_MICROJOULES), (format_carbon, units.CARBON_MICROGRAMS)):
+        number, unit = text(int(f"{sign}{amount}")).split()
+        assert float(number) * factors[unit] == pytest.approx(int(f"{sign}{amount}"), rel=0.005)
+    number, _ = format_money(int(f"{sign}{amount}"), "EUR").split()
+    assert float(number) * units.MICRO_UNITS_PER_UNIT == pytest.approx(int(f"{sign}{amount}"), rel=0.005)
+
+
+@given(st.floats(1e-300, 1e15), st.integers(1, 10**15))
+def test_no_number_beside_a_unit_reads_as_zero_but_zero(value, amount) -> None:
+    assert float(three_digits(value)) == pytest.approx(value, rel=0.005)
+    assert float(format_count(value).rstrip(" kMGT")) > 0
+    assert float(format_energy_interval(amount, 0, 1).rpartition(", ")[2].rstrip("]")) > 0
+    assert format_share(value).strip("<%") != "0"
+    assert (three_digits(0), format_share(0), format_count(0)) == ("0", "0%", "0")
+
+
+@pytest.mark.parametrize("amount", [1, 999, 1_440, 3_600, 123_456])
+def test_a_small_amount_is_read_in_a_small_unit(amount) -> None:
+    number, unit = format_energy(amount).split()
+    assert unit == "uWh"
+    assert parse_energy_microjoules(f"{number} {unit}") == pytest.approx(amount, rel=0.005)
+    assert format_carbon(amount).endswith("ugCO2e") == (amount < 1_000 * 0.9995)
+
+
+def test_a_part_that_somebody_wrote_is_read_as_written() -> None:
+    assert [format_percent(ratio) for ratio in (0.8, 0.075, 0.004, 1.05, 0.07)] == ["80%", "7.5%", "0.4%", "105%", "7%"]
+
+
 @pytest.mark.parametrize(
     ("unit", "text"), [(Unit.ENERGY, "417 mWh"), (Unit.CARBON, "1500 gCO2e"), (Unit.MONEY, "1500.00 EUR")]
 )
@@ -82,7 +118,7 @@ def test_an_amount_of_a_budget_is_read_in_its_unit(unit, text) -> None:
 
 
 def test_small_times_and_distances_have_a_smaller_unit() -> None:
-    assert (format_hours(2.5), format_hours(0.2)) == ("2.50 h", "12.0 min")
+    assert (format_hours(2.5), format_hours(0.2), format_hours(0.001)) == ("2.50 h", "12.0 min", "3.60 s")
     assert (format_kilometres(2.5), format_kilometres(0.012)) == ("2.50 km", "12.0 m")
 
 
