@@ -8,9 +8,11 @@ BIN := $(VENV)/bin
 demo: $(VENV)/.installed-examples   ## the load-forecast pipeline under an energy budget
 	@$(BIN)/python workflows/load_forecast/demo.py
 
-# Three at a time also on two processors: the tests of Slurm mostly wait for its clock.
+# Three at a time also on two processors, for the tests of Slurm mostly wait for its clock. Then those that measure times,
+# alone; 5 says that $(TESTS) has none.
 test: $(VENV)/.installed-test       ## the test suite
-	$(BIN)/python -m pytest --numprocesses 3 --dist loadscope $(TESTS)
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadscope -m "not alone" $(TESTS)
+	$(BIN)/python -m pytest -m alone $(TESTS) || [ $$? = 5 ]
 
 check: $(VENV)/.installed-dev       ## style, types and import rules
 	$(BIN)/ruff check .

@@ -182,7 +182,7 @@ def test_a_workflow_whose_ledger_cannot_be_read_says_that_it_does_not_know_what_
             ("mode: hard", "mode: hard, max_wait: 48h, rules: [{at: 80%, do: refuse}]"),
             "green.yaml says max_wait 172800 s for total, max_wait 86400 s counts until",
         ),
-        (("[1 J]", "[2 J]"), "green.yaml says 0.556 mWh for total, 0.278 mWh counts until"),
+        (("[1 J]", "[2 J]"), "green.yaml says 556 uWh for total, 278 uWh counts until"),
     ],
     ids=["period", "scope", "ledger_down", "max_wait", "limit"],
 )
@@ -223,7 +223,7 @@ def test_a_reshaped_budget_is_applied_by_an_approver_and_stays_in_the_list(start
     start(approved)
     start(approved.replace("period: total", "period: day"))
     dry = green("policy", "apply", "--dry-run").output
-    assert "0.278 mWh energy, hard, period day instead of period total" in " ".join(dry.split())
+    assert "278 uWh energy, hard, period day instead of period total" in " ".join(dry.split())
     assert green("policy", "apply", "--reason", "x").exit_code == 77
     assert green("policy", "apply", "--reason", "agreed", "--approver", "ana").exit_code == 0
     assert "period day instead of period total; agreed" in " ".join(green("budget", "list").output.split())

@@ -10,7 +10,7 @@ from datetime import timedelta
 
 import pytest
 
-from mlflow_green.ledger import posting
+from mlflow_green.ledger import holding
 from mlflow_green.ledger.memory import MemoryLedger
 from mlflow_green.policy import decide as decide_module
 from mlflow_green.policy.terms import period_end
@@ -172,7 +172,7 @@ def hopes_for_what_is_spent(monkeypatch):
 
 
 def hopes_for_its_own_group(monkeypatch):
-    monkeypatch.setattr(posting, "_as_spent", lambda balance, mates: balance)
+    monkeypatch.setattr(holding, "_as_spent", lambda balance, mates: balance)
 
 
 def forgets_since_when_it_waits(monkeypatch):

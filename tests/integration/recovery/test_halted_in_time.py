@@ -246,6 +246,7 @@ class Machine:
         return max(within, default=0.0)
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("run", [run_with_ledger, run_by_grant_alone])
 def test_two_hundred_steps_are_each_stopped_in_time_alone_and_in_a_crowd(tmp_path, run) -> None:
     """Where other jobs keep a sleeping process waiting for a processor, a step is stopped that much later at most."""

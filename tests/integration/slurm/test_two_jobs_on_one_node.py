@@ -6,7 +6,7 @@ from mlflow_green.records import Domain, Method
 from tests.integration.slurm.workflows import OnCluster
 from tests.testkit.waiting import comes_true
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = [pytest.mark.timeout(180), pytest.mark.alone]  # a meter that is kept waiting leaves a gap
 
 SNAKEFILE = """
     rule all:
