@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from mlflow_green.cli.doors import Place
 from mlflow_green.cli.main import cli
 from mlflow_green.errors import LedgerError, LedgerUnavailable
+from mlflow_green.ledger.allowances import Reviewed
 from mlflow_green.ledger.migrations import migrate, run_scripts
 from mlflow_green.ledger.sql import SqlLedger, open_store
 from mlflow_green.ledger.verify import verify
@@ -26,6 +27,7 @@ from tests.testkit.limit_samples import grant, limited, months, override, versio
 HOW_TO = Path(__file__).parents[3] / "docs/howto/postgres.md"
 OCTOBER, NOVEMBER = months("rolls", unused=0.5, cap=0.5)[1:3]
 MONTH = term()
+DROPS_MONTH = Reviewed(drops=[MONTH.key[:3]])
 OWNS, SPENDS, SPENDS_TOO, APPROVES, READS, STRANGER = "green_owner", "dora", "dan", "erik", "lena", "steve"
 
 
@@ -163,7 +165,7 @@ def test_every_spender_registers_and_lowers_a_limit_and_only_a_member_raises_loo
     for attempt in (
         lambda books: books.apply_policy(version("more"), [limited(90)], approved_by=APPROVES),
         lambda books: books.apply_policy(version("soft"), [replace(limited(60), mode=Mode.SOFT)], approved_by=APPROVES),
-        lambda books: books.apply_policy(version("none"), [], approved_by=APPROVES, drops=[MONTH.key[:3]]),
+        lambda books: books.apply_policy(version("none"), [], approved_by=APPROVES, reviewed=DROPS_MONTH),
     ):
         with pytest.raises(LedgerError, match=f"refused it: role {SPENDS} is no member of green_approver") as caught:
             attempt(spender)
