@@ -6,6 +6,10 @@ a rollover, and the journal's lines about limits.
 
 The functions run with the rights of who writes, and find nothing but what is in their own schema and PostgreSQL's: a
 temporary table or an operator of the writer's own hides nothing from them.
+
+This is what version 3 of the tables has, in a ledger that was migrated as in one that was made so. Once that is
+released it is not edited any more: a later version has a module of its own that replaces functions and triggers of
+these, and that its migration and ``PostgresStore`` run after this one.
 """
 
 from __future__ import annotations
