@@ -179,25 +179,31 @@ def _terms(policy: Policy, budget: Budget, *, project: str | None, user: str) ->
 @click.pass_obj
 def approve(place: Place, allowance_ids: tuple[str, ...], as_json: bool) -> None:
     """Agree to what somebody else asked for; you must be one of the budget's approvers."""
+    from mlflow_green.ledger.allowances import check_open
     from mlflow_green.policy.raising import channels_of, check_approver, governing
 
     settings = place.settings()
     policy = place.doors.load_policy(settings)
     with opened(place, settings) as books:
         known = {each.allowance_id: each for each in books.allowances()} if books else {}
+        ids = tuple(dict.fromkeys(allowance_ids))
+        unknown = [each for each in ids if each not in known]
+        if books is None or unknown:
+            raise AllowanceRefused(
+                f"nobody asked for {', '.join(unknown)}; 'mlflow-green budget list' shows what was; none was approved"
+            )
+        name = who(place, books)
+        approved, versions = books.approved_limits(), books.policies()
+        checked = []  # all of them, before the first one counts
+        for asked in map(known.__getitem__, ids):
+            own = _budget_of(policy, asked.budget)
+            rules = governing(asked.budget, policy, approved, versions)
+            check_open(asked)
+            check_approver(asked.budget, rules, asked.requested_by, name, groups_of)
+            checked.append((asked, rules.max_extra if rules else None, channels_of(own)))
         with _told(as_json=as_json) as agreed:
-            for allowance_id in allowance_ids:
-                asked = known.get(allowance_id)
-                if books is None or asked is None:
-                    raise AllowanceRefused(
-                        f"nobody asked for {allowance_id}; 'mlflow-green budget list' shows what was"
-                    )
-                own = _budget_of(policy, asked.budget)
-                rules = governing(asked.budget, policy, books.approved_limits(), books.policies())
-                name = who(place, books)
-                check_approver(asked.budget, rules, asked.requested_by, name, groups_of)
-                most = rules.max_extra if rules else None
-                agreed.append(books.approve(allowance_id, name, max_extra=most, to=channels_of(own)))
+            for asked, most, channels in checked:
+                agreed.append(books.approve(asked.allowance_id, name, max_extra=most, to=channels))
 
 
 @budget.command("list")

@@ -370,6 +370,12 @@ class Limits:
 # --- what people ask for ----------------------------------------------------------------------------
 
 
+def check_open(allowance: Allowance) -> None:
+    """Raise ``AllowanceRefused`` if somebody has agreed to this already."""
+    if allowance.is_approved:
+        raise AllowanceRefused(f"{allowance.allowance_id} counts already, {agreement_text(allowance)}")
+
+
 def check(allowance: Allowance, balance: Balance, extras: Extras, now: datetime, max_extra: Decimal | None) -> None:
     """Whether this may count from now on.
 

@@ -6,6 +6,10 @@ a rollover, and the journal's lines about limits.
 
 The functions run with the rights of who writes, and find nothing but what is in their own schema and PostgreSQL's: a
 temporary table or an operator of the writer's own hides nothing from them.
+
+This is what version 3 of the tables has, in a ledger that was migrated as in one that was made so. Once that is
+released it is not edited any more: a later version has a module of its own that replaces functions and triggers of
+these, and that its migration and ``PostgresStore`` run after this one.
 """
 
 from __future__ import annotations
@@ -32,22 +36,34 @@ $$SELECT coalesce(array_position(modes, after) < array_position(modes, before), 
   FROM (SELECT ARRAY['observe', 'soft', 'hard'] AS modes) AS known$$;
 """  # noqa: S608 - a name of ours
 
-# Clients write an approved limit anew by DELETE and INSERT, so what became of it is looked at when they commit.
+# A policy's limits, rules and approvers are those of the version that its row names. A version that is new may name
+# itself where the one before only observed, or where there was none (``allowances.told``).
 _APPROVED_LIMITS = """
 CREATE OR REPLACE FUNCTION approved_limits_by_role() RETURNS trigger LANGUAGE plpgsql AS
-$$DECLARE counts record;
-BEGIN
-  SELECT limit_amount, mode INTO counts FROM approved_limits
-  WHERE (budget, account, unit) = (OLD.budget, OLD.account, OLD.unit);
-  IF NOT FOUND THEN
+$$BEGIN
+  IF TG_OP = 'INSERT' THEN
+    IF NEW.approved_by <> '' OR NEW.reason <> '' THEN
+      PERFORM green_only_approvers('say who approved the limit of ' || NEW.budget);
+    END IF;
+    RETURN NEW;
+  ELSIF TG_OP = 'DELETE' THEN
     PERFORM green_only_approvers('drop the limit of ' || OLD.budget);
-  ELSIF counts.limit_amount > OLD.limit_amount OR green_is_looser(counts.mode, OLD.mode) THEN
-    PERFORM green_only_approvers('raise or loosen the limit of ' || OLD.budget);
+    RETURN OLD;
   END IF;
-  RETURN NULL;
+  IF (NEW.budget, NEW.account, NEW.unit) IS DISTINCT FROM (OLD.budget, OLD.account, OLD.unit) THEN
+    PERFORM green_only_approvers('drop the limit of ' || OLD.budget);
+  ELSIF NEW.limit_amount > OLD.limit_amount OR green_is_looser(NEW.mode, OLD.mode) THEN
+    PERFORM green_only_approvers('raise or loosen the limit of ' || OLD.budget);
+  ELSIF (NEW.approved_by, NEW.reason) IS DISTINCT FROM (OLD.approved_by, OLD.reason) OR (
+    NEW.policy_sha256 <> OLD.policy_sha256 AND OLD.policy_sha256 <> ''
+    AND (OLD.mode <> 'observe' OR NEW.mode = 'observe')
+  ) THEN
+    PERFORM green_only_approvers('apply another policy to ' || OLD.budget);
+  END IF;
+  RETURN NEW;
 END$$;
-CREATE CONSTRAINT TRIGGER approved_limits_by_role AFTER UPDATE OR DELETE ON approved_limits
-DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION approved_limits_by_role();
+CREATE TRIGGER approved_limits_by_role BEFORE INSERT OR UPDATE OR DELETE ON approved_limits
+FOR EACH ROW EXECUTE FUNCTION approved_limits_by_role();
 
 CREATE OR REPLACE FUNCTION limit_changes_by_role() RETURNS trigger LANGUAGE plpgsql AS
 $$BEGIN
@@ -71,6 +87,8 @@ $$BEGIN
   IF green_has_approvers() THEN
     NEW.author := session_user;
   END IF;
+  -- The first version that said something counts, so none may say that it is older than those that are here.
+  NEW.at := greatest(NEW.at, (SELECT max(at COLLATE "C") FROM policies) COLLATE "C");
   RETURN NEW;
 END$$;
 CREATE TRIGGER policies_by_role BEFORE INSERT ON policies FOR EACH ROW EXECUTE FUNCTION policies_by_role();

@@ -60,11 +60,13 @@ _APPROVE = (
     .where(_ALLOWANCES.allowance_id == bindparam("key"), _ALLOWANCES.approved_by.is_(None))
     .values(approved_by=bindparam("by"))
 )
-_DELETE_APPROVED = delete(schema.approved_limits).where(
+_IS_APPROVED = and_(
     _APPROVED.budget == bindparam("of_budget"),
     _APPROVED.account == bindparam("of_account"),
     _APPROVED.unit == bindparam("of_unit"),
 )
+_UPDATE_APPROVED = update(schema.approved_limits).where(_IS_APPROVED)
+_DELETE_APPROVED = delete(schema.approved_limits).where(_IS_APPROVED)
 _SELECT_SHA256 = Query(select(schema.policies.c.sha256).where(schema.policies.c.sha256 == bindparam("key")))
 
 
@@ -152,13 +154,20 @@ def load_applied(connection: Connection) -> tuple[AppliedLimit, ...]:
 def _write_approved(
     connection: Connection, limits: Collection[ApprovedLimit], dropped: Collection[ApprovedLimit]
 ) -> None:
-    latest = {limit.key: limit for limit in limits}
-    for budget, account, unit in (*latest, *(limit.key for limit in dropped)):
-        connection.execute(_DELETE_APPROVED, {"of_budget": budget, "of_account": account, "of_unit": unit})
-    if latest:
-        connection.execute(
-            insert(schema.approved_limits), [rows.approved_limit_row(limit) for limit in latest.values()]
-        )
+    for limit in {limit.key: limit for limit in limits}.values():
+        row = rows.approved_limit_row(limit)
+        says = {name: value for name, value in row.items() if name not in _KEY}
+        if connection.execute(_UPDATE_APPROVED.values(says), _key(limit)).rowcount == 0:
+            connection.execute(insert(schema.approved_limits), row)
+    for limit in dropped:
+        connection.execute(_DELETE_APPROVED, _key(limit))
+
+
+_KEY = ("budget", "account", "unit")
+
+
+def _key(limit: ApprovedLimit) -> dict[str, str]:
+    return {f"of_{name}": value for name, value in zip(_KEY, limit.key, strict=True)}
 
 
 def _write_policies(connection: Connection, policies: Collection[PolicyVersion]) -> None:

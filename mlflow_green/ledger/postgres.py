@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -215,7 +216,13 @@ def postgres_engine(url: URL) -> Engine:
             " run: pip install 'mlflow-green[postgres]'"
         ) from error
     event.listen(engine, "begin", _begin)
+    logging.getLogger("psycopg").addFilter(_is_news)
     return engine
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """What the driver ignores follows from an error that it also raises, and that is told."""
+    return not str(record.msg).startswith("error ignored terminating")
 
 
 def _begin(connection: Connection) -> None:

@@ -17,11 +17,11 @@ from mlflow_green.ledger.allowances import (
     Agreed,
     LimitChange,
     Reviewed,
-    agreement_text,
     applied_limit,
     are_of_one_budget,
     changes,
     check,
+    check_open,
     told,
 )
 from mlflow_green.ledger.closing import adopt, close
@@ -124,8 +124,7 @@ def post_approval(
     Raises:
         AllowanceRefused: it counts already, has expired, goes too far, or who asked approves it himself.
     """
-    if allowance.is_approved:
-        raise AllowanceRefused(f"{allowance.allowance_id} counts already, {agreement_text(allowance)}")
+    check_open(allowance)
     if approved_by == allowance.requested_by:
         raise AllowanceRefused(f"{approved_by} asked for {allowance.allowance_id} and cannot approve it; ask another")
     books = WorkingBooks.of(standing, now)

@@ -157,19 +157,18 @@ def governing(
     """The approvers that count for a budget: those of the version that its limit was approved under, if it had any.
 
     So whoever edits ``green.yaml`` cannot make himself an approver; only a budget that had none gets its first ones at
-    once.
+    once. Of several accounts, what was applied goes before what was only seen, and of that the first.
     """
-    texts = {version.sha256: version.text for version in versions}
-    for limit in approved:
-        text = texts.get(limit.policy_sha256)
-        if limit.budget == budget and text is not None:
-            try:
-                earlier = parse_policy(text.encode())
-            except PolicyError:  # of a version of mlflow-green that knew other words
-                continue
-            found = next((each.override for each in earlier.budgets if each.name == budget), None)
-            if found is not None:
-                return found
+    known = {version.sha256: version for version in versions}
+    own = [limit for limit in approved if limit.budget == budget and limit.policy_sha256 in known]
+    for limit in sorted(own, key=lambda limit: (not limit.approved_by, known[limit.policy_sha256].at)):
+        try:
+            earlier = parse_policy(known[limit.policy_sha256].text.encode())
+        except PolicyError:  # of a version of mlflow-green that knew other words
+            continue
+        found = next((each.override for each in earlier.budgets if each.name == budget), None)
+        if found is not None:
+            return found
     return next((each.override for each in current.budgets if each.name == budget), None)
 
 

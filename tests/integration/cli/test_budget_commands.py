@@ -144,11 +144,23 @@ def test_limits_of_several_units_are_raised_together_or_not_at_all(run, told):
     assert limits(told) == {"energy": 5 * KWH, "carbon": 12 * 10**8}
 
 
-def test_what_was_agreed_before_a_refusal_is_told(run, told):
-    (asked,) = told("bob", "budget", "override", "month", "0.5 kWh", "--reason", "x")["allowances"]
-    result = run("ana", "budget", "approve", asked["allowance_id"], "nothing")
-    refused(result, "nobody asked for nothing", "approved by ana")
-    assert limits(told)["energy"] == 5 * KWH + KWH // 2
+def test_all_that_is_to_be_approved_is_looked_at_before_any_of_it_counts(run, told):
+    ask = ("bob", "budget", "override", "month", "0.2 kWh", "--reason", "x")
+    one, other = (told(*ask)["allowances"][0]["allowance_id"] for _ in range(2))
+    approve = ("ana", "budget", "approve")
+    result = run(*approve, one, "nothing", one, "nope")
+    refused(result, "nobody asked for nothing, nope", "none was approved")
+    assert limits(told)["energy"] == 5 * KWH
+    assert run(*approve, one, one).output.count("approved by ana") == 1
+    refused(run(*approve, other, one), f"{one} counts already")
+    assert limits(told)["energy"] == 5 * KWH + KWH // 5
+
+
+def test_what_was_agreed_before_the_ledger_refused_more_is_told(run, told):
+    ask = ("bob", "budget", "override", "month", "0.6 kWh", "--reason", "x")
+    ids = [told(*ask)["allowances"][0]["allowance_id"] for _ in range(2)]
+    refused(run("ana", "budget", "approve", *ids), "which leaves 400 Wh", "approved by ana")
+    assert limits(told)["energy"] == 5 * KWH + 6 * KWH // 10
 
 
 def test_without_approvers_a_lone_user_grants_to_himself_and_that_is_recorded(run, told, write):

@@ -12,5 +12,5 @@ down_revision = "0002"
 
 def upgrade() -> None:
     if op.get_bind().dialect.name == "postgresql":
-        guard(op.get_bind())
+        guard(op.get_bind())  # frozen as this script is, see there
         op.execute("UPDATE meta SET schema_version = 3")
