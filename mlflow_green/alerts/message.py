@@ -53,6 +53,7 @@ class Standing:
 
     ``budget`` is the policy's, ``forecast`` ``None`` with too few days. ``metered`` is the energy behind what is spent.
     ``stopped`` is how many steps were ``refused`` or ``halted`` so far, by that word and the workflow run.
+    ``is_known``: the ledger itself knows who writes.
     """
 
     balance: Balance
@@ -63,6 +64,7 @@ class Standing:
     last_use_at: datetime | None = None
     period_end: datetime | None = None
     stopped: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    is_known: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -291,7 +293,7 @@ def _effect(payloads: Sequence[Mapping[str, object]], budget: Budget) -> str:
 
 
 def _remedies(standing: Standing, zone: tzinfo) -> list[str]:
-    lines = [way_to_raise(standing.budget)]
+    lines = [way_to_raise(standing.budget, is_known=standing.is_known)]
     if standing.period_end is not None:
         lines.append(f"or wait: the period ends {_when(standing.period_end, zone)}")
     return lines

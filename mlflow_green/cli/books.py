@@ -16,6 +16,7 @@ from mlflow_green.cli.budget import zone_of
 from mlflow_green.cli.doors import Place
 from mlflow_green.cli.output import NO_HISTORY, console, json_option, opened, print_json, print_json_line
 from mlflow_green.clock import SystemClock
+from mlflow_green.errors import PolicyError
 from mlflow_green.records import Action, Decision, DecisionRow, Entry, Step
 from mlflow_green.units import SECONDS, format_bytes, format_number_of, parse_seconds
 
@@ -112,13 +113,18 @@ def explain(place: Place, step: str | None, as_json: bool) -> None:
 
 
 def _ways_out(place: Place, settings: Settings, books: Books) -> Mapping[str, str]:
-    """What can be done where a budget does not suffice, by its name."""
+    """What can be done where a budget does not suffice, by its name; nothing without a green.yaml that can be read."""
     from mlflow_green.policy.raising import way_to_raise, with_governing
 
     if settings.policy_path is None:
         return {}
-    policy = with_governing(place.doors.load_policy(settings), books.approved_limits(), books.policies())
-    return {budget.name: way_to_raise(budget) for budget in policy.budgets}
+    try:
+        policy = place.doors.policy_as_agreed(settings, books)
+    except PolicyError:
+        return {}
+    policy = with_governing(policy, books.approved_limits(), books.policies())
+    is_known = books.identity() is not None
+    return {budget.name: way_to_raise(budget, is_known=is_known) for budget in policy.budgets}
 
 
 def step_named(step: str) -> tuple[str, str | None]:

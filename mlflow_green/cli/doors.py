@@ -73,6 +73,13 @@ class Doors:
 
         return load_policy_for(settings)
 
+    def policy_as_agreed(self, settings: Settings, books: Books) -> Policy:
+        """green.yaml with what a run would keep to."""
+        from mlflow_green.bootstrap import policy_as_agreed
+        from mlflow_green.clock import SystemClock
+
+        return policy_as_agreed(books, self.load_policy(settings), SystemClock())
+
     def site(self, settings: Settings, policy: Policy) -> Site:
         """What turns joules into grams and money now."""
         from mlflow_green.bootstrap import site_of

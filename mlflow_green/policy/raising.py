@@ -14,7 +14,7 @@ from mlflow_green.policy.document import Budget, Override, Period, Policy, Verb,
 from mlflow_green.policy.terms import account_labels, is_over, terms
 from mlflow_green.policy.values import limit_of, percent
 from mlflow_green.records import Allowance, ApprovedLimit, PolicyVersion, Term, Unit
-from mlflow_green.units import AMOUNT_MAX, SECONDS_PER_HOUR, format_amount, format_percent, parse_seconds
+from mlflow_green.units import AMOUNT_MAX, SECONDS, format_amount, format_percent, parse_seconds
 
 GroupsOf = Callable[[str], Collection[str]]
 """The names of the groups that the system puts a user into."""
@@ -83,16 +83,26 @@ def allowance_state(allowance: Allowance, now: datetime, zone: tzinfo) -> str:
     return "expired" if is_over(allowance.period, now, zone) else allowance.state(now)
 
 
-def way_to_raise(budget: Budget) -> str:
-    """What can be done where this budget's limit does not suffice: a command, and whose decision it is."""
+def way_to_raise(budget: Budget, *, is_known: bool = False) -> str:
+    """What can be done where this budget's limit does not suffice: a command, and whose decision it is.
+
+    ``is_known``: as in ``agreement``.
+    """
     if budget.period is Period.WORKFLOW:
         return "raise its limit in green.yaml for the next run, then: mlflow-green policy apply"
     name, rules = shlex.quote(budget.name), budget.override
     if rules is None:
-        return f"mlflow-green budget grant {name} 20% --reason '...'   (recorded as your own decision)"
-    most, hours = format_percent(float(rules.max_extra)), rules.expires_seconds // SECONDS_PER_HOUR
-    command = f"mlflow-green budget override {name} {most} --until {hours}h --reason '...'"
+        whose = "approved by another role of the database" if is_known else "recorded as your own decision"
+        return f"mlflow-green budget grant {name} 20% --reason '...'   ({whose})"
+    most, until = format_percent(float(rules.max_extra)), _until_text(rules.expires_seconds)
+    command = f"mlflow-green budget override {name} {most} --until {until} --reason '...'"
     return f"{command}   (approved by {', '.join(rules.approvers)})"
+
+
+def _until_text(expires_seconds: int) -> str:
+    """The largest unit in which it is whole: ``"48h"``, ``"30min"``."""
+    unit = next(unit for unit in ("h", "min", "s") if expires_seconds % SECONDS[unit] == 0)
+    return f"{expires_seconds // SECONDS[unit]}{unit}"
 
 
 # --- who agrees -----------------------------------------------------------------------------------

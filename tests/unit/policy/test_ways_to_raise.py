@@ -31,3 +31,12 @@ OVERRIDE = ", override: {approvers: ['user:ana', 'group:leads'], max_extra: 7.5%
 )
 def test_only_what_the_budget_allows_is_advised(of, told):
     assert way_to_raise(of) == told
+
+
+def test_a_short_override_is_advised_in_a_unit_that_is_taken():
+    advised = way_to_raise(budget(OVERRIDE.replace("48h", "30min")))
+    assert "--until 30min" in advised
+
+
+def test_where_the_ledger_knows_who_writes_another_role_has_to_approve():
+    assert way_to_raise(budget(), is_known=True).endswith("(approved by another role of the database)")
