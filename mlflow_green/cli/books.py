@@ -50,7 +50,7 @@ def balance(place: Place, as_json: bool) -> None:
         allowances = books.allowances() if books else ()
         undeliverable = dead_count(books) if books else 0
         if settings.policy_path is not None:
-            unknown = place.doors.unknown_to_policy(settings, balances)
+            unknown = place.doors.unknown_to_policy(settings, balances, approved)
             unused = place.doors.unused_balances(settings, balances, books)
             balances += books.balances([each.term for each in unused]) if books and unused else unused
     if as_json:
