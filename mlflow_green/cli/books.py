@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -94,7 +94,7 @@ def explain(place: Place, step: str | None, as_json: bool) -> None:
         entries = books.entries() if books else ()
         decisions = all_decisions(books.decisions(), entries) if books else []
         versions = {version.sha256: version for version in books.policies()} if books else {}
-        ways_out = _ways_out(place, settings, books) if books else {}
+        way_out = _ways_out(place, settings, books) if books else _no_way_out
     found = latest_decisions(decisions, *named) if named else decisions
     by_hold = {entry.hold_id: entry for entry in entries if entry.hold_id}
     if as_json:
@@ -103,8 +103,7 @@ def explain(place: Place, step: str | None, as_json: bool) -> None:
         out = console()
         for row in found:
             entry, version = by_hold.get(row.hold_id or ""), versions.get(row.decision.policy_sha256)
-            way_out = ways_out.get(row.decision.budget or "", "") if row.decision.action is Action.REFUSE else ""
-            explain_decision(out, row, entry, version, hints=row is found[-1], way_out=way_out)
+            explain_decision(out, row, entry, version, hints=row is found[-1], way_out=way_out(row))
     elif books is None:
         click.echo(NO_HISTORY, err=True)
     else:
@@ -112,19 +111,35 @@ def explain(place: Place, step: str | None, as_json: bool) -> None:
     sys.exit(exit_codes.OK if found else exit_codes.FOUND)
 
 
-def _ways_out(place: Place, settings: Settings, books: Books) -> Mapping[str, str]:
-    """What can be done where a budget does not suffice, by its name; nothing without a green.yaml that can be read."""
-    from mlflow_green.policy.raising import way_to_raise, with_governing
+def _ways_out(place: Place, settings: Settings, books: Books) -> Callable[[DecisionRow], str]:
+    """What can be done where a budget refused a step; nothing without a green.yaml that can be read."""
+    from mlflow_green.policy.raising import percent_short_of, way_to_raise, with_governing
 
     if settings.policy_path is None:
-        return {}
+        return _no_way_out
     try:
         policy = place.doors.policy_as_agreed(settings, books)
     except PolicyError:
-        return {}
+        return _no_way_out
     policy = with_governing(policy, books.approved_limits(), books.policies())
+    budgets = {budget.name: budget for budget in policy.budgets}
+    now = {balance.term.key: balance for balance in books.balances()}
     is_known = books.identity() is not None
-    return {budget.name: way_to_raise(budget, is_known=is_known) for budget in policy.budgets}
+
+    def way_out(row: DecisionRow) -> str:
+        decision = row.decision
+        budget = budgets.get(decision.budget or "")
+        if budget is None or decision.action is not Action.REFUSE:
+            return ""
+        seen = (each for each in row.balances if (each.term.budget, each.term.unit) == (budget.name, decision.unit))
+        short = [percent_short_of(budget, now.get(each.term.key, each), decision.needed or 0) for each in seen]
+        return way_to_raise(budget, is_known=is_known, percent_short=max(short, default=0))
+
+    return way_out
+
+
+def _no_way_out(_row: DecisionRow) -> str:
+    return ""
 
 
 def step_named(step: str) -> tuple[str, str | None]:

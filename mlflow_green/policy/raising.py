@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta, tzinfo
 from fractions import Fraction
+from math import ceil
 from typing import NamedTuple
 
 from mlflow_green.errors import AllowanceRefused, PolicyError, QuantityError
@@ -13,8 +14,10 @@ from mlflow_green.ledger.allowances import LimitKey, limit_key, stricter
 from mlflow_green.policy.document import Budget, Override, Period, Policy, Verb, parse_policy
 from mlflow_green.policy.terms import account_labels, is_over, terms
 from mlflow_green.policy.values import limit_of, percent
-from mlflow_green.records import Allowance, ApprovedLimit, PolicyVersion, Term, Unit
+from mlflow_green.records import Allowance, ApprovedLimit, Balance, PolicyVersion, Term, Unit
 from mlflow_green.units import AMOUNT_MAX, SECONDS, format_amount, format_percent, parse_seconds
+
+GRANT_PERCENT = 20
 
 GroupsOf = Callable[[str], Collection[str]]
 """The names of the groups that the system puts a user into."""
@@ -83,20 +86,39 @@ def allowance_state(allowance: Allowance, now: datetime, zone: tzinfo) -> str:
     return "expired" if is_over(allowance.period, now, zone) else allowance.state(now)
 
 
-def way_to_raise(budget: Budget, *, is_known: bool = False) -> str:
+def way_to_raise(budget: Budget, *, is_known: bool = False, percent_short: int = 0) -> str:
     """What can be done where this budget's limit does not suffice: a command, and whose decision it is.
 
-    ``is_known``: as in ``agreement``.
+    ``is_known``: as in ``agreement``. ``percent_short``: what has to be added at least, as ``percent_short_of`` says.
     """
+    edit = "raise its limit in green.yaml for the next run, then: mlflow-green policy apply"
     if budget.period is Period.WORKFLOW:
-        return "raise its limit in green.yaml for the next run, then: mlflow-green policy apply"
+        return edit
     name, rules = shlex.quote(budget.name), budget.override
     if rules is None:
         whose = "approved by another role of the database" if is_known else "recorded as your own decision"
-        return f"mlflow-green budget grant {name} 20% --reason '...'   ({whose})"
+        percents = max(GRANT_PERCENT, percent_short)
+        return f"mlflow-green budget grant {name} {percents}% --reason '...'   ({whose})"
+    if percent_short > rules.max_extra * 100:
+        return (
+            f"{edit}; it lacks {percent_short}%, and an override adds {format_percent(float(rules.max_extra))} at most"
+        )
     most, until = format_percent(float(rules.max_extra)), _until_text(rules.expires_seconds)
     command = f"mlflow-green budget override {name} {most} --until {until} --reason '...'"
     return f"{command}   (approved by {', '.join(rules.approvers)})"
+
+
+def percent_short_of(budget: Budget, balance: Balance, needed: int) -> int:
+    """What has to be added to a limit so that ``needed`` fits below it and below its rules, in whole percent of it.
+
+    0 where it fits, or where the limit is nothing and no percentage helps.
+    """
+    if balance.term.limit <= 0:
+        return 0
+    ceilings = [Fraction(rule.at) for rule in budget.rules if rule.do in {Verb.WAIT, Verb.REFUSE}]
+    committed = balance.committed + balance.pending + needed
+    missing = committed / min([Fraction(1), *ceilings]) - balance.limit
+    return max(0, ceil(missing * 100 / balance.term.limit))
 
 
 def _until_text(expires_seconds: int) -> str:

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from mlflow_green import units
 from mlflow_green.policy.document import Budget
-from mlflow_green.policy.raising import way_to_raise
+from mlflow_green.policy.raising import percent_short_of, way_to_raise
 from mlflow_green.recorder.waits import Holder, Waiting
 from mlflow_green.records import Unit
 from mlflow_green.reports.explanation import print_facts
@@ -69,7 +69,8 @@ def _advice(waiting: Waiting, budget: Budget, *, is_known: bool) -> str:
             f"say what it needs, for the next run: steps: {{{waiting.row.step.name}: {{energy: 5 Wh}}}} in green.yaml"
         )
     patience = "nothing, or end what holds it" if waiting.holders else "nothing"
-    return f"{patience}; else {way_to_raise(budget, is_known=is_known)}"
+    short = percent_short_of(budget, waiting.balance, waiting.row.decision.needed or 0) if waiting.balance else 0
+    return f"{patience}; else {way_to_raise(budget, is_known=is_known, percent_short=short)}"
 
 
 def _clock(moment: datetime) -> str:
