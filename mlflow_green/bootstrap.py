@@ -56,6 +56,7 @@ from mlflow_green.records import (
     Site,
     Step,
     StepSpec,
+    Term,
 )
 from mlflow_green.session import NodeSession, Session, inside_metered_step, job_environment, meter_environment
 from mlflow_green.settings import Settings, is_disabled, load_settings, secret
@@ -66,6 +67,7 @@ if TYPE_CHECKING:
     from mlflow_green.alerts.addresses import Address
     from mlflow_green.alerts.delivery import Sender
     from mlflow_green.alerts.standing import AlertBooks
+    from mlflow_green.ledger.allowances import LimitKey
     from mlflow_green.ledger.ledger import PolicyBook
     from mlflow_green.ledger.sql import SqlLedger
     from mlflow_green.ledger.verify import Books
@@ -267,10 +269,24 @@ def unused_balances(settings: Settings, used: Sequence[Balance], books: PolicyBo
     return tuple(Balance(term=term, spent=0, held=0) for term in now if term.key not in known)
 
 
-def unknown_to_policy(settings: Settings, balances: Sequence[Balance]) -> tuple[Balance, ...]:
-    """The balances whose budget the policy does not have: it had it, or another policy in this ledger has."""
-    names = {budget.name for budget in load_policy_for(settings).budgets}
-    return tuple(balance for balance in balances if balance.term.budget not in names)
+def unknown_to_policy(
+    settings: Settings, balances: Sequence[Balance], approved: Collection[LimitKey]
+) -> tuple[Balance, ...]:
+    """The balances whose budget the policy does not have: it had it, or another policy in this ledger has.
+
+    One of another project that is not among the ``approved`` limits any more is of this one's earlier name.
+    """
+    from mlflow_green.ledger.allowances import limit_key
+    from mlflow_green.policy.terms import account_labels
+
+    policy = load_policy_for(settings)
+    names = {budget.name for budget in policy.budgets}
+
+    def is_known(term: Term) -> bool:
+        is_ours = account_labels(term.account).get("project", policy.project) == policy.project
+        return term.budget in names and (is_ours or limit_key(term) in approved)
+
+    return tuple(balance for balance in balances if not is_known(balance.term))
 
 
 def recover_into(ledger: SqlLedger, settings: Settings, clock: Clock, say: Callable[[str], None]) -> None:

@@ -13,7 +13,7 @@ from datetime import datetime, tzinfo
 from mlflow_green.ledger.messages import HALTED, REFUSED
 from mlflow_green.policy.document import Budget
 from mlflow_green.policy.exhaustion import LEVEL_PERCENT, Exhaustion
-from mlflow_green.policy.raising import way_to_raise
+from mlflow_green.policy.raising import percent_short_of, way_to_raise
 from mlflow_green.records import Balance, Energy, Mode
 from mlflow_green.units import (
     SECONDS_PER_HOUR,
@@ -53,6 +53,7 @@ class Standing:
 
     ``budget`` is the policy's, ``forecast`` ``None`` with too few days. ``metered`` is the energy behind what is spent.
     ``stopped`` is how many steps were ``refused`` or ``halted`` so far, by that word and the workflow run.
+    ``is_known``: the ledger itself knows who writes.
     """
 
     balance: Balance
@@ -63,6 +64,7 @@ class Standing:
     last_use_at: datetime | None = None
     period_end: datetime | None = None
     stopped: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    is_known: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -291,7 +293,8 @@ def _effect(payloads: Sequence[Mapping[str, object]], budget: Budget) -> str:
 
 
 def _remedies(standing: Standing, zone: tzinfo) -> list[str]:
-    lines = [way_to_raise(standing.budget)]
+    short = percent_short_of(standing.budget, standing.balance, 0)
+    lines = [way_to_raise(standing.budget, is_known=standing.is_known, percent_short=short)]
     if standing.period_end is not None:
         lines.append(f"or wait: the period ends {_when(standing.period_end, zone)}")
     return lines

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
 from functools import cached_property
@@ -15,7 +15,7 @@ from mlflow_green.ledger.messages import HALTED, REFUSED
 from mlflow_green.policy.document import Budget, Period, Policy
 from mlflow_green.policy.exhaustion import Exhaustion, daily_spends, exhaustion
 from mlflow_green.policy.terms import period_end, period_key
-from mlflow_green.records import Action, Balance, Entry, JournalRow, Outcome, Term, total_energy
+from mlflow_green.records import Action, Balance, BucketKey, Entry, JournalRow, Outcome, Term, total_energy
 
 CONSUMERS_SHOWN = 3
 
@@ -25,6 +25,10 @@ class AlertBooks(Ledger, LedgerReader, PolicyBook, SharedOutbox, Protocol):
 
     def snapshot(self) -> AbstractContextManager[None]:
         """Everything read inside belongs together."""
+        ...
+
+    def identity(self) -> str | None:
+        """Who the store itself knows to be writing, if it does."""
         ...
 
 
@@ -76,23 +80,38 @@ class Standings:
             last_use_at=max((row.at for row in rows), default=None),
             period_end=self._end(balance, budget),
             stopped=self._stopped(balance.term) if counts_stopped else {},
+            is_known=self._books.identity() is not None,
         )
 
     def _stopped(self, term: Term) -> Mapping[tuple[str, str], int]:
-        """How many steps each workflow run was refused by this budget, and how many it halted."""
+        """How many steps each workflow run was refused by this bucket, and how many it halted."""
         refused = {
             (row.step.label, row.step.workflow_run)
             for row in self._books.decisions()
             if row.decision.action is Action.REFUSE
             and (row.decision.budget, row.decision.unit) == (term.budget, term.unit)
+            and any(balance.term.key == term.key for balance in row.balances)
         }
         halted = {
             (entry.step, entry.wildcards, entry.workflow_run)
             for group in self._entries.values()
             for entry in group
-            if entry.outcome is Outcome.HALTED and entry.reason.startswith(f"{term.budget}: ")
+            if entry.outcome is Outcome.HALTED and self._halting(entry) == term.key
         }
         return Counter([*((REFUSED, run) for *_, run in refused), *((HALTED, run) for *_, run in halted)])
+
+    def _halting(self, entry: Entry) -> BucketKey | None:
+        """The bucket that halted a step; the reason names its budget and unit."""
+        keys = [key for key in self._buckets.get(entry.hold_id, ()) if entry.reason.startswith(f"{key[0]}: ")]
+        return next((key for key in keys if f" {key[2]} " in entry.reason), keys[0] if keys else None)
+
+    @cached_property
+    def _buckets(self) -> Mapping[str | None, Collection[BucketKey]]:
+        """Those that each hold was held in."""
+        found: defaultdict[str | None, dict[BucketKey, None]] = defaultdict(dict)
+        for row in self._journal:
+            found[row.hold_id][row.key] = None
+        return found
 
     def forecast(self, balance: Balance, budget: Budget) -> Exhaustion | None:
         """Where the bucket is heading; ``None`` with too few days, or when its period is over."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ from mlflow_green.cli.budget import zone_of
 from mlflow_green.cli.doors import Place
 from mlflow_green.cli.output import NO_HISTORY, console, json_option, opened, print_json, print_json_line
 from mlflow_green.clock import SystemClock
+from mlflow_green.errors import PolicyError
 from mlflow_green.records import Action, Decision, DecisionRow, Entry, Step
 from mlflow_green.units import SECONDS, format_bytes, format_number_of, parse_seconds
 
@@ -49,7 +50,7 @@ def balance(place: Place, as_json: bool) -> None:
         allowances = books.allowances() if books else ()
         undeliverable = dead_count(books) if books else 0
         if settings.policy_path is not None:
-            unknown = place.doors.unknown_to_policy(settings, balances)
+            unknown = place.doors.unknown_to_policy(settings, balances, approved)
             unused = place.doors.unused_balances(settings, balances, books)
             balances += books.balances([each.term for each in unused]) if books and unused else unused
     if as_json:
@@ -93,7 +94,7 @@ def explain(place: Place, step: str | None, as_json: bool) -> None:
         entries = books.entries() if books else ()
         decisions = all_decisions(books.decisions(), entries) if books else []
         versions = {version.sha256: version for version in books.policies()} if books else {}
-        ways_out = _ways_out(place, settings, books) if books else {}
+        way_out = _ways_out(place, settings, books) if books else _no_way_out
     found = latest_decisions(decisions, *named) if named else decisions
     by_hold = {entry.hold_id: entry for entry in entries if entry.hold_id}
     if as_json:
@@ -102,8 +103,7 @@ def explain(place: Place, step: str | None, as_json: bool) -> None:
         out = console()
         for row in found:
             entry, version = by_hold.get(row.hold_id or ""), versions.get(row.decision.policy_sha256)
-            way_out = ways_out.get(row.decision.budget or "", "") if row.decision.action is Action.REFUSE else ""
-            explain_decision(out, row, entry, version, hints=row is found[-1], way_out=way_out)
+            explain_decision(out, row, entry, version, hints=row is found[-1], way_out=way_out(row))
     elif books is None:
         click.echo(NO_HISTORY, err=True)
     else:
@@ -111,14 +111,35 @@ def explain(place: Place, step: str | None, as_json: bool) -> None:
     sys.exit(exit_codes.OK if found else exit_codes.FOUND)
 
 
-def _ways_out(place: Place, settings: Settings, books: Books) -> Mapping[str, str]:
-    """What can be done where a budget does not suffice, by its name."""
-    from mlflow_green.policy.raising import way_to_raise, with_governing
+def _ways_out(place: Place, settings: Settings, books: Books) -> Callable[[DecisionRow], str]:
+    """What can be done where a budget refused a step; nothing without a green.yaml that can be read."""
+    from mlflow_green.policy.raising import percent_short_of, way_to_raise, with_governing
 
     if settings.policy_path is None:
-        return {}
-    policy = with_governing(place.doors.load_policy(settings), books.approved_limits(), books.policies())
-    return {budget.name: way_to_raise(budget) for budget in policy.budgets}
+        return _no_way_out
+    try:
+        policy = place.doors.policy_as_agreed(settings, books)
+    except PolicyError:
+        return _no_way_out
+    policy = with_governing(policy, books.approved_limits(), books.policies())
+    budgets = {budget.name: budget for budget in policy.budgets}
+    now = {balance.term.key: balance for balance in books.balances()}
+    is_known = books.identity() is not None
+
+    def way_out(row: DecisionRow) -> str:
+        decision = row.decision
+        budget = budgets.get(decision.budget or "")
+        if budget is None or decision.action is not Action.REFUSE:
+            return ""
+        seen = (each for each in row.balances if (each.term.budget, each.term.unit) == (budget.name, decision.unit))
+        short = [percent_short_of(budget, now.get(each.term.key, each), decision.needed or 0) for each in seen]
+        return way_to_raise(budget, is_known=is_known, percent_short=max(short, default=0))
+
+    return way_out
+
+
+def _no_way_out(_row: DecisionRow) -> str:
+    return ""
 
 
 def step_named(step: str) -> tuple[str, str | None]:

@@ -5,7 +5,7 @@ Tests give a command other doors: ``CliRunner.invoke(cli, [...], obj=Place(..., 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from mlflow_green.alerts.addresses import Address
     from mlflow_green.alerts.delivery import Sender
     from mlflow_green.bootstrap import Ran
+    from mlflow_green.ledger.allowances import LimitKey
     from mlflow_green.ledger.migrations import Migration
     from mlflow_green.ledger.whereabouts import Whereabouts
     from mlflow_green.metering.calibration import Comparison
@@ -56,11 +57,13 @@ class Doors:
 
         return unused_balances(settings, used, books)
 
-    def unknown_to_policy(self, settings: Settings, balances: Sequence[Balance]) -> tuple[Balance, ...]:
+    def unknown_to_policy(
+        self, settings: Settings, balances: Sequence[Balance], approved: Collection[LimitKey]
+    ) -> tuple[Balance, ...]:
         """Those whose budget green.yaml does not have."""
         from mlflow_green.bootstrap import unknown_to_policy
 
-        return unknown_to_policy(settings, balances)
+        return unknown_to_policy(settings, balances, approved)
 
     def whereabouts(self, settings: Settings) -> Whereabouts:
         """Where the ledger is kept, and who else has it; opens and makes nothing."""
@@ -72,6 +75,13 @@ class Doors:
         from mlflow_green.bootstrap import load_policy_for
 
         return load_policy_for(settings)
+
+    def policy_as_agreed(self, settings: Settings, books: Books) -> Policy:
+        """green.yaml with what a run would keep to."""
+        from mlflow_green.bootstrap import policy_as_agreed
+        from mlflow_green.clock import SystemClock
+
+        return policy_as_agreed(books, self.load_policy(settings), SystemClock())
 
     def site(self, settings: Settings, policy: Policy) -> Site:
         """What turns joules into grams and money now."""

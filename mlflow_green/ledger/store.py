@@ -60,8 +60,7 @@ class Store(ABC):
         if version > self.schema_version:
             raise LedgerUnavailable(
                 f"the ledger {self.place} was written by a newer mlflow-green (its schema is {version}, this one knows"
-                f" {self.schema_version}); run 'pip install --upgrade mlflow-green', or set MLFLOW_GREEN_LEDGER to"
-                " another ledger"
+                f" {self.schema_version}); run 'pip install --upgrade mlflow-green'"
             )
         self._check(found)
         return version

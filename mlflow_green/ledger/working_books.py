@@ -99,23 +99,38 @@ class WorkingBooks:
         if moved.held < 0 or moved.spent < 0:
             raise LedgerError(f"{kind} of hold {hold_id} would leave budget {term.budget} below zero: {moved!r}")
         self.balances[term.key] = moved
+        self._note(term, kind, hold_id=hold_id, delta_held=delta_held, delta_spent=delta_spent, reason=reason)
+        if delta_held + delta_spent:
+            self._pass_on(term.key)
+
+    def _note(
+        self,
+        of: Term | Allowance,
+        kind: str,
+        *,
+        hold_id: str | None = None,
+        delta_held: int = 0,
+        delta_spent: int = 0,
+        delta_limit: int = 0,
+        reason: str,
+    ) -> None:
+        """Add a line to the journal of the bucket that this is of."""
         self.journal.append(
             JournalRow(
                 journal_id=0,
                 at=self.now,
                 hold_id=hold_id,
-                budget=term.budget,
-                account=term.account,
-                unit=term.unit,
-                period=term.period,
+                budget=of.budget,
+                account=of.account,
+                unit=of.unit,
+                period=of.period,
                 kind=kind,
                 delta_held=delta_held,
                 delta_spent=delta_spent,
+                delta_limit=delta_limit,
                 reason=reason,
             )
         )
-        if delta_held + delta_spent:
-            self._pass_on(term.key)
 
     def guard(self, term: Term, *, keeps_free: int = 0) -> None:
         """Raise where a hold was let in that a hard limit has no room for; the store checks the limit once more."""
@@ -162,22 +177,8 @@ class WorkingBooks:
         key = allowance.key
         self.balances[key] = replace(self.balances[key], extra=self.limits.of_bucket(key).total)
         agreement = "" if allowance.kind is AllowanceKind.ROLLOVER else f"{agreement_text(allowance)}: "
-        self.journal.append(
-            JournalRow(
-                journal_id=0,
-                at=self.now,
-                hold_id=None,
-                budget=allowance.budget,
-                account=allowance.account,
-                unit=allowance.unit,
-                period=allowance.period,
-                kind=allowance.kind.value,
-                delta_held=0,
-                delta_spent=0,
-                delta_limit=allowance.amount,
-                reason=f"{agreement}{allowance.reason}",
-            )
-        )
+        reason = f"{agreement}{allowance.reason}"
+        self._note(allowance, allowance.kind.value, delta_limit=allowance.amount, reason=reason)
         self._pass_on(key)
 
     def _inherit(self, key: BucketKey) -> None:

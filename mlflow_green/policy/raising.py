@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta, tzinfo
 from fractions import Fraction
+from math import ceil
 from typing import NamedTuple
 
 from mlflow_green.errors import AllowanceRefused, PolicyError, QuantityError
@@ -13,8 +14,10 @@ from mlflow_green.ledger.allowances import LimitKey, limit_key, stricter
 from mlflow_green.policy.document import Budget, Override, Period, Policy, Verb, parse_policy
 from mlflow_green.policy.terms import account_labels, is_over, terms
 from mlflow_green.policy.values import limit_of, percent
-from mlflow_green.records import Allowance, ApprovedLimit, PolicyVersion, Term, Unit
-from mlflow_green.units import AMOUNT_MAX, SECONDS_PER_HOUR, format_amount, format_percent, parse_seconds
+from mlflow_green.records import Allowance, ApprovedLimit, Balance, PolicyVersion, Term, Unit
+from mlflow_green.units import AMOUNT_MAX, SECONDS, format_amount, format_percent, parse_seconds
+
+GRANT_PERCENT = 20
 
 GroupsOf = Callable[[str], Collection[str]]
 """The names of the groups that the system puts a user into."""
@@ -83,16 +86,45 @@ def allowance_state(allowance: Allowance, now: datetime, zone: tzinfo) -> str:
     return "expired" if is_over(allowance.period, now, zone) else allowance.state(now)
 
 
-def way_to_raise(budget: Budget) -> str:
-    """What can be done where this budget's limit does not suffice: a command, and whose decision it is."""
+def way_to_raise(budget: Budget, *, is_known: bool = False, percent_short: int = 0) -> str:
+    """What can be done where this budget's limit does not suffice: a command, and whose decision it is.
+
+    ``is_known``: as in ``agreement``. ``percent_short``: what has to be added at least, as ``percent_short_of`` says.
+    """
+    edit = "raise its limit in green.yaml for the next run, then: mlflow-green policy apply"
     if budget.period is Period.WORKFLOW:
-        return "raise its limit in green.yaml for the next run, then: mlflow-green policy apply"
+        return edit
     name, rules = shlex.quote(budget.name), budget.override
     if rules is None:
-        return f"mlflow-green budget grant {name} 20% --reason '...'   (recorded as your own decision)"
-    most, hours = format_percent(float(rules.max_extra)), rules.expires_seconds // SECONDS_PER_HOUR
-    command = f"mlflow-green budget override {name} {most} --until {hours}h --reason '...'"
+        whose = "approved by another role of the database" if is_known else "recorded as your own decision"
+        percents = max(GRANT_PERCENT, percent_short)
+        return f"mlflow-green budget grant {name} {percents}% --reason '...'   ({whose})"
+    if percent_short > rules.max_extra * 100:
+        return (
+            f"{edit}; it lacks {percent_short}%, and an override adds {format_percent(float(rules.max_extra))} at most"
+        )
+    most, until = format_percent(float(rules.max_extra)), _until_text(rules.expires_seconds)
+    command = f"mlflow-green budget override {name} {most} --until {until} --reason '...'"
     return f"{command}   (approved by {', '.join(rules.approvers)})"
+
+
+def percent_short_of(budget: Budget, balance: Balance, needed: int) -> int:
+    """What has to be added to a limit so that ``needed`` fits below it and below its rules, in whole percent of it.
+
+    0 where it fits, or where the limit is nothing and no percentage helps.
+    """
+    if balance.term.limit <= 0:
+        return 0
+    ceilings = [Fraction(rule.at) for rule in budget.rules if rule.do in {Verb.WAIT, Verb.REFUSE}]
+    committed = balance.committed + balance.pending + needed
+    missing = committed / min([Fraction(1), *ceilings]) - balance.limit
+    return max(0, ceil(missing * 100 / balance.term.limit))
+
+
+def _until_text(expires_seconds: int) -> str:
+    """The largest unit in which it is whole: ``"48h"``, ``"30min"``."""
+    unit = next(unit for unit in ("h", "min", "s") if expires_seconds % SECONDS[unit] == 0)
+    return f"{expires_seconds // SECONDS[unit]}{unit}"
 
 
 # --- who agrees -----------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ is imitated is the host program: which job it asks for next, and which it starts
 from __future__ import annotations
 
 import heapq
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -87,7 +87,9 @@ class PassingLedger(MemoryLedger):
                 self._uses[entry.project, entry.step].append(use)
         self._holds = {key: booked for key, booked in self._holds.items() if booked.state is HoldState.HELD}
         self._facts = {key: told for key, told in self._facts.items() if key in self._holds}
-        for done in (self._entries, self._journal, self._decisions):
+        self._charges = Counter({key: spent for key, spent in self._charges.items() if key[0] in self._holds})
+        self._reads = {hold_id: metered for hold_id, metered in self._reads.items() if hold_id in self._holds}
+        for done in (self._entries, self._journal, self._decisions, self._last_decisions, self._letters):
             done.clear()
         return committed
 

@@ -159,8 +159,7 @@ class _RaisedLedger(PassingLedger):
 
     def commit(self, batch: Batch, choose: Choose) -> Committed:
         while self._later and self._later[0].at <= self._clock.now():
-            allowance = self._later.pop(0).allowance
-            self._allowances[allowance.allowance_id] = allowance
+            self.include(self._later.pop(0).allowance)
         return super().commit(batch, choose)
 
     @property

@@ -9,14 +9,14 @@ from rich.text import Text
 
 from mlflow_green import units
 from mlflow_green.policy.document import Budget
-from mlflow_green.policy.raising import way_to_raise
+from mlflow_green.policy.raising import percent_short_of, way_to_raise
 from mlflow_green.recorder.waits import Holder, Waiting
 from mlflow_green.records import Unit
 from mlflow_green.reports.explanation import print_facts
 
 
-def explain_waiting(console: Console, waiting: Waiting, now: datetime) -> None:
-    """A few lines about one step."""
+def explain_waiting(console: Console, waiting: Waiting, now: datetime, *, is_known: bool = False) -> None:
+    """A few lines about one step. ``is_known``: the ledger itself knows who writes."""
     decision, unit = waiting.row.decision, waiting.row.decision.unit or Unit.ENERGY
     console.print(Text(f"{waiting.row.step.label}: waits for {decision.budget or 'a budget'}", "bold"))
     lines = [
@@ -35,7 +35,7 @@ def explain_waiting(console: Console, waiting: Waiting, now: datetime) -> None:
         lines.append(("", f"and {waiting.holders_more} more; --json has all of them"))
     lines.append(("next", _next(waiting)))
     if waiting.budget is not None:
-        lines.append(("to do", _advice(waiting, waiting.budget)))
+        lines.append(("to do", _advice(waiting, waiting.budget, is_known=is_known)))
     print_facts(console, lines)
     console.print()
 
@@ -62,14 +62,15 @@ def _next(waiting: Waiting) -> str:
     return "; ".join(hopes) or "not known: the policy has no such budget any more"
 
 
-def _advice(waiting: Waiting, budget: Budget) -> str:
+def _advice(waiting: Waiting, budget: Budget, *, is_known: bool) -> str:
     """Only what really can be done."""
     if waiting.row.decision.needed is None and budget.unknown_step == "wait":
         return (
             f"say what it needs, for the next run: steps: {{{waiting.row.step.name}: {{energy: 5 Wh}}}} in green.yaml"
         )
     patience = "nothing, or end what holds it" if waiting.holders else "nothing"
-    return f"{patience}; else {way_to_raise(budget)}"
+    short = percent_short_of(budget, waiting.balance, waiting.row.decision.needed or 0) if waiting.balance else 0
+    return f"{patience}; else {way_to_raise(budget, is_known=is_known, percent_short=short)}"
 
 
 def _clock(moment: datetime) -> str:

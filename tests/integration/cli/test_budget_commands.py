@@ -353,6 +353,18 @@ def test_balance_says_which_budgets_the_policy_does_not_have(run, told, tmp_path
     }
 
 
+def test_balance_says_that_the_budgets_of_a_projects_earlier_name_were_removed(run, told, tmp_path):
+    run("bob", "budget", "grant", "month", "1 kWh", "--reason", "x", "--approver", "ana")
+    path = tmp_path / "green.yaml"
+    path.write_text(path.read_text().replace("project: demo", "project: other"))
+    assert run("ana", "policy", "apply", "--reason", "another name", "--approver", "cleo").exit_code == 0
+    shown = run("bob", "balance").output.replace("\n", " ")
+    assert "month (project:demo, energy) is not in green.yaml" in shown
+    assert "its removal was applied" in shown
+    in_policy = {each["account"]: each["in_policy"] for each in told("bob", "balance")["balances"]}
+    assert in_policy == {"project:demo": False, "project:other": True}
+
+
 def test_everything_that_was_applied_stays_in_the_list(run, told, write, tmp_path):
     start_a_run(tmp_path)
     write(limit="8 kWh")

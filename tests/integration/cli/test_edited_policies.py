@@ -132,6 +132,16 @@ def test_a_workflow_that_cannot_be_enforced_does_not_start_where_only_the_ledger
         open_session(name="w", policy=None, host_problem="this Snakemake is too new", wake=print, say=print, environ={})
 
 
+def test_past_decisions_are_explained_beside_a_green_yaml_that_cannot_be_read(start, green, tmp_path):
+    start(HARD)
+    assert green("run", "--energy", "5 Wh", "--step", "train", "--", "true").exit_code == 77
+    assert "mlflow-green budget grant total" in green("explain", "train").output
+    (tmp_path / "green.yaml").write_text("budgets: [{")
+    result = green("explain", "train")
+    assert (result.exit_code, "train: refuse" in result.output) == (0, True), result.output
+    assert "budget grant" not in result.output
+
+
 # --- without a ledger, or with one that nobody can read -----------------------------------------------
 
 

@@ -224,6 +224,17 @@ def test_a_file_that_is_no_database_is_left_alone(tmp_path):
         open_at(tmp_path)
 
 
+@pytest.mark.parametrize("damage_at", [0, 8192])
+def test_a_damaged_ledger_at_its_default_place_is_to_be_restored_and_no_other_is_advised(tmp_path, damage_at):
+    open_at(tmp_path / ".green").close()
+    with (tmp_path / ".green" / "ledger.db").open("r+b") as file:
+        file.seek(damage_at)
+        file.write(b"\xff" * 40_960)
+    with pytest.raises(LedgerUnavailable, match=r"damaged.*hard budget until a backup.*ledger verify") as raised:
+        open_at(tmp_path / ".green").booked_holds()
+    assert "MLFLOW_GREEN_LEDGER" not in str(raised.value)
+
+
 def test_a_folder_in_the_place_of_the_file_is_named(tmp_path):
     (tmp_path / "ledger.db").mkdir()
     with pytest.raises(LedgerUnavailable, match="unable to open"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 from itertools import count, pairwise
 from random import Random
@@ -9,11 +10,13 @@ from random import Random
 import pytest
 
 from mlflow_green.alerts.delivery import Fate, Patience, Sender
+from mlflow_green.alerts.standing import Standings
 from mlflow_green.errors import ChannelFailed
 from mlflow_green.ledger.memory import MemoryLedger
-from mlflow_green.records import LetterState
+from mlflow_green.policy.document import parse_policy
+from mlflow_green.records import Action, Batch, LetterState, Outcome, Unit
 from tests.testkit.alert_samples import WH, ScriptedPost, Spender, hours, notify, policy
-from tests.testkit.ledger_samples import SetClock
+from tests.testkit.ledger_samples import OWNER, SetClock, admit_what_fits, request, settle
 
 
 class Alerts:
@@ -66,6 +69,24 @@ def test_a_crossing_is_told_once_to_every_address_of_its_channels(alerts):
     assert it.send() == []
     assert len(set(it.post.alert_ids())) == 1
     assert len({letter.letter_id for _, _, letter in it.post.carried}) == 3
+
+
+def test_a_stopped_step_counts_in_the_bucket_that_stopped_it_alone(alerts):
+    both = policy(notify(50), mode="hard").text.replace("100 Wh", "[100 Wh, 5 kgCO2e]")
+    rules = parse_policy(both.replace("project: demo", "project: demo\nsite: {country: FRA}").encode())
+    it = alerts(rules)
+    found = Spender(it.ledger, rules, it.clock).terms()
+    asked = request("train", {Unit.ENERGY: WH, Unit.CARBON: 1}, *found)
+    (answer,) = it.ledger.commit(Batch(requests=(asked,), owner=OWNER), admit_what_fits).answers
+    reason = "month: train used energy 2.00 Wh of 1.00 Wh granted"
+    halted = settle(answer.hold, WH, outcome=Outcome.HALTED, reason=reason)
+    it.ledger.commit(Batch(closings=(halted,)), admit_what_fits)
+    elsewhere = [replace(term, account="project:other") for term in found]
+    refusing = lambda *asked: replace(admit_what_fits(*asked), action=Action.REFUSE)  # noqa: E731
+    it.ledger.commit(Batch(requests=(request("sweep", 200 * WH, *elsewhere),), owner=OWNER), refusing)
+    standings = Standings(it.ledger, rules, it.clock.now())
+    stopped = {term.unit: standings.of(term.key, counts_stopped=True).stopped for term in found}
+    assert stopped == {Unit.ENERGY: {("halted", "run1"): 1}, Unit.CARBON: {}}
 
 
 def test_all_refusals_of_a_run_are_one_message_in_a_quiet_window(alerts):

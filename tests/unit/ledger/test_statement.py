@@ -83,3 +83,13 @@ def test_a_value_that_is_left_out_is_an_error_and_never_that_of_the_call_before(
     CHANGING.run(connection, {"key": "a", "more": 1, "new_payload": None})
     with pytest.raises(KeyError, match="more"):
         CHANGING.run(connection, {"key": "a", "new_payload": None})
+
+
+def test_a_list_that_the_statement_itself_has_is_a_constant(connection):
+    found = select(LETTERS.dedup).where(LETTERS.kind.in_(["letter", "mail"]), LETTERS.state == bindparam("state"))
+    rest = {"payload": None, "state": "pending", "next_try": datetime(2026, 11, 22, tzinfo=UTC), "tries": 0}
+    with connection.begin() as transaction:
+        INSERTING.run(connection, *({"dedup": kind, "kind": kind, **rest} for kind in ("letter", "mail", "mlflow")))
+        finding = Query(found.order_by(LETTERS.dedup))
+        assert [tuple(row) for row in finding.rows(connection, {"state": "pending"})] == [("letter",), ("mail",)]
+        transaction.rollback()

@@ -114,6 +114,16 @@ def test_what_ran_earlier_in_a_plan_is_known_with_the_size_of_its_input():
     assert [use.input_bytes for use in ledger.history("demo", "train")] == [9_000]
 
 
+def test_the_books_of_a_rehearsal_do_not_grow_with_the_steps_that_are_over():
+    ledger, sizes = PassingLedger(VirtualClock(START)), []
+    for attempt in (1, 2, 3):
+        asked = request("train", 1, term(), attempt=attempt)
+        (answer,) = ledger.commit(Batch(requests=(asked,), owner=OWNER), admit_anything).answers
+        ledger.commit(Batch(closings=(settle(answer.hold, 1),)), admit_anything)
+        sizes.append({name: len(kept) for name, kept in vars(ledger).items() if hasattr(kept, "__len__")})
+    assert sizes[0] == sizes[-1]
+
+
 def test_what_running_steps_still_wait_for_is_nobodys_and_shown_apart_from_what_they_hold():
     policy = policy_of(HARD)
     ledger = held_by_others(policy, 4)
