@@ -1,7 +1,8 @@
 """How much of an edited ``green.yaml`` counts before it is applied: where it is looser, what was applied; pure.
 
-Whatever is edited, the steps that are admitted are some of those that the applied policy admits. One exception: a step
-that nothing is known of holds what there is, and where that is less it may escape a downgrade.
+Whatever is edited in a budget, the steps that are admitted are some of those that the applied policy admits. One
+exception: a step that nothing is known of holds what there is, and where that is less it may escape a downgrade. What
+a site or a step is said to be counts at once, and another project, file or ledger is named, not edited.
 """
 
 from __future__ import annotations
