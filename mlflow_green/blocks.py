@@ -29,6 +29,7 @@ from mlflow_green.errors import (
     BudgetExceeded,
     BudgetUnkept,
     GreenError,
+    PolicyError,
     StepHalted,
     UnsupportedHost,
 )
@@ -365,7 +366,7 @@ class _Process:
         """Open where nothing is enforced, else closed."""
         from mlflow_green.session import inside_metered_step
 
-        if settings is not None and _may_be_hard(settings.policy_path) and not inside_metered_step(os.environ):
+        if settings is not None and _may_be_hard(settings, error) and not inside_metered_step(os.environ):
             raise UnsupportedHost(f"the block is not started, for a hard budget cannot be kept: {error}") from error
         if not isinstance(error, GreenError | OSError):
             _log.debug("mlflow-green met an unexpected error", exc_info=error)
@@ -435,12 +436,17 @@ class _Process:
         return exits
 
 
-def _may_be_hard(policy_path: Path | None) -> bool:
-    """Whether the policy file, which may be one that makes no sense, speaks of a hard budget."""
+def _may_be_hard(settings: Settings, error: Exception) -> bool:
+    """Whether the policy file speaks of a hard budget; one that makes no sense may hide one that the ledger knows."""
+    from mlflow_green.ledger.glance import may_know_hard
+
+    path = settings.policy_path
     try:
-        return policy_path is not None and re.search(rb"\bhard\b", policy_path.read_bytes()) is not None
+        if path is not None and re.search(rb"\bhard\b", path.read_bytes()) is not None:
+            return True
     except OSError:
         return False
+    return isinstance(error, PolicyError) and may_know_hard(settings.ledger_url)
 
 
 _process = _Process()

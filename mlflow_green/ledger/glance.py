@@ -5,6 +5,7 @@ Programs ask that need no ledger else, so this is the standard library alone, an
 
 from __future__ import annotations
 
+import os
 from contextlib import closing
 from pathlib import Path
 from urllib.parse import quote
@@ -15,17 +16,28 @@ from mlflow_green.ledger.filesystem import journal_path
 def may_know_hard(url: str) -> bool:
     """Whether a hard limit may be written in the ledger of ``url``: a database server has to be asked.
 
-    A file that is not there has none, and one that cannot be read may have any.
+    A file that is not there has none, and what cannot be read, or is no address of a ledger, may have any.
     """
-    if not url.startswith("sqlite"):
+    named = url.partition(":///")[2].partition("?")[0]
+    if not url.startswith("sqlite") or not named:
         return True
-    path = Path(url.partition(":///")[2].partition("?")[0])
+    path = Path(named)
     try:
-        if journal_path(path).is_dir():
-            return any(map(_says_hard, journal_path(path).glob("*.jsonl")))
-        return path.is_file() and _has_hard_row(path)
-    except OSError:
+        if _is_there(journal_path(path)):
+            with os.scandir(journal_path(path)) as journals:  # unlike glob, it says what it may not list
+                return any(_says_hard(Path(each.path)) for each in journals if each.name.endswith(".jsonl"))
+        return _is_there(path) and _has_hard_row(path)
+    except (OSError, ValueError):
         return True
+
+
+def _is_there(path: Path) -> bool:
+    """Raises ``OSError`` where that is not told."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
 
 
 def _says_hard(journal: Path) -> bool:

@@ -1,7 +1,8 @@
 """How much of an edited ``green.yaml`` counts before it is applied: where it is looser, what was applied; pure.
 
-Whatever is edited, the steps that are admitted are some of those that the applied policy admits. One exception: a step
-that nothing is known of holds what there is, and where that is less it may escape a downgrade.
+Whatever is edited in a budget, the steps that are admitted are some of those that the applied policy admits. One
+exception: a step that nothing is known of holds what there is, and where that is less it may escape a downgrade. What
+a site or a step is said to be counts at once, and another project, file or ledger is named, not edited.
 """
 
 from __future__ import annotations
@@ -118,25 +119,25 @@ def applied_budgets(
 ) -> Mapping[str, AppliedBudget]:
     """The budgets of the policy's project as they were applied, by name; none where that is this very version.
 
-    What a version that was applied says goes before what was only seen, and of that the first.
+    Of all accounts' versions one that acts goes before one that observes, what was applied before what was only seen,
+    and of that the first. The zone is one for all: that of the first that acts, so that none added later moves it.
     """
     if all(limit.policy_sha256 in {"", policy.sha256} for limit in approved):
         return {}
-    known = {version.sha256: version for version in versions() if policy.project in version.text}
+    known = {version.sha256: version for version in versions()}
     kept = [limit for limit in approved if limit.policy_sha256 in known]
     kept.sort(key=lambda limit: (not limit.approved_by, known[limit.policy_sha256].at))
     parsed: dict[str, Policy | None] = {}
-    found: dict[str, AppliedBudget] = {}
-    for limit in kept:
-        sha256 = limit.policy_sha256
-        if limit.budget not in found:
-            if sha256 not in parsed:
-                parsed[sha256] = policy if sha256 == policy.sha256 else _of_project(policy.project, known[sha256].text)
-            said = parsed[sha256]
-            budget = next((each for each in said.budgets if each.name == limit.budget), None) if said else None
-            if said and budget:
-                found[limit.budget] = AppliedBudget(_scoped(budget, said.project), said.timezone, sha256)
-    return found
+    seen: list[AppliedBudget] = []
+    for name, sha256 in dict.fromkeys((limit.budget, limit.policy_sha256) for limit in kept):
+        if sha256 not in parsed:
+            parsed[sha256] = policy if sha256 == policy.sha256 else _of_project(policy.project, known[sha256].text)
+        said = parsed[sha256]
+        budget = next((each for each in said.budgets if each.name == name), None) if said else None
+        if said and budget:
+            seen.append(AppliedBudget(_scoped(budget, said.project), said.timezone, sha256))
+    seen.sort(key=lambda each: each.budget.mode is Mode.OBSERVE)
+    return {each.budget.name: each._replace(timezone=seen[0].timezone) for each in reversed(seen)}
 
 
 def _of_project(project: str, text: str) -> Policy | None:
@@ -160,8 +161,7 @@ def with_what_was_applied(policy: Policy, applied: Mapping[str, AppliedBudget]) 
         counting_budget(acting[each.name].budget, _scoped(each, policy.project)) if each.name in acting else each
         for each in policy.budgets
     )
-    zones = [acting[each.name].timezone for each in budgets if each.name in acting]
-    zone = policy.timezone if policy.timezone in zones else next(iter(zones), policy.timezone)
+    zone = next((each.timezone for each in acting.values()), policy.timezone)
     return policy.model_copy(update={"budgets": budgets, "timezone": zone})
 
 
@@ -177,16 +177,18 @@ def counting(
 ) -> Counting:
     """What counts of a policy for who pays, by what the ledger knows as applied; ``is_own`` as for ``dropped``."""
     approved = tuple(approved)
-    applied = applied_budgets(policy, approved, versions)
-    counts = with_what_was_applied(policy, applied)
 
     def terms_of(policy: Policy) -> tuple[Term, ...]:
         return terms(policy, project=project, user=user, org=None, now=now, workflow_run="next")
 
-    known = {limit.key: limit for limit in approved}
-    # Of a budget for each user, what was applied counts for one too who was never seen.
-    said = counts.model_copy(update={"budgets": tuple(each.budget for each in applied.values())})
-    limits = {**{limit.key: limit for limit in _unseen(terms_of(said), applied, now)}, **known}
+    applied = applied_budgets(policy, approved, versions)
+    # Of a budget for each user, what was applied counts for one too who was never seen, but not for one who observes.
+    said = terms_of(policy.model_copy(update={"budgets": tuple(each.budget for each in applied.values())}))
+    observed = _observed(said, approved)
+    applied = {name: each for name, each in applied.items() if name not in observed}
+    unseen = _unseen((term for term in said if term.budget not in observed), applied, now)
+    counts = with_what_was_applied(policy, applied)
+    limits = {**{limit.key: limit for limit in unseen}, **{limit.key: limit for limit in approved}}
     found = terms_of(counts)
     kept, payer = found, {"project": project, "user": user}
     if is_own:
@@ -198,6 +200,14 @@ def counting(
         lines=(*not_applied(policy, limits, found), *_lines(policy, counts, applied)),
         dropped=dropped(policy, limits.values(), kept, versions, payer=payer, is_own=is_own),
     )
+
+
+def _observed(found: Iterable[Term], approved: Iterable[ApprovedLimit]) -> set[str]:
+    """The budgets that have only ever observed in the accounts of these terms."""
+    modes: dict[tuple[str, str], set[Mode]] = {}
+    for limit in approved:
+        modes.setdefault((limit.budget, limit.account), set()).add(limit.mode)
+    return {term.budget for term in found if modes.get((term.budget, term.account)) == {Mode.OBSERVE}}
 
 
 def _unseen(found: Iterable[Term], applied: Mapping[str, AppliedBudget], now: datetime) -> Iterator[ApprovedLimit]:

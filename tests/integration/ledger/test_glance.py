@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -36,6 +37,35 @@ def test_what_only_opening_it_tells_may_be_hard_and_what_is_not_there_is_not(tmp
     assert may_know_hard("postgresql://nobody@nowhere/green")
     assert not may_know_hard(f"sqlite:///{tmp_path / 'none.db'}")
     assert list(tmp_path.iterdir()) == [tmp_path / "broken.db"]
+
+
+@pytest.mark.parametrize("url", ["sqlite://", "sqlite:///", "sqlite:////tmp/a\0b"])
+def test_what_is_no_address_of_a_file_may_be_hard_so_that_opening_it_says_so(url):
+    assert may_know_hard(url)
+
+
+@pytest.mark.parametrize("closed", ["ledger.journal", "."])
+def test_a_folder_that_may_not_be_looked_into_may_hold_a_hard_limit(closed, tmp_path, monkeypatch):
+    (tmp_path / "ledger.journal").mkdir()
+    (tmp_path / "ledger.journal" / "1.jsonl").touch()
+    tmp_path.chmod(0o755)
+    monkeypatch.chdir(tmp_path)  # the folders above may be closed too
+    assert not as_anybody("sqlite:///ledger.db")
+    (tmp_path / closed).chmod(0o000 if closed == "." else 0o311)
+    try:
+        assert as_anybody("sqlite:///ledger.db")
+    finally:
+        (tmp_path / closed).chmod(0o700)
+
+
+def as_anybody(url):
+    """What a user says for whom a closed folder is closed, as it is not for root."""
+    child = os.fork()
+    if not child:
+        if os.getuid() == 0:
+            os.setuid(65534)
+        os._exit(may_know_hard(url))
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
 
 
 def test_looking_loads_nothing_heavy(tmp_path):

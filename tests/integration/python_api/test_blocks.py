@@ -11,7 +11,7 @@ import time
 import pytest
 
 import mlflow_green
-from mlflow_green.errors import BudgetExceeded, StepHalted
+from mlflow_green.errors import BudgetExceeded, GreenError, StepHalted
 from mlflow_green.records import Domain, Outcome
 from mlflow_green.units import microjoules
 
@@ -212,6 +212,16 @@ def test_a_hard_budget_refuses_before_the_block_starts(folder, posted, hard_budg
         ("train", Outcome.REFUSED),
         ("small", Outcome.SUCCEEDED),
     ]
+
+
+def test_a_policy_that_makes_no_sense_hides_no_hard_budget_that_the_ledger_knows(folder, posted, hard_budget):
+    hard_budget("1 kWh")
+    with mlflow_green.meter("train"):
+        pass
+    posted()
+    (folder / "green.yaml").write_text("version: 1\nbudgetz: []\n")
+    with pytest.raises(GreenError, match="a hard budget cannot be kept"), mlflow_green.meter("train"):
+        pass
 
 
 def test_no_block_starts_as_a_view_of_one_that_is_refused(folder, posted, hard_budget):
