@@ -537,6 +537,19 @@ class ApprovedLimit:
     approved_by: str = ""
     reason: str = ""
 
+    @classmethod
+    def first(cls, term: Term, policy_sha256: str, at: datetime) -> ApprovedLimit:
+        """What a term says of a limit that nobody saw before."""
+        return cls(
+            budget=term.budget,
+            account=term.account,
+            unit=term.unit,
+            limit=term.limit,
+            mode=term.mode,
+            at=at,
+            policy_sha256=policy_sha256,
+        )
+
     @property
     def key(self) -> tuple[str, str, str]:
         return (self.budget, self.account, self.unit.value)

@@ -171,7 +171,7 @@ def told(
     written = []
     for term in terms:
         known = approved.get(limit_key(term))
-        after = _first(term, sha256, now)
+        after = ApprovedLimit.first(term, sha256, now)
         if known is not None:
             limit, mode = min(known.limit, term.limit), stricter(known.mode, term.mode)
             if (limit, mode) == (known.limit, known.mode) and known.policy_sha256:
@@ -217,7 +217,7 @@ def changes(
                 )
                 found[key] = LimitChange(before=before, after=after, reshaped=reshaped.get(term.budget, ""))
         if limit_key(term) not in known:
-            found[limit_key(term)] = LimitChange(before=None, after=_first(term, sha256, now))
+            found[limit_key(term)] = LimitChange(before=None, after=ApprovedLimit.first(term, sha256, now))
     return tuple(found.values())
 
 
@@ -276,18 +276,6 @@ def applied_limit(change: LimitChange, agreed: Agreed, *, at: datetime, sha256: 
     )
 
 
-def _first(term: Term, sha256: str, now: datetime) -> ApprovedLimit:
-    return ApprovedLimit(
-        budget=term.budget,
-        account=term.account,
-        unit=term.unit,
-        limit=term.limit,
-        mode=term.mode,
-        at=now,
-        policy_sha256=sha256,
-    )
-
-
 # --- one batch --------------------------------------------------------------------------------------
 
 
@@ -332,7 +320,7 @@ class Limits:
         """The term with the limit that counts; one that was never seen counts at once."""
         key = limit_key(term)
         if key not in self.approved:
-            self.write(_first(term, "", self.now))
+            self.write(ApprovedLimit.first(term, "", self.now))
         return counted(term, self.approved[key])
 
     def write(self, limit: ApprovedLimit) -> None:

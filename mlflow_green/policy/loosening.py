@@ -186,7 +186,7 @@ def counting(
     said = terms_of(policy.model_copy(update={"budgets": tuple(each.budget for each in applied.values())}))
     observed = _observed(said, approved)
     applied = {name: each for name, each in applied.items() if name not in observed}
-    unseen = _unseen((term for term in said if term.budget not in observed), applied, now)
+    unseen = (ApprovedLimit.first(each, applied[each.budget].sha256, now) for each in said if each.budget in applied)
     counts = with_what_was_applied(policy, applied)
     limits = {**{limit.key: limit for limit in unseen}, **{limit.key: limit for limit in approved}}
     found = terms_of(counts)
@@ -208,19 +208,6 @@ def _observed(found: Iterable[Term], approved: Iterable[ApprovedLimit]) -> set[s
     for limit in approved:
         modes.setdefault((limit.budget, limit.account), set()).add(limit.mode)
     return {term.budget for term in found if modes.get((term.budget, term.account)) == {Mode.OBSERVE}}
-
-
-def _unseen(found: Iterable[Term], applied: Mapping[str, AppliedBudget], now: datetime) -> Iterator[ApprovedLimit]:
-    for term in found:
-        yield ApprovedLimit(
-            budget=term.budget,
-            account=term.account,
-            unit=term.unit,
-            limit=term.limit,
-            mode=term.mode,
-            at=now,
-            policy_sha256=applied[term.budget].sha256,
-        )
 
 
 def reshaped(policy: Policy, applied: Mapping[str, AppliedBudget]) -> Mapping[str, str]:
